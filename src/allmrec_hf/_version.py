@@ -1,0 +1,3 @@
+"""The version of allmrec-hf, a leaf that anything may import."""
+
+__version__ = "0.1.0"

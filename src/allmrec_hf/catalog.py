@@ -1,0 +1,168 @@
+"""The catalogue: item ids, titles and descriptions, and the index of each item in every table of the model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from .errors import CheckpointError, DataError
+
+CATALOG_FILE = "items.parquet"
+REQUIRED_COLUMNS = ("item_id", "title", "description")
+
+
+class ItemCatalog:
+    """Item ids, titles and descriptions in a fixed order; item `i` of `1..N` is row `i - 1`, index 0 is padding.
+
+    Args:
+        items: A frame with `item_id` (unique, not null), `title` and `description` (text, may be null); any further
+            column is kept. A missing `title` or `description` column counts as all null.
+
+    Raises:
+        DataError: when `item_id` is missing, null or not unique.
+
+    Example:
+        >>> catalog = ItemCatalog.from_records([{"item_id": "B1", "title": "Lost Harbor"}, {"item_id": "B2"}])
+        >>> catalog.indices(["B2", "B1"]), catalog.title(1), catalog.title(2)
+        ([2, 1], 'Lost Harbor', 'Untitled item B2')
+    """
+
+    def __init__(self, items: pl.DataFrame) -> None:
+        if "item_id" not in items.columns:
+            raise DataError(f"the catalogue has no column item_id; its columns are {items.columns}")
+        missing = [name for name in REQUIRED_COLUMNS if name not in items.columns]
+        items = items.with_columns(
+            pl.col("item_id").cast(pl.String), *(pl.lit(None, dtype=pl.String).alias(name) for name in missing)
+        )
+        for name in ("title", "description"):
+            text = pl.col(name).cast(pl.String).str.strip_chars()
+            items = items.with_columns(pl.when(text == "").then(None).otherwise(text).alias(name))
+        if items["item_id"].null_count():
+            raise DataError(f"the catalogue has {items['item_id'].null_count()} rows without item_id")
+        self.frame = items.select(*REQUIRED_COLUMNS, pl.exclude(*REQUIRED_COLUMNS))
+        self.item_ids: list[str] = items["item_id"].to_list()
+        self._titles: list[str | None] = items["title"].to_list()
+        self._descriptions: list[str | None] = items["description"].to_list()
+        self._index = {item_id: index for index, item_id in enumerate(self.item_ids, start=1)}
+        if len(self._index) != len(self.item_ids):
+            duplicated = items["item_id"].filter(items["item_id"].is_duplicated()).unique(maintain_order=True)
+            raise DataError(
+                f"the catalogue holds {len(duplicated)} item ids more than once, first {duplicated.head(5).to_list()}; "
+                "keep one row for each item_id"
+            )
+        self._index_by_title: dict[str, list[int]] | None = None
+
+    @classmethod
+    def from_records(cls, records: Iterable[Mapping[str, Any]]) -> ItemCatalog:
+        """Build a catalogue from mappings with `item_id` and, where known, `title` and `description`."""
+        return cls(pl.DataFrame([dict(record) for record in records], infer_schema_length=None))
+
+    def __len__(self) -> int:
+        """Return N, the number of items (the padding index is not counted)."""
+        return len(self.item_ids)
+
+    def __contains__(self, item_id: object) -> bool:
+        return item_id in self._index
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ItemCatalog:
+        return self  # configs and processors are deep-copied to be printed; the catalogue is never changed in place
+
+    def index(self, item_id: str) -> int | None:
+        """Return the index of an item id in `1..N`, or None where it is unknown."""
+        return self._index.get(item_id)
+
+    def indices(self, item_ids: Sequence[str]) -> list[int]:
+        """Return the indices of item ids, in their order.
+
+        Raises:
+            DataError: when ids are unknown; the message counts them and names the first five.
+        """
+        unknown = [item_id for item_id in item_ids if item_id not in self._index]
+        if unknown:
+            raise DataError(
+                f"{len(unknown)} of {len(item_ids)} item ids are not in the catalogue of {len(self)} items: "
+                f"{unknown[:5]}"
+            )
+        return [self._index[item_id] for item_id in item_ids]
+
+    def find_title(self, title: str) -> list[int]:
+        """Return the indices of all items with this title; case and surrounding space do not count."""
+        if self._index_by_title is None:
+            self._index_by_title = {}
+            for index, known in enumerate(self._titles, start=1):
+                if known is not None:
+                    self._index_by_title.setdefault(known.casefold(), []).append(index)
+        return self._index_by_title.get(title.strip().casefold(), [])
+
+    def item_id(self, index: int) -> str:
+        """Return the item id at an index of `1..N`."""
+        return self.item_ids[index - 1]
+
+    def has_title(self, index: int) -> bool:
+        """Tell whether the item has a title of its own."""
+        return self._titles[index - 1] is not None
+
+    def title(self, index: int) -> str:
+        """Return the title, or `Untitled item <item_id>`, which no two items share, where there is none."""
+        return self._titles[index - 1] or f"Untitled item {self.item_ids[index - 1]}"
+
+    def text(self, index: int) -> str:
+        """Return the text that stands for an item in the text encoder: `"Title, Description"` (paper, section 4.1).
+
+        An item without a description keeps its title, and one without a title its description.
+        """
+        description = self._descriptions[index - 1]
+        if description is None:
+            return self.title(index)
+        return f"{self.title(index)}, {description}"
+
+    def texts(self) -> list[str]:
+        """Return `text` of every item, in index order `1..N`."""
+        return [self.text(index) for index in range(1, len(self) + 1)]
+
+    def extended(self, records: Iterable[Mapping[str, Any]]) -> ItemCatalog:
+        """Return a new catalogue with further items at the end; existing indices stay.
+
+        Raises:
+            DataError: when an item id is missing, or known already.
+        """
+        added = ItemCatalog.from_records(records)
+        known = [item_id for item_id in added.item_ids if item_id in self._index]
+        if known:
+            raise DataError(f"{len(known)} item ids are in the catalogue already: {known[:5]}")
+        return ItemCatalog(pl.concat([self.frame, added.frame], how="diagonal_relaxed"))
+
+    def save(self, directory: str | os.PathLike[str]) -> Path:
+        """Write the catalogue to `items.parquet` in a folder, whole or not at all, and return the path."""
+        path = Path(directory) / CATALOG_FILE
+        temporary = path.with_name(path.name + ".tmp")
+        self.frame.write_parquet(temporary)
+        with temporary.open("rb") as handle:
+            os.fsync(handle.fileno())
+        temporary.replace(path)
+        return path
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> ItemCatalog:
+        """Read a catalogue from `items.parquet`, given as the file or its folder.
+
+        Raises:
+            CheckpointError: when the file is missing or no readable parquet file.
+        """
+        path = Path(path)
+        path = path / CATALOG_FILE if path.is_dir() else path
+        try:
+            frame = pl.read_parquet(path)
+        except FileNotFoundError as error:
+            raise CheckpointError(
+                f"no catalogue at {path}; a checkpoint or data folder holds {CATALOG_FILE}"
+            ) from error
+        except (pl.exceptions.PolarsError, OSError) as error:
+            raise CheckpointError(
+                f"{path} is no readable parquet file ({error}); write or download it again"
+            ) from error
+        return cls(frame)

@@ -1,0 +1,77 @@
+"""The configuration: the CF encoder's, the frozen LLM's, and the widths and rules between them."""
+
+from typing import Any, Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, PreTrainedConfig
+
+from .cf_encoder import cf_config_from_dict
+from .errors import CheckpointError
+
+
+@strict
+class ALLMRecConfig(PreTrainedConfig):
+    """Configuration of `ALLMRecModel` (A-LLMRec, arXiv 2404.11343).
+
+    Args:
+        cf_config: Configuration of the CF encoder, as an object or a dict with its `model_type`.
+        text_config: Configuration of the frozen LLM; None until stage 2 has been trained.
+        joint_dim: d_joint, width of the joint collaborative-text space (the paper's d', 128).
+        text_dim: d_text, width of the text encoder's embeddings.
+        llm_dim: d_llm, width of the LLM's input embeddings; None until stage 2 has been trained.
+        base_model_name_or_path: Where the frozen LLM comes from.
+        base_model_revision: Its revision on the Hub.
+        language_model_included: Whether the checkpoint carries the LLM in `language_model/`.
+        text_encoder_name_or_path: The text encoder that stage 1 started from.
+        text_encoder_included: Whether the checkpoint carries the (fine-tuned) text encoder in `text_encoder/`.
+        item_embedding: Which joint embedding stands for an item: `"cf"` `e_i`, `"text"` `q_i`, `"auto"` `q_i` for items
+            with fewer than `min_interactions` training interactions and `e_i` for the others.
+        min_interactions: See `item_embedding`.
+        score_normalization: `"sum"` ranks by the log-likelihood of a title, `"mean"` by its mean over the tokens.
+        tokenizer_fingerprint: Hash of the vocabulary that the prompts were trained with.
+
+    Example:
+        >>> from allmrec_hf import ALLMRecConfig, SASRecConfig
+        >>> config = ALLMRecConfig(cf_config=SASRecConfig(num_items=100), joint_dim=64)
+        >>> config.cf_config.num_items
+        100
+    """
+
+    model_type = "a-llmrec"
+    sub_configs = {"cf_config": AutoConfig, "text_config": AutoConfig}
+
+    cf_config: dict | PreTrainedConfig | None = None
+    text_config: dict | PreTrainedConfig | None = None
+    joint_dim: int = 128
+    text_dim: int = 768
+    llm_dim: int | None = None
+    base_model_name_or_path: str | None = None
+    base_model_revision: str | None = None
+    language_model_included: bool = False
+    text_encoder_name_or_path: str | None = None
+    text_encoder_included: bool = False
+    item_embedding: Literal["cf", "text", "auto"] = "auto"
+    min_interactions: int = 1
+    score_normalization: Literal["sum", "mean"] = "sum"
+    tokenizer_fingerprint: str | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        """Turn the sub-configurations' saved form into objects."""
+        if isinstance(self.cf_config, dict):
+            self.cf_config = cf_config_from_dict(self.cf_config)
+        elif self.cf_config is None:
+            self.cf_config = cf_config_from_dict({"model_type": "allmrec-sasrec"})
+        if isinstance(self.text_config, dict):
+            values = dict(self.text_config)
+            model_type = values.pop("model_type", None)
+            if model_type is None:
+                raise CheckpointError("text_config has no model_type; it must be the configuration of a causal LM")
+            self.text_config = AutoConfig.for_model(model_type, **values)
+        kwargs.pop(
+            "custom_pipelines", None
+        )  # the task is registered; this key would make transformers ask for remote code
+        super().__post_init__(**kwargs)
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: Any = "AutoConfig") -> None:
+        """Do nothing: `save_pretrained` writes what a checkpoint needs to be found again."""

@@ -1,0 +1,79 @@
+"""Files and folders that are written whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from .errors import ALLMRecError
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def disk_error(error: OSError, path: str | os.PathLike[str]) -> ALLMRecError:
+    """Return the error that tells a user why `path` could not be written."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return ALLMRecError(
+            f"no space left on the disk while writing {path}; nothing was changed. Free some space and retry"
+        )
+    return ALLMRecError(f"cannot write {path}: {error}; nothing was changed")
+
+
+@contextmanager
+def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Give a temporary path beside `path` that takes its place, synced to disk, when the block ends without an error.
+
+    Raises:
+        ALLMRecError: when the disk is full or the folder cannot be written; `path` is as it was.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        _sync(temporary)
+        temporary.replace(path)
+    except OSError as error:
+        raise disk_error(error, path) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def folder_written_whole(directory: str | os.PathLike[str]) -> Iterator[Path]:
+    """Give a temporary folder whose files move into `directory` when the block ends without an error.
+
+    Every file is synced before the first one moves; files of `directory` that are not replaced stay.
+
+    Raises:
+        ALLMRecError: when the disk is full or the folder cannot be written; no file was replaced then.
+    """
+    directory = Path(directory)
+    temporary: Path | None = None
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", suffix=".tmp", dir=directory.parent))
+        yield temporary
+        files = sorted(path for path in temporary.rglob("*") if path.is_file())
+        for path in files:
+            _sync(path)
+        for path in files:
+            target = directory / path.relative_to(temporary)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            path.replace(target)
+    except OSError as error:
+        raise disk_error(error, directory) from error
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)

@@ -1,0 +1,72 @@
+"""The training losses of stages 1 and 2, as functions of tensors."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional as F
+
+from .outputs import AlignerOutput
+
+
+def matching_loss(item_joint: torch.Tensor, text_joint: torch.Tensor) -> torch.Tensor:
+    """Return the mean squared distance of `e_i` and `q_i`, both `(B, d_joint)` (eq. 2, arXiv 2404.11343)."""
+    return F.mse_loss(item_joint, text_joint)
+
+
+def reconstruction_loss(reconstruction: torch.Tensor, original: torch.Tensor) -> torch.Tensor:
+    """Return the mean squared reconstruction error (eq. 3 and 4); the original is a constant, not a thing to train."""
+    return F.mse_loss(reconstruction, original.detach())
+
+
+def recommendation_loss(user: torch.Tensor, item: torch.Tensor, is_target: bool) -> torch.Tensor:
+    """Return the binary cross entropy of users `(B, d_cf)` with decoded items `(B, d_cf)` (eq. 5).
+
+    The logit is the MEAN of the elementwise product, as in the authors' program; a sum would be d_cf times steeper.
+    """
+    logits = (user * item).mean(dim=-1)
+    return F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, float(is_target)))
+
+
+def alignment_losses(
+    user: torch.Tensor,
+    positive: AlignerOutput,
+    negative: AlignerOutput,
+    positive_embeddings: tuple[torch.Tensor, torch.Tensor],
+    negative_embeddings: tuple[torch.Tensor, torch.Tensor],
+    alpha: float,
+    beta: float,
+) -> dict[str, torch.Tensor]:
+    """Return every term of the stage 1 loss and their weighted sum `loss` (eq. 6, arXiv 2404.11343).
+
+    Args:
+        user: `(B, d_cf)` user representations.
+        positive: The aligner's output for each user's target item.
+        negative: The aligner's output for one sampled item of each user.
+        positive_embeddings: What the targets' reconstructions aim at: CF `(B, d_cf)` and text `(B, d_text)` embeddings.
+        negative_embeddings: The same for the negatives.
+        alpha: Weight of the item reconstruction.
+        beta: Weight of the text reconstruction.
+    """
+    terms: dict[str, torch.Tensor] = {}
+    total = user.new_zeros(())
+    for name, output, (cf, text) in (
+        ("positive", positive, positive_embeddings),
+        ("negative", negative, negative_embeddings),
+    ):
+        terms[f"matching_{name}"] = matching_loss(output.item_joint, output.text_joint)
+        terms[f"item_reconstruction_{name}"] = reconstruction_loss(output.item_reconstruction, cf)
+        terms[f"text_reconstruction_{name}"] = reconstruction_loss(output.text_reconstruction, text)
+        terms[f"recommendation_{name}"] = recommendation_loss(user, output.item_reconstruction, name == "positive")
+        total = total + terms[f"matching_{name}"] + terms[f"recommendation_{name}"]
+        total = total + alpha * terms[f"item_reconstruction_{name}"] + beta * terms[f"text_reconstruction_{name}"]
+    terms["loss"] = total
+    return terms
+
+
+def listwise_loss(scores: torch.Tensor, target_positions: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
+    """Return the softmax cross entropy of the target among its candidates; `scores` `(B, C)`, positions `(B,)`.
+
+    Not in the paper. Scores should be length-normalised log-likelihoods: raw sums spread so widely that the softmax
+    starts far above log C.
+    """
+    return F.cross_entropy(scores / temperature, target_positions)

@@ -1,0 +1,337 @@
+"""The processor: histories and candidates in, tensors for the model out. It knows the catalogue and the tokenizer."""
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import BatchFeature, ProcessorMixin
+from transformers.utils import cached_file
+
+from .catalog import CATALOG_FILE, ItemCatalog
+from .cf_encoder import pad_histories
+from .errors import CheckpointError, DataError
+from .files import folder_written_whole
+from .prompt import NO_SLOT, PromptTemplate, Segment, Title, clean_title
+
+logger = logging.getLogger(__name__)
+
+IGNORED_LABEL = -100
+SHORTEST_TITLE = 8
+
+
+class _Cache(dict):
+    """A dictionary that copies itself by reference: processors are deep-copied to be printed and saved."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_Cache":
+        return self
+
+
+def tokenizer_fingerprint(tokenizer: Any) -> str:
+    """Return a short hash of a tokenizer's vocabulary, equal for equal vocabularies."""
+    vocabulary = json.dumps(sorted(tokenizer.get_vocab().items()), ensure_ascii=True)
+    return hashlib.sha256(vocabulary.encode()).hexdigest()[:16]
+
+
+def _prompt_order(history: Sequence[int], candidates: Sequence[int], permutation: int) -> list[int]:
+    generator = np.random.default_rng([permutation, *history])
+    return generator.permutation(np.sort(np.asarray(candidates, dtype=np.int64))).tolist()
+
+
+class ALLMRecProcessor(ProcessorMixin):
+    """Turns histories and candidates, as catalogue indices, into prompts, slots and answers.
+
+    Args:
+        tokenizer: The frozen LLM's tokenizer, used as it is: no token is added.
+        prompt: The prompt template's fields (`PromptTemplate.to_dict`); the paper's prompt for items where not given.
+        history_in_prompt: The most recent history items that the prompt names (paper: 10).
+        max_history_length: The most recent history items that the CF encoder reads.
+        max_length: The LLM's context in tokens, answer included. A longer prompt first loses its oldest history items,
+            then ends of titles; a warning says so.
+        max_title_characters: Longer titles are cut.
+
+    The catalogue is set by `processor.catalog = ItemCatalog(...)` and is saved with the processor as `items.parquet`.
+    """
+
+    def __init__(
+        self,
+        tokenizer=None,
+        prompt=None,
+        history_in_prompt=10,
+        max_history_length=50,
+        max_length=2048,
+        max_title_characters=200,
+    ):
+        super().__init__(tokenizer)
+        self.prompt = prompt or PromptTemplate.for_domain("item").to_dict()
+        self.history_in_prompt = history_in_prompt
+        self.max_history_length = max_history_length
+        self.max_length = max_length
+        self.max_title_characters = max_title_characters
+        self._template = PromptTemplate.from_dict(self.prompt)
+        self._catalog: ItemCatalog | None = None
+        self._segments = _Cache()
+        self._titles = _Cache()
+        self._notes = _Cache()
+        self._forbidden = tuple(tokenizer.get_added_vocab()) + tuple(tokenizer.all_special_tokens)
+        self._start = self._start_tokens()
+
+    # -- the catalogue
+
+    @property
+    def catalog(self) -> ItemCatalog:
+        """The catalogue that indices refer to."""
+        if self._catalog is None:
+            raise CheckpointError(f"this processor has no catalogue: {CATALOG_FILE} is missing from its checkpoint")
+        return self._catalog
+
+    @catalog.setter
+    def catalog(self, catalog: ItemCatalog) -> None:
+        self._catalog = catalog
+        self._titles = _Cache()
+
+    def title(self, index: int) -> str:
+        """Return the harmless form of an item's title, as prompts and answers hold it."""
+        if index not in self._titles:
+            cleaned = clean_title(self.catalog.title(index), self._forbidden, self.max_title_characters)
+            self._titles[index] = cleaned or clean_title(
+                f"Untitled item {self.catalog.item_id(index)}", self._forbidden
+            )
+        return self._titles[index]
+
+    # -- tokens
+
+    @property
+    def fingerprint(self) -> str:
+        """A short hash of the tokenizer's vocabulary; a checkpoint remembers it."""
+        return tokenizer_fingerprint(self.tokenizer)
+
+    def _start_tokens(self) -> list[int]:
+        bare = self.tokenizer("a", add_special_tokens=False)["input_ids"]
+        full = self.tokenizer("a", add_special_tokens=True)["input_ids"]
+        for start in range(len(full) - len(bare) + 1):
+            if full[start : start + len(bare)] == bare:
+                return full[:start]
+        return []
+
+    def _tokenize(self, text: str) -> list[int]:
+        """Tokenize text as it stands after a slot: like the inside of a sentence, never like its start.
+
+        A tokenizer splits at special tokens before anything else, so a special token in front stands for the slot.
+        """
+        if text not in self._segments:
+            if not text:
+                tokens: list[int] = []
+            else:
+                mark, mark_id = self.tokenizer.eos_token, self.tokenizer.eos_token_id
+                tokens = self.tokenizer((mark or "") + text, add_special_tokens=False)["input_ids"]
+                if mark is not None and tokens[:1] == [mark_id]:
+                    tokens = tokens[1:]
+            self._segments[text] = tokens
+        return self._segments[text]
+
+    def answer_tokens(self, index: int) -> list[int]:
+        """Return the tokens of the answer that names an item, with the end of sequence where the tokenizer has one."""
+        tokens = self._tokenize(self._template.render_answer(self.title(index)))
+        return tokens if self.tokenizer.eos_token_id is None else [*tokens, self.tokenizer.eos_token_id]
+
+    def _assemble(self, segments: Sequence[Segment]) -> tuple[list[int], list[int]]:
+        tokens: list[int] = []
+        slots: list[int] = []
+        started = False
+        for text, slot in segments:
+            if text and not started:  # a user vector at the very front stands before the start token, as in the paper
+                tokens += self._start
+                slots += [NO_SLOT] * len(self._start)
+                started = True
+            text_tokens = self._tokenize(text)
+            tokens += text_tokens
+            slots += [NO_SLOT] * len(text_tokens)
+            if slot != NO_SLOT:
+                tokens.append(0)
+                slots.append(slot)
+        return tokens, slots
+
+    def _titles_of(self, indices: Sequence[int], limit: int) -> list[Title]:
+        return [Title(index, self.title(index)[:limit].rstrip()) for index in indices]
+
+    def encode_prompt(
+        self, history: Sequence[int], candidates: Sequence[int], room: int | None = None
+    ) -> tuple[list[int], list[int], str | None]:
+        """Return one prompt as token ids and slots, and what had to be shortened.
+
+        Args:
+            history: Catalogue indices in time order; the prompt names the last `history_in_prompt`.
+            candidates: Catalogue indices in the order in which the prompt lists them.
+            room: The most tokens the prompt may have; `max_length` less the longest answer where not given.
+
+        Returns:
+            Token ids (0 at slots), slots (`NO_SLOT`, `USER_SLOT` or a catalogue index), and a note on shortening.
+
+        Raises:
+            DataError: when not even one history item and the shortest titles fit.
+        """
+        if room is None:
+            room = self.max_length - max((len(self.answer_tokens(index)) for index in candidates), default=0)
+        named = list(history)[-self.history_in_prompt :]
+        wanted, limit = len(named), self.max_title_characters
+        while True:
+            segments = self._template.render(self._titles_of(named, limit), self._titles_of(candidates, limit))
+            tokens, slots = self._assemble(segments)
+            if len(tokens) <= room:
+                break
+            if len(named) > 1:
+                named = named[1:]
+            elif limit > SHORTEST_TITLE:
+                limit = max(SHORTEST_TITLE, limit // 2)
+            else:
+                raise DataError(
+                    f"the prompt needs {len(tokens)} tokens with one history item and titles of {limit} characters, "
+                    f"but the LLM's context leaves {room}; give fewer candidates (now {len(candidates)}) or an LLM "
+                    "with a longer context"
+                )
+        note = None
+        if len(named) < wanted or limit < self.max_title_characters:
+            note = f"prompt shortened to {len(named)} of {wanted} history items"
+            note += f" and titles of {limit} characters" if limit < self.max_title_characters else ""
+            note += f" to fit the LLM's context of {self.max_length} tokens"
+        return tokens, slots, note
+
+    # -- batches
+
+    def __call__(  # type: ignore[override]
+        self, histories: Sequence[Sequence[int]], candidates: Sequence[Sequence[int]], permutation: int = 0
+    ) -> BatchFeature:
+        """Return the tensors that `ALLMRecModel.score` and `ALLMRecModel.generate` take.
+
+        The prompt lists the candidates in an order drawn from the history alone, so neither their order in the input
+        nor the other users of a batch change a score, and no retrieval order leaks into the prompt.
+
+        Args:
+            histories: B lists of catalogue indices in time order, each with at least one item.
+            candidates: B lists of catalogue indices; they may differ in length.
+            permutation: Another number gives another order of the candidate list.
+
+        Returns:
+            `input_ids`, `attention_mask`, `slot_ids` `(B, T)`, left-padded; `history_ids`, `history_mask` `(B, L)`;
+            `candidate_ids` `(B, C)`, 0 at padding; `answer_ids`, `answer_mask` `(B, C, A)`, right-padded.
+
+        Raises:
+            DataError: when a history or a candidate list is empty, or a prompt cannot fit.
+        """
+        prompts = [
+            self._checked_prompt(history, _prompt_order(history, row, permutation))
+            for history, row in zip(histories, candidates, strict=True)
+        ]
+        answers = [[self.answer_tokens(index) for index in row] for row in candidates]
+        columns = max(len(row) for row in answers)
+        longest = max(len(answer) for row in answers for answer in row)
+        answer_ids = torch.zeros(len(answers), columns, longest, dtype=torch.long)
+        answer_mask = torch.zeros(len(answers), columns, longest, dtype=torch.bool)
+        candidate_ids = torch.zeros(len(answers), columns, dtype=torch.long)
+        for user, row in enumerate(answers):
+            candidate_ids[user, : len(row)] = torch.tensor(list(candidates[user]))
+            for column, answer in enumerate(row):
+                answer_ids[user, column, : len(answer)] = torch.tensor(answer)
+                answer_mask[user, column, : len(answer)] = True
+        return BatchFeature(
+            {
+                **self._left_padded(prompts),
+                **self.history_tensors(histories),
+                "candidate_ids": candidate_ids,
+                "answer_ids": answer_ids,
+                "answer_mask": answer_mask,
+            }
+        )
+
+    def training_batch(
+        self, histories: Sequence[Sequence[int]], candidates: Sequence[Sequence[int]], targets: Sequence[int]
+    ) -> BatchFeature:
+        """Return prompts with their answers appended, for `ALLMRecModel.forward` (stage 2).
+
+        Args:
+            histories: B lists of catalogue indices in time order.
+            candidates: B lists of catalogue indices, the target among them.
+            targets: B catalogue indices.
+
+        Returns:
+            `input_ids`, `attention_mask`, `slot_ids`, `labels` `(B, T)`, left-padded, labels -100 but at the answer;
+            `history_ids`, `history_mask` `(B, L)`.
+        """
+        rows, labels = [], []
+        for history, row, target in zip(histories, candidates, targets, strict=True):
+            tokens, slots = self._checked_prompt(history, row)
+            answer = self.answer_tokens(target)
+            rows.append((tokens + answer, slots + [NO_SLOT] * len(answer)))
+            labels.append([IGNORED_LABEL] * len(tokens) + answer)
+        batch = self._left_padded(rows)
+        width = batch["input_ids"].shape[1]
+        padded = [[IGNORED_LABEL] * (width - len(row)) + row for row in labels]
+        return BatchFeature({**batch, **self.history_tensors(histories), "labels": torch.tensor(padded)})
+
+    def _checked_prompt(self, history: Sequence[int], candidates: Sequence[int]) -> tuple[list[int], list[int]]:
+        if not len(history):
+            raise DataError("the history is empty; a recommendation needs at least one known item")
+        if not len(candidates):
+            raise DataError("the candidate list is empty; give candidates, or none at all to retrieve them")
+        tokens, slots, note = self.encode_prompt(history, candidates)
+        if note is not None and note not in self._notes:
+            self._notes[note] = True  # said once, not for every user of a run
+            logger.warning("%s.", note)
+        return tokens, slots
+
+    def _left_padded(self, rows: Sequence[tuple[list[int], list[int]]]) -> dict[str, torch.Tensor]:
+        width = max(len(tokens) for tokens, _ in rows)
+        fill = [width - len(tokens) for tokens, _ in rows]
+        return {
+            "input_ids": torch.tensor([[0] * n + tokens for n, (tokens, _) in zip(fill, rows, strict=True)]),
+            "attention_mask": torch.arange(width) >= torch.tensor(fill)[:, None],
+            "slot_ids": torch.tensor([[NO_SLOT] * n + slots for n, (_, slots) in zip(fill, rows, strict=True)]),
+        }
+
+    def history_tensors(self, histories: Sequence[Sequence[int]]) -> dict[str, torch.Tensor]:
+        """Return `history_ids` and `history_mask` `(B, L)`, left-padded, for the CF encoder."""
+        history_ids, history_mask = pad_histories(histories, self.max_history_length)
+        return {"history_ids": history_ids, "history_mask": history_mask}
+
+    # -- files
+
+    def save_pretrained(
+        self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **kwargs: Any
+    ) -> list[str]:
+        """Write tokenizer, `processor_config.json` and `items.parquet`, whole or not at all."""
+        repo_id = kwargs.pop("repo_id", Path(save_directory).name)
+        with folder_written_whole(save_directory) as folder:
+            super().save_pretrained(str(folder))
+            if self._catalog is not None:
+                self._catalog.save(folder)
+        if push_to_hub:
+            self.push_to_hub(repo_id, **kwargs)
+        return [str(save_directory)]
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls, pretrained_model_name_or_path: Any, **kwargs: Any
+    ) -> "ALLMRecProcessor":
+        """Load tokenizer, settings and catalogue from a folder or a Hub repository.
+
+        Raises:
+            CheckpointError: when the catalogue cannot be read.
+        """
+        processor = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        hub = {key: kwargs[key] for key in ("cache_dir", "revision", "token", "local_files_only") if kwargs.get(key)}
+        path = cached_file(
+            pretrained_model_name_or_path, CATALOG_FILE, _raise_exceptions_for_missing_entries=False, **hub
+        )
+        if path is not None:
+            processor.catalog = ItemCatalog.load(path)
+        return processor
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: Any = "AutoProcessor") -> None:
+        """Do nothing: the model's `save_pretrained` writes what a checkpoint needs to be found again."""

@@ -1,0 +1,145 @@
+"""The prompt as pure text: a template with slots, and titles made harmless.
+
+A rendered prompt is a list of `Segment`s, each some text followed by one slot for a vector. The text never carries the
+slot, so nothing that a title contains can be mistaken for one.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import NamedTuple
+
+from .errors import DataError
+
+NO_SLOT = 0
+USER_SLOT = -1
+
+DOMAIN_WORDS = {
+    "movie": ("movie", "watch", "watched"),
+    "game": ("game", "play", "played"),
+    "item": ("item", "buy", "bought"),
+}
+
+_PAPER_PROMPT = (
+    "{{user}} is a user representation.This user has {verb_past} {{history}} in the previous. Recommend one next "
+    "{noun} for this user to {verb} next from the following {noun} title set, {{candidates}}. The recommendation is "
+)
+_FIELD = re.compile(r"\{(\w*)\}")
+
+
+class Segment(NamedTuple):
+    """Some text and the slot right after it: `NO_SLOT`, `USER_SLOT`, or the catalogue index of an item (> 0)."""
+
+    text: str
+    slot: int
+
+
+class Title(NamedTuple):
+    """A catalogue index and the harmless form of its title."""
+
+    item: int
+    text: str
+
+
+@dataclass(frozen=True)
+class PromptTemplate:
+    """The words around users, histories and candidates; data, so that another domain needs no code.
+
+    Attributes:
+        prompt: Text with `{history}` and `{candidates}` once each, and `{user}` at most once; without `{user}` the LLM
+            sees no user representation.
+        item: Text of one item with `{title}` and, at most once, `{vector}`, the slot of its projected joint embedding.
+        separator: Text between two items.
+        answer: What the LLM is trained to say and scored on, with `{title}`.
+    """
+
+    prompt: str
+    item: str = '"{title}"{vector}'
+    separator: str = ","
+    answer: str = '"{title}"'
+
+    def __post_init__(self) -> None:
+        allowed = {
+            "prompt": ({"history", "candidates"}, {"user"}),
+            "item": ({"title"}, {"vector"}),
+            "separator": (set(), set()),
+            "answer": ({"title"}, set()),
+        }
+        for name, (required, optional) in allowed.items():
+            found = _FIELD.findall(getattr(self, name))
+            if not (set(found) >= required and set(found) <= required | optional and len(found) == len(set(found))):
+                raise DataError(
+                    f"prompt template: {name!r} needs {sorted(required)} once each and may have {sorted(optional)}; "
+                    f"found {found} in {getattr(self, name)!r}"
+                )
+
+    @classmethod
+    def for_domain(cls, domain: str) -> PromptTemplate:
+        """Return the paper's prompt (table 1, arXiv 2404.11343) in the words of a domain: movie, game or item."""
+        if domain not in DOMAIN_WORDS:
+            raise DataError(
+                f"unknown domain {domain!r}; known are {sorted(DOMAIN_WORDS)}, or give a template of your own"
+            )
+        noun, verb, verb_past = DOMAIN_WORDS[domain]
+        return cls(prompt=_PAPER_PROMPT.format(noun=noun, verb=verb, verb_past=verb_past))
+
+    @classmethod
+    def from_dict(cls, values: dict[str, str]) -> PromptTemplate:
+        """Build a template from its saved form; unknown fields are refused."""
+        unknown = set(values) - {field.name for field in fields(cls)}
+        if unknown or "prompt" not in values:
+            raise DataError(f"a prompt template has the fields prompt, item, separator, answer; got {sorted(values)}")
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, str]:
+        """Return the form that goes into JSON."""
+        return asdict(self)
+
+    def without_vectors(self) -> PromptTemplate:
+        """Return the same words with no slot at all: the prompt of an LLM that recommends from text alone."""
+        return PromptTemplate(self.prompt.replace("{user}", ""), self.item.replace("{vector}", ""), self.separator, self.answer)
+
+    def render(self, history: Sequence[Title], candidates: Sequence[Title]) -> list[Segment]:
+        """Return the prompt as text segments and slots, in reading order."""
+        segments: list[Segment] = []
+        text = ""
+        for piece in re.split(r"(\{user\}|\{history\}|\{candidates\})", self.prompt):
+            if piece == "{user}":
+                segments.append(Segment(text, USER_SLOT))
+                text = ""
+            elif piece in ("{history}", "{candidates}"):
+                for number, item in enumerate(history if piece == "{history}" else candidates):
+                    before, vector, after = self.item.partition("{vector}")
+                    text += (self.separator if number else "") + before.replace("{title}", item.text)
+                    if vector:
+                        segments.append(Segment(text, item.item))
+                        text = after.replace("{title}", item.text)
+            else:
+                text += piece
+        segments.append(Segment(text, NO_SLOT))
+        return segments
+
+    def render_answer(self, title: str) -> str:
+        """Return the answer that names a title (harmless form)."""
+        return self.answer.replace("{title}", title)
+
+
+def clean_title(title: str, forbidden: Iterable[str] = (), max_characters: int = 200) -> str:
+    """Return a title that is safe inside a quoted prompt; it may be empty.
+
+    Control characters and line breaks become spaces, runs of spaces one; double quotes become single ones; a longer
+    title is cut at `max_characters`; any forbidden string (the tokenizer's special tokens) is broken up by a space.
+
+    Example:
+        >>> clean_title('The "Big"\\n Sleep</s>', forbidden=["</s>"])
+        "The 'Big' Sleep< /s>"
+    """
+    text = "".join(" " if unicodedata.category(char) in ("Cc", "Zl", "Zp", "Cs") else char for char in title)
+    text = " ".join(text.split()).replace('"', "'")[:max_characters].rstrip()
+    for token in sorted(forbidden, key=len, reverse=True):
+        while len(token) > 1 and token in text:
+            text = text.replace(token, f"{token[0]} {token[1:]}")
+    return text
