@@ -12,6 +12,8 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 import torch.nn.functional as F
+from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
@@ -25,6 +27,7 @@ _REGISTRY: "dict[str, type[CFEncoder]]" = {}
 _MAX_LOGITS = 2**26  # scores held at once by the losses and by retrieval: 256 MB in float32
 
 
+@strict
 class CFEncoderConfig(PreTrainedConfig):
     """Hold what every CF backbone needs to know; each backbone adds its own fields.
 
@@ -77,7 +80,7 @@ class CFEncoder(PreTrainedModel):
     implements `sequence_states`; it may override `score_range` and `score` where it does not score by dot product.
     """
 
-    config_class = CFEncoderConfig
+    config_class: type[CFEncoderConfig] = CFEncoderConfig  # type: ignore[assignment]
     base_model_prefix = ""
     main_input_name = "item_ids"
     item_embedding: nn.Embedding
@@ -335,7 +338,7 @@ def cf_config_from_dict(config: "Mapping[str, Any] | PreTrainedConfig") -> CFEnc
         return config_class.from_dict(values)
     except ALLMRecError:
         raise
-    except (TypeError, ValueError) as error:
+    except (StrictDataclassError, TypeError, ValueError) as error:
         raise CheckpointError(f"the config of the CF backbone {model_type!r} is not valid: {error}") from error
 
 

@@ -5,6 +5,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
+from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 from transformers.utils import logging
 
@@ -14,6 +15,7 @@ from .errors import ALLMRecError
 logger = logging.get_logger(__name__)
 
 
+@strict
 class SASRecConfig(CFEncoderConfig):
     """Describe a SASRec backbone, `model_type` "allmrec-sasrec".
 

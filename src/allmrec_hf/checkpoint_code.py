@@ -1,34 +1,105 @@
-"""What a checkpoint needs so that transformers finds its classes without this package having been imported."""
+"""What a checkpoint holds beside weights: the code that finds its classes, a model card; and its way to the Hub."""
 
 from __future__ import annotations
 
+import ast
+import html
 import json
+import re
 import shutil
-from pathlib import Path
+import sys
+import tempfile
+import unicodedata
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
+from huggingface_hub import HfApi, ModelCard, ModelCardData
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
+from .errors import ALLMRecError, CheckpointError
 from .files import written_whole
 
 ENTRY_MODULE = "allmrec_remote"
+README_FILE = "README.md"
+CARD_DATA_FILE = "model_card.json"
+LANGUAGE_MODEL_FOLDER = "language_model"
+TEXT_ENCODER_FOLDER = "text_encoder"
+WEIGHT_PATTERNS = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
 _CLASSES = {
     "configuration_allmrec": "ALLMRecConfig",
     "modeling_allmrec": "ALLMRecModel",
     "processing_allmrec": "ALLMRecProcessor",
     "pipeline_recommendation": "RecommendationPipeline",
 }
+_AUTO_MAP = {
+    "AutoConfig": f"{ENTRY_MODULE}.ALLMRecConfig",
+    "AutoModel": f"{ENTRY_MODULE}.ALLMRecModel",
+    "AutoProcessor": f"{ENTRY_MODULE}.ALLMRecProcessor",
+}
+_TASK = {"impl": f"{ENTRY_MODULE}.RecommendationPipeline", "pt": ["AutoModel"], "type": "multimodal"}
 _SHIM = '''"""Entry for transformers' trust_remote_code=True: the code is the installed package allmrec-hf."""
 
 from allmrec_hf import ALLMRecConfig, ALLMRecModel, ALLMRecProcessor, RecommendationPipeline
 
 __all__ = ["ALLMRecConfig", "ALLMRecModel", "ALLMRecProcessor", "RecommendationPipeline"]
 '''
+_CARD = """# A-LLMRec recommender
+
+{backbone} (collaborative filtering, {num_items:,} items) beside a frozen large language model
+({llm}), joined by trained projections ([arXiv 2404.11343](https://arxiv.org/abs/2404.11343)).
+{llm_note}
+
+This card was generated when the model was saved. No evaluation is stored with this checkpoint.
+
+## Usage
+
+```python
+import allmrec_hf
+from transformers import pipeline
+
+recommend = pipeline("recommendation", model="path/to/this/folder")
+recommend({{"history": ["ITEM-ID-1", "ITEM-ID-2"]}}, top_k=10)
+```
+
+The catalogue of item ids is `recommend.processor.catalog`.
+"""
 
 
-def _exported_entry(cf_module: str) -> str:
+# -- code
+
+
+def _entry(classes: dict[str, str]) -> str:
     lines = ['"""Entry for transformers\' trust_remote_code=True: the code lies beside this file."""', ""]
-    lines.append(f"from .{cf_module} import *")
-    lines += [f"from .{module} import {name}" for module, name in _CLASSES.items()]
-    return "\n".join([*lines, "", f"__all__ = {sorted(_CLASSES.values())!r}", ""])
+    lines += [f"from .{module} import {name}" for module, name in sorted(classes.items())]
+    return "\n".join([*lines, "", f"__all__ = {json.dumps(sorted(classes.values()))}", ""])
+
+
+def needed_modules(entries: Iterable[str]) -> list[str]:
+    """Return the modules of this flat folder that the entries import, themselves included, sorted."""
+    needed: set[str] = set()
+    waiting = list(entries)
+    while waiting:
+        name = waiting.pop()
+        if name not in needed:
+            needed.add(name)
+            tree = ast.parse((Path(__file__).parent / f"{name}.py").read_text(encoding="utf-8"))
+            for node in ast.walk(tree):
+                if isinstance(node, ast.ImportFrom) and node.level == 1 and node.module:
+                    waiting.append(node.module)
+    return sorted(needed)
+
+
+def _flat_module(cf_class: type) -> str:
+    file = getattr(sys.modules.get(cf_class.__module__), "__file__", None)
+    if file is None or Path(file).resolve().parent != Path(__file__).resolve().parent:
+        raise CheckpointError(
+            f"export_code=True copies this package's own code, but the CF encoder {cf_class.__name__} is defined in "
+            f"{cf_class.__module__}; save with export_code=False, and import that module before loading"
+        )
+    return Path(file).stem
 
 
 def _update_json(path: Path, changes: dict[str, Any]) -> None:
@@ -38,26 +109,195 @@ def _update_json(path: Path, changes: dict[str, Any]) -> None:
         temporary.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def write_checkpoint_code(directory: Path, export_code: bool, cf_module: str) -> None:
+def write_checkpoint_code(directory: Path, export_code: bool, cf_class: type) -> None:
     """Write the entry module, and name it in `config.json`.
 
     Args:
         directory: A folder with `config.json`.
         export_code: False: the entry imports the installed package, and says `pip install allmrec_hf` where it is
             missing. True: the flat core of this package is copied, so that the checkpoint works without it.
-        cf_module: The module of this package that holds the checkpoint's CF encoder, such as `cf_sasrec`.
+        cf_class: The class of the checkpoint's CF encoder.
+
+    Raises:
+        CheckpointError: when the code of a CF encoder from outside this package is to be exported.
     """
-    auto_map = {
-        "AutoConfig": f"{ENTRY_MODULE}.ALLMRecConfig",
-        "AutoModel": f"{ENTRY_MODULE}.ALLMRecModel",
-        "AutoProcessor": f"{ENTRY_MODULE}.ALLMRecProcessor",
-    }
-    task = {"impl": f"{ENTRY_MODULE}.RecommendationPipeline", "pt": ["AutoModel"], "type": "multimodal"}
-    (directory / f"{ENTRY_MODULE}.py").write_text(
-        _exported_entry(cf_module) if export_code else _SHIM, encoding="utf-8"
-    )
+    entry = _SHIM
     if export_code:
-        for source in Path(__file__).parent.glob("*.py"):
-            if not source.name.startswith("_"):
-                shutil.copyfile(source, directory / source.name)
-    _update_json(directory / "config.json", {"auto_map": auto_map, "custom_pipelines": {"recommendation": task}})
+        classes = {**_CLASSES, _flat_module(cf_class): cf_class.__name__}
+        entry = _entry(classes)
+        for name in needed_modules(classes):
+            shutil.copyfile(Path(__file__).parent / f"{name}.py", directory / f"{name}.py")
+    (directory / f"{ENTRY_MODULE}.py").write_text(entry, encoding="utf-8")
+    _update_json(
+        directory / "config.json",
+        {"auto_map": _AUTO_MAP, "code_exported": export_code, "custom_pipelines": {"recommendation": _TASK}},
+    )
+
+
+def name_processor_class(directory: Path) -> None:
+    """Name the entry module in `processor_config.json`: transformers looks nowhere else for a processor's class."""
+    auto_map = {"AutoProcessor": _AUTO_MAP["AutoProcessor"]}
+    _update_json(directory / "processor_config.json", {"auto_map": auto_map})
+
+
+# -- what an earlier checkpoint left in the folder
+
+
+def _included(directory: Path) -> set[str]:
+    """Return which folders and code a checkpoint says it carries; nothing where it is no checkpoint of ours."""
+    try:
+        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return set()
+    if not isinstance(config, dict) or config.get("model_type") != "a-llmrec":
+        return set()
+    flags = {
+        LANGUAGE_MODEL_FOLDER: config.get("language_model_included"),
+        TEXT_ENCODER_FOLDER: config.get("text_encoder_included"),
+        "code": config.get("code_exported"),
+    }
+    return {name for name, carried in flags.items() if carried}
+
+
+def leftovers(directory: Path, written: set[str], kept: Iterable[str | None] = ()) -> list[Path]:
+    """Return files of an earlier checkpoint that a new one does not replace, and that would shadow or bloat it.
+
+    Weights under other names (sharded or not), the LLM and the text encoder where the earlier checkpoint carried
+    them, and code it had exported. Files that are no checkpoint's are never named.
+
+    Args:
+        directory: The folder, before the new checkpoint is moved into it.
+        written: The new checkpoint's files, as relative POSIX paths.
+        kept: Folders that hold something else that is still needed, such as a base LLM.
+    """
+    carried = _included(directory)
+    patterns = [*WEIGHT_PATTERNS]
+    for folder in (LANGUAGE_MODEL_FOLDER, TEXT_ENCODER_FOLDER):
+        used = any(path and Path(path).resolve() == (directory / folder).resolve() for path in kept)
+        if folder in carried and not used:
+            patterns.append(f"{folder}/**/*")
+    if "code" in carried:
+        patterns += [path.name for path in Path(__file__).parent.glob("*.py") if not path.name.startswith("_")]
+    found = {path for pattern in patterns for path in directory.glob(pattern) if path.is_file()}
+    return sorted(path for path in found if path.relative_to(directory).as_posix() not in written)
+
+
+def remove_leftovers(directory: Path, files: Sequence[Path]) -> None:
+    """Delete files, and the folders inside `directory` that they leave empty."""
+    for path in files:
+        path.unlink(missing_ok=True)
+        for folder in path.parents:
+            if folder == directory or any(folder.iterdir()):
+                break
+            folder.rmdir()
+
+
+# -- the card of a model that has none
+
+
+def _shown(text: str) -> str:
+    line = "".join(" " if unicodedata.category(char)[0] in "CZ" else char for char in text)[:200]
+    escaped = re.sub(r"([\\`*_\[\]|~$]|:(?=//)|(?<=www)\.)", r"\\\1", html.escape(" ".join(line.split()), quote=False))
+    return escaped.replace("@", "&#64;")
+
+
+def generated_card(base_model: str | None, backbone: str, num_items: int, language_model_included: bool = False) -> str:
+    """Return the model card of a checkpoint of which only its configuration is known.
+
+    Args:
+        base_model: Id or path of the frozen LLM; of a path only the last part is shown.
+        backbone: The CF encoder's `model_type`.
+        num_items: N.
+        language_model_included: Whether the checkpoint carries the LLM.
+    """
+    repository, llm = None, "none yet"
+    if base_model is not None:
+        try:
+            validate_repo_id(base_model)
+            repository = None if Path(base_model).exists() else base_model
+        except HFValidationError:
+            pass
+        llm = _shown(base_model) if repository else f"{_shown(PureWindowsPath(base_model).name)}, a local folder"
+    elif language_model_included:
+        llm = "of unrecorded origin"
+    note = "The checkpoint does not carry the language model; loading fetches it under its own id and licence."
+    if base_model is None:
+        note = "No language model is recorded: give one to `from_pretrained` as `language_model=`."
+    if language_model_included:
+        note = "The checkpoint carries the language model's weights."
+    data = ModelCardData(
+        base_model=repository,
+        library_name="allmrec-hf",
+        pipeline_tag="recommendation",
+        tags=["a-llmrec", "recommendation", "collaborative-filtering"],
+    )
+    text = _CARD.format(backbone=_shown(backbone.removeprefix("allmrec-")), num_items=num_items, llm=llm, llm_note=note)
+    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}").content
+
+
+# -- to the Hub
+
+
+def push_saved(
+    save: Callable[[str], Any],
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    token: str | bool | None = None,
+    revision: str | None = None,
+    commit_message: str = "Upload an A-LLMRec checkpoint",
+    commit_description: str | None = None,
+    create_pr: bool = False,
+    replaced: Sequence[str] | None = None,
+) -> str:
+    """Save to a temporary folder and upload it in one commit; the repository is made where it does not exist.
+
+    Args:
+        save: Writes the files into the folder it is given.
+        repo_id: `namespace/name`.
+        private: Whether a new repository is private.
+        token: An access token; None takes the stored one.
+        revision: A branch, made where it does not exist; None is `main`.
+        commit_message: The first line of the commit.
+        commit_description: The further lines.
+        create_pr: Open a pull request instead of committing.
+        replaced: Patterns of files to delete from the repository where the upload does not hold them.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        ALLMRecError: when the id is malformed, or the Hub refuses.
+    """
+    api = HfApi(token=token)
+    with tempfile.TemporaryDirectory() as folder:
+        save(folder)
+        try:
+            repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+            if revision is not None and not revision.startswith("refs/pr"):
+                api.create_branch(repo_id, branch=revision, exist_ok=True)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message=".*commit a data file")  # the catalogue belongs to the model
+                commit = api.upload_folder(
+                    repo_id=repo_id,
+                    folder_path=folder,
+                    revision=revision,
+                    commit_message=commit_message,
+                    commit_description=commit_description,
+                    create_pr=create_pr,
+                    delete_patterns=None if replaced is None else list(replaced),
+                )
+        except HFValidationError as error:
+            raise ALLMRecError(f"{repo_id!r} is no repository id; it looks like namespace/name: {error}") from error
+        except HfHubHTTPError as error:
+            raise ALLMRecError(
+                f"the Hub refused {repo_id!r}: {error}; log in with `hf auth login` or give a token that may write "
+                "there"
+            ) from error
+    return str(commit)
+
+
+def replaced_on_the_hub() -> list[str]:
+    """Return patterns of a model's files that a new push replaces even under other names."""
+    patterns = [*WEIGHT_PATTERNS, f"{LANGUAGE_MODEL_FOLDER}/*", f"{TEXT_ENCODER_FOLDER}/*"]
+    return patterns + [path.name for path in Path(__file__).parent.glob("*.py") if not path.name.startswith("_")]

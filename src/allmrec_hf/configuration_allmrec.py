@@ -29,6 +29,7 @@ class ALLMRecConfig(PreTrainedConfig):
         min_interactions: See `item_embedding`.
         score_normalization: `"sum"` ranks by the log-likelihood of a title, `"mean"` by its mean over the tokens.
         tokenizer_fingerprint: Hash of the vocabulary that the prompts were trained with.
+        code_exported: Whether the checkpoint carries this package's core, so that it loads without the package.
 
     Example:
         >>> from allmrec_hf import ALLMRecConfig, SASRecConfig
@@ -54,6 +55,7 @@ class ALLMRecConfig(PreTrainedConfig):
     min_interactions: int = 1
     score_normalization: Literal["sum", "mean"] = "sum"
     tokenizer_fingerprint: str | None = None
+    code_exported: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
         """Turn the sub-configurations' saved form into objects."""
@@ -67,9 +69,10 @@ class ALLMRecConfig(PreTrainedConfig):
             if model_type is None:
                 raise CheckpointError("text_config has no model_type; it must be the configuration of a causal LM")
             self.text_config = AutoConfig.for_model(model_type, **values)
-        kwargs.pop(
-            "custom_pipelines", None
-        )  # the task is registered; this key would make transformers ask for remote code
+        if not __name__.startswith("transformers_modules."):
+            # The package registers the task; this key would make transformers ask for remote code. The copy of this
+            # file that a checkpoint carries has nothing but the key.
+            kwargs.pop("custom_pipelines", None)
         super().__post_init__(**kwargs)
 
     @classmethod

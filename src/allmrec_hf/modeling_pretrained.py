@@ -1,20 +1,31 @@
 """How a checkpoint is written and read: the light part, and beside it the frozen LLM and the text encoder."""
 
+import json
 import logging
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import cached_file
 
-from .checkpoint_code import write_checkpoint_code
+from .checkpoint_code import (
+    CARD_DATA_FILE,
+    LANGUAGE_MODEL_FOLDER,
+    README_FILE,
+    TEXT_ENCODER_FOLDER,
+    generated_card,
+    leftovers,
+    push_saved,
+    remove_leftovers,
+    replaced_on_the_hub,
+    write_checkpoint_code,
+)
 from .configuration_allmrec import ALLMRecConfig
 from .errors import CheckpointError
 from .files import folder_written_whole
@@ -22,8 +33,6 @@ from .item_table import ItemTable
 
 logger = logging.getLogger(__name__)
 
-LANGUAGE_MODEL_FOLDER = "language_model"
-TEXT_ENCODER_FOLDER = "text_encoder"
 _LANGUAGE_MODEL_KWARGS = (
     "attn_implementation",
     "device_map",
@@ -35,6 +44,7 @@ _LANGUAGE_MODEL_KWARGS = (
     "torch_dtype",
 )
 _HUB_KWARGS = ("cache_dir", "force_download", "local_files_only", "token")
+_PUSH_ARGUMENTS = ("private", "token", "revision", "commit_message", "commit_description", "create_pr")
 
 
 class ALLMRecPreTrainedModel(PreTrainedModel):
@@ -65,7 +75,8 @@ class ALLMRecPreTrainedModel(PreTrainedModel):
 
     language_model: Any
     model_card: str | None = None
-    """Text of the checkpoint's README.md; saved with the model."""
+    """Text of the checkpoint's README.md; where None, a card with what the config knows is generated."""
+    _card_data: bytes | None = None
     _text_encoder: Any = None
     _source: tuple[str, dict[str, Any]] | None = None
 
@@ -84,32 +95,37 @@ class ALLMRecPreTrainedModel(PreTrainedModel):
             CheckpointError: when the checkpoint names none or it cannot be found.
         """
         if self._text_encoder is None:
-            from sentence_transformers import SentenceTransformer  # heavy, and needed for new texts only
-
+            try:  # heavy, needed for new texts only, and no requirement of exported code
+                from sentence_transformers import SentenceTransformer
+            except ImportError as error:
+                raise CheckpointError("new texts need `pip install sentence-transformers`") from error
             where = self.config.text_encoder_name_or_path
-            if self.config.text_encoder_included and self._source is not None:
-                path, hub = self._source
-                config_file = str(cached_file(path, "config.json", **hub))
-                where = str(Path(config_file).parent / TEXT_ENCODER_FOLDER)
-                if not Path(where).is_dir() and not Path(path).is_dir():
-                    kwargs = {
-                        key: hub[key] for key in ("cache_dir", "revision", "token", "local_files_only") if key in hub
-                    }
-                    where = snapshot_download(path, allow_patterns=f"{TEXT_ENCODER_FOLDER}/*", **kwargs)
-                    where = str(Path(where) / TEXT_ENCODER_FOLDER)
-            if where is None:
+            if where is None and not self.config.text_encoder_included:
                 raise CheckpointError(
-                    "this checkpoint names no text encoder; set model.text_encoder to the one of stage 1"
+                    "this checkpoint names no text encoder; give the one of stage 1 to model.attach_text_encoder"
                 )
             try:
-                self._text_encoder = SentenceTransformer(where, device="cpu")
+                if self.config.text_encoder_included and self._source is not None:
+                    where = self._fetch_text_encoder(*self._source)
+                self.attach_text_encoder(SentenceTransformer(where, device="cpu"))
             except (OSError, ValueError) as error:
                 raise CheckpointError(f"cannot load the text encoder {where!r}: {error}") from error
         return self._text_encoder
 
-    @text_encoder.setter
-    def text_encoder(self, text_encoder: Any) -> None:
-        self._text_encoder = text_encoder
+    @staticmethod
+    def _fetch_text_encoder(path: str, hub: dict[str, Any]) -> str:
+        if Path(path).is_dir():
+            folder = Path(path) / TEXT_ENCODER_FOLDER
+        else:
+            folder = Path(snapshot_download(path, allow_patterns=f"{TEXT_ENCODER_FOLDER}/*", **hub))
+            folder /= TEXT_ENCODER_FOLDER
+        if not folder.is_dir():
+            raise FileNotFoundError(f"{path} has no folder {TEXT_ENCODER_FOLDER}/, which its config.json promises")
+        return str(folder)
+
+    def attach_text_encoder(self, text_encoder: Any) -> None:
+        """Make a `SentenceTransformer` this model's; it is no sub-module, so it is in no state dict."""
+        object.__setattr__(self, "_text_encoder", text_encoder)
 
     # -- files
 
@@ -117,7 +133,7 @@ class ALLMRecPreTrainedModel(PreTrainedModel):
         self,
         save_directory: str | os.PathLike[str],
         include_llm: bool | None = None,
-        export_code: bool = False,
+        export_code: bool | None = None,
         push_to_hub: bool = False,
         repo_id: str | None = None,
         **kwargs: Any,
@@ -125,52 +141,81 @@ class ALLMRecPreTrainedModel(PreTrainedModel):
         """Write a light checkpoint: everything but the LLM, in safetensors and JSON, whole or not at all.
 
         Args:
-            save_directory: A folder; files of the same names are replaced.
+            save_directory: A folder; files of the same names are replaced, weights and exported code of an earlier
+                checkpoint are removed.
             include_llm: Also write the LLM, to `language_model/`; by default as the loaded checkpoint had it.
-            export_code: Copy the package's core into the folder, so that `trust_remote_code=True` works without it.
+            export_code: Copy the package's core into the folder, so that `trust_remote_code=True` works without it;
+                by default as the loaded checkpoint had it.
             push_to_hub: Upload afterwards, to `repo_id` or the folder's name.
+            **kwargs: Arguments of `push_to_hub`; the rest goes to transformers, such as `max_shard_size`.
         """
+        if not kwargs.get("is_main_process", True):
+            return
+        hub = {name: kwargs.pop(name) for name in _PUSH_ARGUMENTS if name in kwargs}
         include_llm = self.config.language_model_included if include_llm is None else include_llm
+        export_code = self.config.code_exported if export_code is None else export_code
         if include_llm:
             self._require_language_model()
         if self.config.text_encoder_included:
             _ = self.text_encoder
-        self.config.language_model_included = include_llm
+        if self.language_model is not None and not include_llm and self.config.base_model_name_or_path is None:
+            logger.warning(
+                "The saved checkpoint will not find its LLM again: set config.base_model_name_or_path, or save with "
+                "include_llm=True."
+            )
+        self.config.language_model_included, self.config.code_exported = include_llm, export_code
+        directory = Path(save_directory)
+        needed = (self.config.base_model_name_or_path, self.config.text_encoder_name_or_path)
         with folder_written_whole(save_directory) as folder:
             super().save_pretrained(str(folder), **kwargs)
-            write_checkpoint_code(folder, export_code, type(self.cf_encoder).__module__.rpartition(".")[2])
+            write_checkpoint_code(folder, export_code, type(self.cf_encoder))
             if include_llm:
                 self.language_model.save_pretrained(str(folder / LANGUAGE_MODEL_FOLDER))
             if self.config.text_encoder_included:
                 self.text_encoder.save_pretrained(str(folder / TEXT_ENCODER_FOLDER))
-            if self.model_card is not None:
-                (folder / "README.md").write_text(self.model_card, encoding="utf-8")
+            (folder / README_FILE).write_text(self.model_card or self._generated_card(), encoding="utf-8")
+            if self.model_card is not None and self._card_data is not None:
+                (folder / CARD_DATA_FILE).write_bytes(self._card_data)
+            written = {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
+            stale = leftovers(directory, written, needed)
+        remove_leftovers(directory, stale)
         if push_to_hub:
-            self.push_to_hub(repo_id or Path(save_directory).name, include_llm=include_llm, export_code=export_code)
+            save = {"include_llm": include_llm, "export_code": export_code}
+            self.push_to_hub(repo_id or directory.name, **hub, **save, **kwargs)
 
-    def push_to_hub(  # type: ignore[override]
-        self,
-        repo_id: str,
-        *,
-        private: bool | None = None,
-        token: str | bool | None = None,
-        revision: str | None = None,
-        commit_message: str = "Upload ALLMRecModel",
-        **save_kwargs: Any,
-    ) -> str:
-        """Save to a temporary folder and upload it, model card included; `save_kwargs` go to `save_pretrained`.
+    def _generated_card(self) -> str:
+        config = self.config
+        backbone, num_items = config.cf_config.model_type, config.cf_config.num_items
+        return generated_card(config.base_model_name_or_path, backbone, num_items, config.language_model_included)
+
+    def _read_card(self, path: str, hub: dict[str, Any]) -> None:
+        quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+        card, data = (cached_file(path, name, **quiet, **hub) for name in (README_FILE, CARD_DATA_FILE))
+        if card is not None:
+            text = Path(card).read_text(encoding="utf-8", errors="replace")
+            self.model_card = None if text == self._generated_card() else text  # a generated one is generated anew
+        if data is not None:
+            self._card_data = Path(data).read_bytes()
+
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:  # type: ignore[override]
+        """Save to a temporary folder and upload it in one commit, model card included.
+
+        Args:
+            repo_id: `namespace/name`; made where it does not exist. Weights of an earlier push are replaced.
+            **kwargs: `private`, `token`, `revision` (a branch, made where it does not exist), `commit_message`,
+                `commit_description`, `create_pr`; the rest goes to `save_pretrained`.
 
         Returns:
             The address of the commit.
+
+        Raises:
+            ALLMRecError: when the id is malformed, or the Hub refuses.
         """
-        api = HfApi(token=token)
-        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder, **save_kwargs)
-            commit = api.upload_folder(
-                repo_id=repo_id, folder_path=folder, revision=revision, commit_message=commit_message
-            )
-        return str(commit)
+        hub = {name: kwargs.pop(name) for name in _PUSH_ARGUMENTS if name in kwargs}
+        hub.setdefault("commit_message", "Upload ALLMRecModel")
+        return push_saved(
+            lambda folder: self.save_pretrained(folder, **kwargs), repo_id, replaced=replaced_on_the_hub(), **hub
+        )
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
@@ -203,6 +248,8 @@ class ALLMRecPreTrainedModel(PreTrainedModel):
         if config is not None and getattr(config, "_attn_implementation_internal", None):
             llm_kwargs.setdefault("attn_implementation", config._attn_implementation_internal)
         kwargs.pop("trust_remote_code", None)
+        if config is None:
+            cls._check_model_type(path, {**hub, **revision})
         try:
             loaded: Any = super().from_pretrained(
                 path, *model_args, config=config, output_loading_info=True, dtype=torch.float32, **kwargs
@@ -226,10 +273,10 @@ class ALLMRecPreTrainedModel(PreTrainedModel):
                 f"{len(keys)} {name.replace('_', ' ')}, first {keys[:3]}" for name, keys in wrong.items()
             )
             raise CheckpointError(f"the weights of {path} are not those of its config.json: {counts}")
-        model._source = (path, {**hub, **revision})
-        card = cached_file(path, "README.md", _raise_exceptions_for_missing_entries=False, **hub, **revision)
-        if card is not None:
-            model.model_card = Path(card).read_text(encoding="utf-8")
+        if getattr(model.config, "_commit_hash", None):
+            revision = {"revision": model.config._commit_hash}  # all files of one state of the repository
+        model._source = (path, {key: value for key, value in {**hub, **revision}.items() if key != "force_download"})
+        model._read_card(*model._source)
         if isinstance(language_model, str) and model.config.llm_dim is not None:
             language_model = model._load_language_model(language_model, path, {**llm_kwargs, **hub}, revision)
         elif isinstance(language_model, str):
@@ -238,6 +285,19 @@ class ALLMRecPreTrainedModel(PreTrainedModel):
             model.attach_language_model(language_model)
         model.eval()
         return (model, info) if output_loading_info else model
+
+    @staticmethod
+    def _check_model_type(path: str, hub: dict[str, Any]) -> None:
+        try:
+            file = str(cached_file(path, "config.json", **hub))
+            found = json.loads(Path(file).read_text(encoding="utf-8")).get("model_type")
+        except (OSError, ValueError, AttributeError) as error:
+            raise CheckpointError(f"cannot load the checkpoint {path}: {error}") from error
+        if found != ALLMRecConfig.model_type:
+            raise CheckpointError(
+                f"{path} is a checkpoint of the model type {found!r}, not {ALLMRecConfig.model_type!r}; load it with "
+                "AutoModel, or give the folder or id of an A-LLMRec model"
+            )
 
     def _load_language_model(self, name: str, path: str, kwargs: dict[str, Any], revision: dict[str, Any]) -> Any:
         if name == "auto" and self.config.language_model_included:

@@ -12,10 +12,13 @@ from typing import Any
 import torch
 from transformers import Pipeline
 
+from .checkpoint_code import push_saved, replaced_on_the_hub
 from .errors import CheckpointError, DataError
 from .prompt import clean_title
 
 logger = logging.getLogger(__name__)
+
+_PUSH_ARGUMENTS = ("private", "token", "revision", "commit_message", "commit_description", "create_pr")
 
 
 @dataclass
@@ -273,5 +276,25 @@ class RecommendationPipeline(Pipeline):
         """Write model and processor into one folder, which `pipeline("recommendation", model=folder)` loads."""
         if Path(save_directory).is_file():
             raise CheckpointError(f"{save_directory} is a file; give a folder")
+        push, repo_id = kwargs.pop("push_to_hub", False), kwargs.pop("repo_id", Path(save_directory).name)
+        hub = {name: kwargs.pop(name) for name in _PUSH_ARGUMENTS if name in kwargs}
         self.model.save_pretrained(save_directory, **kwargs)
         self.processor.save_pretrained(save_directory)
+        if push:
+            self.push_to_hub(repo_id, **hub, **kwargs)
+
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:  # type: ignore[override]
+        """Upload model, processor and model card in one commit.
+
+        Args:
+            repo_id: `namespace/name`.
+            **kwargs: `private`, `token`, `revision`, `commit_message`, `commit_description`, `create_pr`; the rest,
+                such as `include_llm` and `export_code`, goes to the model's `save_pretrained`.
+
+        Returns:
+            The address of the commit.
+        """
+        hub = {name: kwargs.pop(name) for name in _PUSH_ARGUMENTS if name in kwargs}
+        return push_saved(
+            lambda folder: self.save_pretrained(folder, **kwargs), repo_id, replaced=replaced_on_the_hub(), **hub
+        )

@@ -15,6 +15,7 @@ from transformers.utils import cached_file
 
 from .catalog import CATALOG_FILE, ItemCatalog
 from .cf_encoder import pad_histories
+from .checkpoint_code import name_processor_class, push_saved
 from .errors import CheckpointError, DataError
 from .files import folder_written_whole
 from .prompt import NO_SLOT, PromptTemplate, Segment, Title, clean_title
@@ -308,11 +309,24 @@ class ALLMRecProcessor(ProcessorMixin):
         repo_id = kwargs.pop("repo_id", Path(save_directory).name)
         with folder_written_whole(save_directory) as folder:
             super().save_pretrained(str(folder))
+            name_processor_class(folder)
             if self._catalog is not None:
                 self._catalog.save(folder)
         if push_to_hub:
             self.push_to_hub(repo_id, **kwargs)
         return [str(save_directory)]
+
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:  # type: ignore[override]
+        """Upload tokenizer, settings and catalogue, beside what the repository holds; its model card stays.
+
+        Args:
+            repo_id: `namespace/name`.
+            **kwargs: `private`, `token`, `revision`, `commit_message`, `commit_description`, `create_pr`.
+
+        Returns:
+            The address of the commit.
+        """
+        return push_saved(self.save_pretrained, repo_id, **{"commit_message": "Upload ALLMRecProcessor", **kwargs})
 
     @classmethod
     def from_pretrained(  # type: ignore[override]

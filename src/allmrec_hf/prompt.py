@@ -100,7 +100,9 @@ class PromptTemplate:
 
     def without_vectors(self) -> PromptTemplate:
         """Return the same words with no slot at all: the prompt of an LLM that recommends from text alone."""
-        return PromptTemplate(self.prompt.replace("{user}", ""), self.item.replace("{vector}", ""), self.separator, self.answer)
+        return PromptTemplate(
+            self.prompt.replace("{user}", ""), self.item.replace("{vector}", ""), self.separator, self.answer
+        )
 
     def render(self, history: Sequence[Title], candidates: Sequence[Title]) -> list[Segment]:
         """Return the prompt as text segments and slots, in reading order."""

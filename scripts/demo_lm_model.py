@@ -1,0 +1,152 @@
+"""The tiny Llama of the invented film world and its word-level tokenizer, before any training."""
+
+from __future__ import annotations
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from allmrec_hf.data.synthetic import vocabulary
+
+SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<unk>")
+HIDDEN_SIZE = 112
+HEAD_DIM = 48
+NUM_HEADS = 4
+ROPE_THETA = 1e9
+# With this rope_theta, dimension pairs from here on turn by less than half a radian over 200 tokens.
+FIRST_STEADY_PAIR = 7
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """Return a tokenizer with one token per word and sign; `<bos>` is added in front.
+
+    White space separates and leaves no trace, every sign stands alone: a text cut anywhere between words gives the
+    same tokens as the whole.
+    """
+    words = [*SPECIAL_TOKENS, *vocabulary()]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.WhitespaceSplit(),
+            pre_tokenizers.Split(Regex(r"\w+|[^\w\s]"), "removed", invert=True),
+        ]
+    )
+    # Words are joined by spaces; none stand before a comma or full stop, nor inside quotes.
+    tokenizer.decoder = decoders.Sequence(
+        [
+            decoders.WordPiece(prefix="##", cleanup=False),
+            decoders.Fuse(),
+            decoders.Replace(Regex(r'(?<=") (?=[A-Z])'), ""),
+            decoders.Replace(Regex(r' (?="(?:[^A-Za-z]|$| [a-z]))'), ""),
+            decoders.Replace(Regex(r" (?=[,.])"), ""),
+        ]
+    )
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<bos> $A", pair="<bos> $A <bos> $B", special_tokens=[("<bos>", words.index("<bos>"))]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        bos_token="<bos>",
+        eos_token="<eos>",
+        unk_token="<unk>",
+        model_max_length=1024,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def build_language_model(vocab_size: int, seed: int) -> LlamaForCausalLM:
+    """Return the untrained model: random weights, apart from the attention patterns set by `_wire`."""
+    config = LlamaConfig(
+        vocab_size=vocab_size,
+        hidden_size=HIDDEN_SIZE,
+        intermediate_size=96,
+        num_hidden_layers=3,
+        num_attention_heads=NUM_HEADS,
+        num_key_value_heads=NUM_HEADS,
+        head_dim=HEAD_DIM,
+        max_position_embeddings=1024,
+        attention_bias=True,
+        tie_word_embeddings=True,
+        rope_parameters={"rope_type": "default", "rope_theta": ROPE_THETA},
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        attn_implementation="sdpa",
+    )
+    torch.manual_seed(seed)
+    model = LlamaForCausalLM(config)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        model.model.embed_tokens.weight.normal_(0.0, 0.1, generator=generator)
+        _wire(model)
+    return model
+
+
+def _wire(model: LlamaForCausalLM) -> None:
+    """Set attention patterns that any language model learns early, so that minutes of training are enough.
+
+    The residual stream starts as four rooms: the token itself (48), a note about the token before (32), and notes
+    about the tokens three and four back (16 each). Layer 0: head d looks d tokens back (d = 1..4). Layer 1: head 0
+    looks at `<bos>` and fetches its note. Layer 2: heads 0 and 1 look for tokens that resemble what was fetched, and
+    say the word noted there. Everything stays trainable.
+    """
+    token, before, third, fourth = slice(0, 48), slice(48, 80), slice(80, 96), slice(96, 112)
+    layers = [layer.self_attn for layer in model.model.layers]
+    embedding = model.model.embed_tokens.weight
+    embedding[:, token] *= 1.5
+    embedding[:, 48:] *= 0.2
+    for attention in layers:
+        for projection in (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj):
+            projection.bias.zero_()
+    for head, room in enumerate((before, None, third, fourth)):
+        rows = _rows(head)
+        _look_back(layers[0], rows, head + 1)
+        if room is not None:
+            width = room.stop - room.start
+            offset = 16 * (head == 3)  # what is noted about the two words: different halves of their embeddings
+            _copy(layers[0], rows, slice(offset, offset + width), room, 0.12 if head == 0 else 0.2)
+    bos = embedding[model.config.bos_token_id, token]
+    steady = _steady_dims()[:32]
+    layers[1].q_proj.bias[steady] = 2.0
+    layers[1].k_proj.weight[steady, token] += 0.4 * bos / bos.norm()
+    recency = torch.tensor([3, 4, 5])
+    layers[1].q_proj.bias[recency] = 4.0
+    layers[1].k_proj.bias[recency] = 4.0
+    _copy(layers[1], _rows(0), before, before, 0.4)
+    for head, room in ((0, third), (1, fourth)):
+        rows = steady + head * HEAD_DIM
+        layers[2].q_proj.weight[rows, before] = 2.0 * torch.eye(32)
+        layers[2].k_proj.weight[rows, :32] = 2.0 * torch.eye(32)
+        _copy(layers[2], _rows(head), room, slice(16 * head, 16 * head + 16), 0.3)
+
+
+def _rows(head: int) -> slice:
+    return slice(head * HEAD_DIM, (head + 1) * HEAD_DIM)
+
+
+def _copy(attention: torch.nn.Module, rows: slice, source: slice, target: slice, strength: float) -> None:
+    """Let a head copy one room of the residual stream into another."""
+    width = source.stop - source.start
+    rows = slice(rows.start, rows.start + width)
+    attention.v_proj.weight[rows] *= 0.1
+    attention.v_proj.weight[rows, source] += torch.eye(width)
+    attention.o_proj.weight[:, rows] *= 0.1
+    attention.o_proj.weight[target, rows] += strength * torch.eye(width)
+
+
+def _steady_dims() -> Tensor:
+    half = HEAD_DIM // 2
+    pairs = torch.arange(FIRST_STEADY_PAIR, half)
+    return torch.cat([pairs, pairs + half])
+
+
+def _look_back(attention: torch.nn.Module, rows: slice, distance: int) -> None:
+    half = HEAD_DIM // 2
+    turn = distance * ROPE_THETA ** (-torch.arange(half) / half)
+    strength = 7.0
+    attention.q_proj.bias[rows] = torch.cat([torch.full((half,), strength), torch.zeros(half)])
+    attention.k_proj.bias[rows] = strength * torch.cat([turn.cos(), turn.sin()])
+    attention.q_proj.weight[rows] *= 0.1
+    attention.k_proj.weight[rows] *= 0.1

@@ -1,0 +1,133 @@
+"""`allmrec evaluate`: Hit@k, NDCG@k and MRR beside the backbone alone and popularity."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .options import ConfigOption, JsonOption, emit, say, user_errors
+
+if TYPE_CHECKING:
+    from ..data.prepared import PreparedData
+    from ..evaluation.protocol import Ranker
+
+
+class Protocol(str, Enum):
+    """What is ranked."""
+
+    candidates = "candidates"
+    full = "full"
+    paper = "paper"
+
+
+class Split(str, Enum):
+    """Whose targets."""
+
+    test = "test"
+    validation = "validation"
+
+
+def load_rankers(model: str, data: PreparedData, batch_size: int, num_permutations: int) -> list[Ranker]:
+    """Return the model, its CF backbone alone and popularity, for a checkpoint of either kind.
+
+    Raises:
+        CheckpointError: when the checkpoint's catalogue is not that of the data.
+    """
+    from transformers import AutoConfig, AutoModel
+
+    from ..catalog import ItemCatalog
+    from ..cf_encoder import CFEncoder
+    from ..errors import CheckpointError
+    from ..evaluation.llm_ranker import ALLMRecRanker
+    from ..evaluation.rankers import CFRanker, PopularityRanker
+    from ..processing_allmrec import ALLMRecProcessor
+
+    try:
+        config = AutoConfig.from_pretrained(model)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{model} is no checkpoint of this package: {error}") from error
+    popularity = PopularityRanker(data.item_counts("train"))
+    if config.model_type != "a-llmrec":
+        cf_encoder = AutoModel.from_pretrained(model)
+        if not isinstance(cf_encoder, CFEncoder):
+            raise CheckpointError(f"{model} is a {config.model_type} model, neither A-LLMRec nor a CF backbone")
+        if Path(model).is_dir():
+            check_catalogs(ItemCatalog.load(model), data)
+        return [CFRanker(cf_encoder), popularity]
+    processor = ALLMRecProcessor.from_pretrained(model)
+    check_catalogs(processor.catalog, data)
+    loaded = AutoModel.from_pretrained(model)
+    backbone = Path(model) / "cf"  # as trained, before cold items got embeddings from their texts
+    cf_ranker = CFRanker(AutoModel.from_pretrained(backbone) if backbone.is_dir() else loaded.cf_encoder)
+    return [
+        ALLMRecRanker(loaded, processor, batch_size=batch_size, num_permutations=num_permutations),
+        cf_ranker,
+        popularity,
+    ]
+
+
+def check_catalogs(catalog: object, data: PreparedData) -> None:
+    """Refuse data whose items are not the checkpoint's, in the same order."""
+    from ..catalog import ItemCatalog
+    from ..errors import CheckpointError
+
+    if isinstance(catalog, ItemCatalog) and catalog.item_ids != data.catalog.item_ids:
+        missing = [item_id for item_id in data.catalog.item_ids if item_id not in catalog]
+        raise CheckpointError(
+            f"the checkpoint's catalogue ({len(catalog)} items) is not that of {data.name} ({data.num_items} items); "
+            f"{len(missing)} items of the data are not in it, first {missing[:5]}; evaluate on the data it "
+            "was trained on"
+        )
+
+
+def evaluate(
+    model: Annotated[str, typer.Option(help="Run folder or Hub id; A-LLMRec or a CF backbone alone.")],
+    data: Annotated[Path, typer.Option(help="Folder of `allmrec prepare`.")],
+    protocol: Annotated[
+        Protocol,
+        typer.Option(
+            help="`candidates`: the seeded file; `full`: whole catalogue; `paper`: generated text, exact match."
+        ),
+    ] = Protocol.candidates,
+    split: Annotated[Split, typer.Option(help="Whose targets.")] = Split.test,
+    max_users: Annotated[int | None, typer.Option(help="A seeded sample of users.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the sample.")] = 0,
+    batch_size: Annotated[int, typer.Option(help="Users that the LLM reads at once.")] = 16,
+    num_permutations: Annotated[int, typer.Option(help="Candidate orders whose scores are averaged.")] = 1,
+    output: Annotated[Path | None, typer.Option(help="Write the JSON report here.")] = None,
+    per_user: Annotated[Path | None, typer.Option(help="Write every user's rank here, as parquet.")] = None,
+    update_card: Annotated[bool, typer.Option(help="Put the numbers into the run folder's model card.")] = False,
+    json_output: JsonOption = False,
+    config: ConfigOption = None,
+) -> None:
+    """Rank the same candidates by the model, by its CF backbone alone and by popularity.
+
+    **Examples**
+
+    `allmrec evaluate --model runs/games --data data/games`
+
+    `allmrec evaluate --model runs/games --data data/games --protocol full --max-users 1000 --json`
+    """
+    with user_errors():
+        from ..data.prepared import PreparedData
+        from ..errors import ALLMRecError
+        from ..evaluation.evaluator import evaluate as run
+        from ..hub.card import read_card, write_card
+
+        if update_card and not Path(model).is_dir():
+            raise ALLMRecError(f"--update-card needs a run folder; {model} is none")
+        prepared = PreparedData.load(data)
+        rankers = load_rankers(model, prepared, batch_size, num_permutations)
+        result = run(rankers, prepared, protocol.value, split.value, max_users=max_users, seed=seed)
+        if output is not None:
+            result.write_json(output)
+        if per_user is not None:
+            result.write_per_user(per_user)
+        if update_card:
+            card = read_card(model)
+            card.evaluation, card.method = result.to_dict(), rankers[0].name
+            write_card(card, model)
+        emit(result.to_dict()) if json_output else say(result.to_table())

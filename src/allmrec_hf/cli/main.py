@@ -1,0 +1,60 @@
+"""`allmrec`: prepare, train, evaluate, recommend, add-items, push, demo."""
+
+from __future__ import annotations
+
+import os
+
+import typer
+
+from .._version import __version__
+from .demo import demo
+from .evaluate import evaluate
+from .options import setup_logging, stderr
+from .prepare import prepare
+from .recommend import add_items, push, recommend
+from .train import train
+
+app = typer.Typer(
+    name="allmrec",
+    help="A-LLMRec (KDD 2024): a frozen LLM that recommends with the knowledge of a collaborative-filtering model.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+)
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: bool = typer.Option(False, "--version", help="Print the version.", callback=_version, is_eager=True),
+    verbose: bool = typer.Option(False, "--verbose", "-v", help="Log what happens, on standard error."),
+) -> None:
+    setup_logging(verbose)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from transformers.utils import logging as transformers_logging
+
+    if not stderr.is_terminal:
+        transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+
+
+for name, function in (
+    ("prepare", prepare),
+    ("train", train),
+    ("evaluate", evaluate),
+    ("recommend", recommend),
+    ("add-items", add_items),
+    ("push", push),
+    ("demo", demo),
+):
+    app.command(name)(function)
+
+
+def main() -> None:
+    """Run the command line."""
+    app()

@@ -1,0 +1,198 @@
+"""`allmrec train`: the three stages, resumable."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .options import ConfigOption, JsonOption, emit, say, user_errors
+
+
+class Stage(str, Enum):
+    """What is trained."""
+
+    cf = "cf"
+    align = "align"
+    project = "project"
+    all = "all"
+
+
+class Preset(str, Enum):
+    """Bundles of settings."""
+
+    default = "default"
+    paper = "paper"
+    quick = "quick"
+
+
+class Positions(str, Enum):
+    """Which positions of a sequence stage 1 trains on."""
+
+    last = "last"
+    all = "all"
+
+
+class Targets(str, Enum):
+    """Whose items stage 2 learns to name."""
+
+    validation = "validation"
+    train = "train"
+
+
+class Loss(str, Enum):
+    """The loss of stage 2."""
+
+    lm = "lm"
+    listwise = "listwise"
+
+
+class ItemEmbedding(str, Enum):
+    """Which joint embedding stands for an item."""
+
+    auto = "auto"
+    cf = "cf"
+    text = "text"
+
+
+class Tracker(str, Enum):
+    """Where metrics go."""
+
+    none = "none"
+    tensorboard = "tensorboard"
+    wandb = "wandb"
+
+
+class Precision(str, Enum):
+    """Mixed precision of the loop."""
+
+    no = "no"
+    fp16 = "fp16"
+    bf16 = "bf16"
+
+
+def train(
+    data: Annotated[Path, typer.Option(help="Folder of `allmrec prepare`.")],
+    output: Annotated[Path, typer.Option(help="Run folder; it becomes a loadable checkpoint.")],
+    cf: Annotated[str, typer.Option(help="CF backbone.")] = "sasrec",
+    llm: Annotated[str | None, typer.Option(help="Hub id or folder of the frozen causal LM.")] = None,
+    text_encoder: Annotated[
+        str | None, typer.Option(help="sentence-transformers id or folder; all-MiniLM-L6-v2 by default.")
+    ] = None,
+    stage: Annotated[Stage, typer.Option(help="One stage, or all three in order.")] = Stage.all,
+    preset: Annotated[
+        Preset, typer.Option(help="`default`: strongest; `paper`: as published; `quick`: minutes on two cores.")
+    ] = Preset.default,
+    resume: Annotated[bool, typer.Option(help="Go on with an interrupted run in the output folder.")] = False,
+    seed: Annotated[int, typer.Option(help="Seed of every stage.")] = 0,
+    cf_option: Annotated[list[str] | None, typer.Option(help="NAME=VALUE of the backbone's config; repeat.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Epochs of each trained stage; the preset's by default.")] = None,
+    max_steps: Annotated[int | None, typer.Option(help="Optimizer steps of each trained stage at most.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Users in a batch.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Of each trained stage.")] = None,
+    gradient_accumulation_steps: Annotated[int | None, typer.Option(help="Batches for one optimizer step.")] = None,
+    mixed_precision: Annotated[Precision | None, typer.Option(help="no, fp16 or bf16.")] = None,
+    report_to: Annotated[Tracker, typer.Option(help="Experiment tracker.")] = Tracker.none,
+    fine_tune_text_encoder: Annotated[
+        bool | None, typer.Option("--fine-tune-text-encoder/--frozen-text-encoder", help="Stage 1; the preset's.")
+    ] = None,
+    positions: Annotated[Positions, typer.Option(help="Stage 1: last position of a user, or all.")] = Positions.last,
+    joint_dim: Annotated[int, typer.Option(help="Width of the joint space.")] = 128,
+    alpha: Annotated[float, typer.Option(help="Stage 1: weight of the item reconstruction.")] = 0.5,
+    beta: Annotated[float, typer.Option(help="Stage 1: weight of the text reconstruction.")] = 0.5,
+    targets: Annotated[
+        Targets | None, typer.Option(help="Stage 2: validation items (unseen by the backbone) or last training items.")
+    ] = None,
+    projection_loss: Annotated[Loss, typer.Option(help="Stage 2: LM loss (paper) or listwise.")] = Loss.lm,
+    item_embedding: Annotated[ItemEmbedding | None, typer.Option(help="Vectors from CF, text, or by rule.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="dtype of the LLM, such as bfloat16.")] = None,
+    device_map: Annotated[str | None, typer.Option(help="device_map of the LLM, such as auto.")] = None,
+    load_in_8bit: Annotated[bool, typer.Option(help="Quantize the LLM (extra `quantization`).")] = False,
+    checkpoint_activations: Annotated[bool, typer.Option(help="Stage 2: less memory, more time.")] = False,
+    include_llm: Annotated[bool, typer.Option(help="Save the LLM's weights too.")] = False,
+    json_output: JsonOption = False,
+    config: ConfigOption = None,
+) -> None:
+    """Train the CF backbone, the alignment and the projection; the LLM stays frozen.
+
+    **Examples**
+
+    `allmrec train --data data/games --cf sasrec --llm facebook/opt-1.3b --output runs/games`
+
+    `allmrec train --data data/games --stage cf --preset quick --output runs/backbone`
+
+    `allmrec train --data data/games --llm facebook/opt-1.3b --output runs/games --resume`
+    """
+    with user_errors():
+        from ..data.prepared import PreparedData
+        from ..training.arguments import preset as stage_preset
+        from ..training.run import STAGES, run_settings
+        from ..training.run import train as run
+
+        llm_options: dict[str, Any] = {
+            name: value for name, value in (("dtype", dtype), ("device_map", device_map)) if value is not None
+        }
+        if load_in_8bit:
+            from transformers import BitsAndBytesConfig
+
+            llm_options["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
+        given: dict[str, Any] = {
+            "text_encoder": text_encoder,
+            "fine_tune_text_encoder": fine_tune_text_encoder,
+            "targets": targets and targets.value,
+            "item_embedding": item_embedding and item_embedding.value,
+        }
+        settings = run_settings(preset.value)
+        settings = replace(
+            settings,
+            cf=cf,
+            cf_options={**(settings.cf_options or {}), **_options(cf_option or [])},
+            llm=llm,
+            llm_options=llm_options,
+            joint_dim=joint_dim,
+            alpha=alpha,
+            beta=beta,
+            positions=positions.value,
+            projection_loss=projection_loss.value,
+            checkpoint_activations=checkpoint_activations,
+            include_llm=include_llm,
+            **{name: value for name, value in given.items() if value is not None},
+        )
+        stages = STAGES if stage is Stage.all else (stage.value,)
+        loop: dict[str, Any] = {
+            "epochs": epochs,
+            "max_steps": max_steps,
+            "batch_size": batch_size,
+            "learning_rate": learning_rate,
+            "gradient_accumulation_steps": gradient_accumulation_steps,
+            "mixed_precision": mixed_precision and mixed_precision.value,
+        }
+        loop = {name: value for name, value in loop.items() if value is not None}
+        arguments = {
+            name: replace(stage_preset(preset.value, name), seed=seed, report_to=report_to.value, **loop)
+            for name in STAGES
+        }
+        run(PreparedData.load(data), output, settings, stages, arguments, preset.value, resume)
+        if json_output:
+            emit({"output": str(output), "stages": list(stages)})
+        else:
+            say(f"Trained {', '.join(stages)}. The checkpoint is in {output}.")
+
+
+def _options(pairs: list[str]) -> dict[str, Any]:
+    from ..errors import ALLMRecError
+
+    options = {}
+    for pair in pairs:
+        name, separator, value = pair.partition("=")
+        if not separator:
+            raise ALLMRecError(f"--cf-option takes NAME=VALUE, such as hidden_size=128; got {pair!r}")
+        try:
+            options[name] = json.loads(value)
+        except json.JSONDecodeError:
+            options[name] = value
+    return options

@@ -1,0 +1,86 @@
+"""Filters by number of interactions: the iterative k-core, and the one pass of the paper's published data."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import numpy as np
+import polars as pl
+
+from ..errors import DataError
+from .interactions import ITEM_ID, RATING, USER_ID
+
+FilterName = Literal["k-core", "a-llmrec", "none"]
+
+
+def apply_filter(
+    interactions: pl.DataFrame, name: FilterName, k: int, count_min_rating: float | None = None
+) -> pl.DataFrame:
+    """Return the interactions that a filter keeps, in their order.
+
+    Args:
+        interactions: Validated interactions without exact duplicates.
+        name: `"k-core"`, `"a-llmrec"` or `"none"`.
+        k: The least number of interactions that a user and an item need; not used by `"none"`.
+        count_min_rating: Only for `"a-llmrec"`: lower ratings do not count (but stay). The paper's beauty and toys
+            use 3, with k = 4.
+
+    Raises:
+        DataError: when the name is unknown, k is below 1, ratings are needed but missing, or nothing is left.
+    """
+    if name not in get_args(FilterName):
+        raise DataError(f"there is no filter {name!r}; choose one of {list(get_args(FilterName))}")
+    if k < 1:
+        raise DataError(f"k_core is {k}; it must be at least 1")
+    if count_min_rating is not None and name != "a-llmrec":
+        raise DataError(f"count_min_rating belongs to filter 'a-llmrec', not to {name!r}; leave it out")
+    if name == "none":
+        return interactions
+    kept = k_core(interactions, k) if name == "k-core" else one_pass(interactions, k, count_min_rating)
+    if kept.is_empty():
+        users, items = interactions[USER_ID].n_unique(), interactions[ITEM_ID].n_unique()
+        raise DataError(
+            f"filter {name!r} with k = {k} leaves nothing of {interactions.height} interactions of {users} users with "
+            f"{items} items; choose a smaller k_core"
+        )
+    return kept
+
+
+def k_core(interactions: pl.DataFrame, k: int) -> pl.DataFrame:
+    """Drop users and items with fewer than k interactions, again and again until every one left has k.
+
+    Repeated interactions of one user with one item count each.
+    """
+    users, items = _codes(interactions[USER_ID]), _codes(interactions[ITEM_ID])
+    rows = np.arange(interactions.height)
+    while True:
+        enough = (np.bincount(users[rows]) >= k)[users[rows]] & (np.bincount(items[rows]) >= k)[items[rows]]
+        if enough.all():
+            return interactions[rows] if len(rows) < interactions.height else interactions
+        rows = rows[enough]
+        if not len(rows):
+            return interactions.clear()
+
+
+def one_pass(interactions: pl.DataFrame, k: int, count_min_rating: float | None = None) -> pl.DataFrame:
+    """Keep the interactions whose user and item both have k interactions in the unfiltered data (counted once).
+
+    So users and items with fewer than k may remain. With `count_min_rating`, interactions with a lower or no rating are
+    not counted, but kept where user and item have k others (arXiv 2404.11343, the data of beauty and toys).
+
+    Raises:
+        DataError: when `count_min_rating` is given and there are no ratings.
+    """
+    counted = pl.len()
+    if count_min_rating is not None:
+        if RATING not in interactions.columns:
+            raise DataError("count_min_rating needs ratings, but the interactions have no column rating")
+        counted = (pl.col(RATING) >= count_min_rating).sum()
+    return interactions.filter((counted.over(USER_ID) >= k) & (counted.over(ITEM_ID) >= k))
+
+
+def _codes(ids: pl.Series) -> np.ndarray:
+    """Return one small integer per row, equal where the ids are equal."""
+    if ids.dtype != pl.Enum:
+        ids = ids.cast(pl.Enum(ids.unique(maintain_order=True)))
+    return ids.to_physical().to_numpy().astype(np.int64)

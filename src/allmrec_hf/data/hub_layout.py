@@ -1,0 +1,142 @@
+"""How prepared data lie in a data set repository of the Hub, and getting them there and back."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from ..catalog import CATALOG_FILE, ItemCatalog
+from ..errors import DataError
+from .interactions import SPLIT
+from .prepared import CANDIDATE_SCHEMA, INFO_FILE, TARGET_SPLITS, PreparedData, read_info, read_parquet
+from .splits import SPLITS, sort_by_user
+
+CARD = """---
+task_categories:
+- text-ranking
+tags:
+- recommendation
+- allmrec-hf
+configs:
+- config_name: interactions
+  default: true
+  data_files:
+  - {{split: train, path: interactions/train.parquet}}
+  - {{split: validation, path: interactions/validation.parquet}}
+  - {{split: test, path: interactions/test.parquet}}
+- config_name: items
+  data_files:
+  - {{split: train, path: items.parquet}}
+- config_name: candidates
+  data_files:
+  - {{split: validation, path: candidates/validation.parquet}}
+  - {{split: test, path: candidates/test.parquet}}
+---
+# {name}
+
+Interactions of {users:,} users with {items:,} items ({interactions:,} in all), split by leave-one-out in time, with
+{num_candidates} seeded candidates for each held-out item. Prepared with allmrec-hf; `dataset.json` holds every step.
+
+```python
+from allmrec_hf.data.prepared import PreparedData
+
+data = PreparedData.load_from_hub("{repo_id}")
+```
+"""
+
+
+def write_layout(data: PreparedData, directory: Path, repo_id: str) -> None:
+    """Write the files of the repository: one parquet file per split, the items, `dataset.json` and a card."""
+    for folder in ("interactions", "candidates"):
+        (directory / folder).mkdir(parents=True, exist_ok=True)
+    for split in SPLITS:
+        data.split_frame(split).write_parquet(directory / "interactions" / f"{split}.parquet")
+    for split in TARGET_SPLITS:
+        rows = data.candidate_frame.filter(pl.col(SPLIT) == split).drop(SPLIT)
+        rows.write_parquet(directory / "candidates" / f"{split}.parquet")
+    data.catalog.frame.write_parquet(directory / CATALOG_FILE)
+    (directory / INFO_FILE).write_text(json.dumps(data.info, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    card = CARD.format(
+        name=data.name,
+        repo_id=repo_id,
+        users=data.num_users,
+        items=data.num_items,
+        interactions=data.interactions.height,
+        num_candidates=data.info["num_candidates"],
+    )
+    (directory / "README.md").write_text(card, encoding="utf-8")
+
+
+def read_layout(directory: Path) -> PreparedData:
+    """Read the files of the repository; the result equals the data that were pushed.
+
+    Raises:
+        DataError: when a file is missing or damaged.
+    """
+    parts = [f"interactions/{split}.parquet" for split in SPLITS]
+    sets = [f"candidates/{split}.parquet" for split in TARGET_SPLITS]
+    missing = [name for name in (*parts, *sets, CATALOG_FILE, INFO_FILE) if not (directory / name).is_file()]
+    if missing:
+        raise DataError(f"{directory} lacks {missing}; was this repository written by PreparedData.push_to_hub?")
+    labelled = [_labelled(directory / name, split) for name, split in zip(parts, SPLITS, strict=True)]
+    interactions = sort_by_user(pl.concat(labelled))
+    candidates = pl.concat(
+        [_labelled(directory / name, split) for name, split in zip(sets, TARGET_SPLITS, strict=True)]
+    )
+    catalog = ItemCatalog(read_parquet(directory / CATALOG_FILE))
+    info = read_info(directory / INFO_FILE)
+    return PreparedData(interactions, catalog, candidates.select(*CANDIDATE_SCHEMA), info, directory)
+
+
+def push(
+    data: PreparedData,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    token: str | None = None,
+    revision: str | None = None,
+    commit_message: str = "Upload prepared data",
+) -> str:
+    """Upload prepared data to a data set repository, which is created where there is none; return its address."""
+    from huggingface_hub import HfApi
+
+    api = HfApi(token=token)
+    url = api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
+    with tempfile.TemporaryDirectory() as directory:
+        write_layout(data, Path(directory), repo_id)
+        api.upload_folder(
+            folder_path=directory,
+            repo_id=repo_id,
+            repo_type="dataset",
+            revision=revision,
+            commit_message=commit_message,
+        )
+    return str(url)
+
+
+def pull(repo_id: str, **kwargs: Any) -> PreparedData:
+    """Download prepared data from a data set repository.
+
+    Args:
+        repo_id: The repository.
+        **kwargs: Passed to `huggingface_hub.snapshot_download`, e.g. `revision`, `token`, `cache_dir`.
+
+    Raises:
+        DataError: when the repository cannot be read or holds no prepared data.
+    """
+    from huggingface_hub import snapshot_download
+
+    try:
+        directory = snapshot_download(repo_id, repo_type="dataset", **kwargs)
+    except (OSError, ValueError) as error:
+        raise DataError(f"the data set {repo_id!r} cannot be downloaded: {error}") from error
+    return read_layout(Path(directory))
+
+
+def _labelled(path: Path, split: str) -> pl.DataFrame:
+    """Return a parquet file with the column `split`."""
+    return read_parquet(path).with_columns(pl.lit(split).alias(SPLIT))

@@ -1,0 +1,350 @@
+"""From raw files to prepared data: read, validate, filter, split, sample candidates, write."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import polars as pl
+
+from .._version import __version__
+from ..catalog import ItemCatalog
+from ..errors import DataError
+from .candidates import SampledCandidates, Touched, sample_candidates, title_groups
+from .filtering import FilterName, apply_filter
+from .interactions import (
+    ITEM_ID,
+    SPLIT,
+    TEXT_COLUMNS,
+    USER_ID,
+    drop_exact_duplicates,
+    validate_interactions,
+    validate_items,
+)
+from .prepared import FORMAT, INFO_FILE, TARGET_SPLITS, PreparedData
+from .readers import READERS, PathLike, RawData
+from .report import Steps
+from .splits import leave_one_out
+from .storage import check_output
+
+logger = logging.getLogger(__name__)
+KeepItems = Literal["interacted", "all"]
+SOURCE_DOMAINS = {"movielens": "movie"}
+DEFAULT_DOMAIN = "item"
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """The choices that `dataset.json` keeps."""
+
+    output: Path
+    k_core: int
+    filter: FilterName
+    count_min_rating: float | None
+    keep_items: KeepItems
+    name: str
+    domain: str
+    source: str
+    seed: int
+    num_candidates: int
+    overwrite: bool
+    drop_duplicates: bool
+
+    def check(self) -> None:
+        """Refuse what can be known to fail before anything is read."""
+        check_output(self.output.absolute(), self.overwrite, INFO_FILE)
+        if self.num_candidates < 2:
+            raise DataError(
+                f"num_candidates is {self.num_candidates}; a set needs the target and at least one negative"
+            )
+        if self.seed < 0:
+            raise DataError(f"seed is {self.seed}; it must not be negative")
+        if self.keep_items not in get_args(KeepItems):
+            raise DataError(f"keep_items is {self.keep_items!r}; choose one of {list(get_args(KeepItems))}")
+        if not self.name or not self.domain:
+            raise DataError("name and domain must not be empty")
+
+
+def prepare(
+    interactions: PathLike,
+    items: PathLike | None = None,
+    *,
+    output: PathLike,
+    source: str = "table",
+    k_core: int = 5,
+    filter: FilterName = "k-core",
+    count_min_rating: float | None = None,
+    keep_items: KeepItems = "interacted",
+    name: str | None = None,
+    domain: str | None = None,
+    seed: int = 0,
+    num_candidates: int = 20,
+    columns: Mapping[str, str] | None = None,
+    max_bad_lines: float = 0.01,
+    overwrite: bool = False,
+    drop_duplicates: bool = True,
+) -> PreparedData:
+    """Prepare raw files or Hub data sets, write the result to a folder, and return it.
+
+    Args:
+        interactions: The file of interactions, the MovieLens folder, or the Hub data set `ID[:CONFIGURATION[:SPLIT]]`.
+        items: The file or data set of items; without it, items have no titles.
+        output: The folder to write; it must be new, empty, or (with `overwrite`) hold prepared data.
+        source: `"table"`, `"amazon-2018"`, `"amazon-2023"`, `"movielens"` or `"hub"`.
+        k_core: The least number of interactions of a user and an item, for the filter.
+        filter: `"k-core"`, `"a-llmrec"` (the paper's one pass) or `"none"`.
+        count_min_rating: With `"a-llmrec"`: lower ratings do not count towards k.
+        keep_items: `"interacted"`, or `"all"` to keep items of the metadata that nobody interacted with.
+        name: The name of the data; the file's by default.
+        domain: `"movie"`, `"game"` or `"item"`, the words of the prompt; by default `"movie"` for MovieLens.
+        seed: Of the candidates.
+        num_candidates: C, the target included.
+        columns: Our column name to the file's, for sources `table` and `hub`.
+        max_bad_lines: The share of JSON lines that may be broken.
+        overwrite: Replace prepared data that are in `output`.
+        drop_duplicates: Drop exact duplicates; the paper's published counts include them.
+
+    Returns:
+        The prepared data; `.info` is the report.
+
+    Raises:
+        DataError: when the input cannot be used; nothing is written then.
+        ALLMRecError: when the output cannot be written; nothing half-written is left.
+
+    Example:
+        >>> data = prepare("reviews.json.gz", "meta.json.gz", source="amazon-2018", output="data")  # doctest: +SKIP
+    """
+    if source not in READERS:
+        raise DataError(f"there is no source {source!r}; choose one of {list(READERS)}")
+    if not 0 <= max_bad_lines <= 1:
+        raise DataError(f"max_bad_lines is {max_bad_lines}; it is a share between 0 and 1")
+    domain = domain if domain is not None else SOURCE_DOMAINS.get(source, DEFAULT_DOMAIN)
+    settings = _Settings(
+        output=Path(output),
+        k_core=k_core,
+        filter=filter,
+        count_min_rating=count_min_rating,
+        keep_items=keep_items,
+        name=name or source,
+        domain=domain,
+        source=source,
+        seed=seed,
+        num_candidates=num_candidates,
+        overwrite=overwrite,
+        drop_duplicates=drop_duplicates,
+    )
+    settings.check()
+    steps = Steps()
+    raw = READERS[source](interactions, items, columns or {}, max_bad_lines)
+    return _run(raw, settings if name else replace(settings, name=raw.name), steps)
+
+
+def prepare_frames(
+    interactions: pl.DataFrame,
+    items: pl.DataFrame | None = None,
+    *,
+    output: PathLike,
+    k_core: int = 5,
+    filter: FilterName = "k-core",
+    count_min_rating: float | None = None,
+    keep_items: KeepItems = "interacted",
+    name: str = "frames",
+    domain: str = DEFAULT_DOMAIN,
+    source: str = "frames",
+    seed: int = 0,
+    num_candidates: int = 20,
+    overwrite: bool = False,
+    drop_duplicates: bool = True,
+) -> PreparedData:
+    """Prepare Polars frames in the schema of `interactions`; as `prepare` in all else.
+
+    Args:
+        interactions: `user_id`, `item_id`, `timestamp` and, if known, `rating`.
+        items: `item_id`, `title`, `description` and further columns; None for items without titles.
+        output: The folder to write.
+        k_core: The least number of interactions of a user and an item.
+        filter: `"k-core"`, `"a-llmrec"` or `"none"`.
+        count_min_rating: With `"a-llmrec"`: lower ratings do not count towards k.
+        keep_items: `"interacted"` or `"all"`.
+        name: The name of the data.
+        domain: `"movie"`, `"game"` or `"item"`.
+        source: What `dataset.json` says of the origin.
+        seed: Of the candidates.
+        num_candidates: C, the target included.
+        overwrite: Replace prepared data that are in `output`.
+        drop_duplicates: Drop exact duplicates; the paper's published counts include them.
+
+    Raises:
+        DataError: when the frames cannot be used.
+        ALLMRecError: when the output cannot be written.
+    """
+    settings = _Settings(
+        output=Path(output),
+        k_core=k_core,
+        filter=filter,
+        count_min_rating=count_min_rating,
+        keep_items=keep_items,
+        name=name,
+        domain=domain,
+        source=source,
+        seed=seed,
+        num_candidates=num_candidates,
+        overwrite=overwrite,
+        drop_duplicates=drop_duplicates,
+    )
+    settings.check()
+    steps = Steps()
+    rows = validate_interactions(interactions, "the interactions")
+    catalog = None if items is None else validate_items(items, "the items")[0]
+    return _run(RawData(rows, catalog, name), settings, steps)
+
+
+def _run(raw: RawData, settings: _Settings, steps: Steps) -> PreparedData:
+    """Filter, split, sample and write validated data."""
+    everything = _encoded(raw.interactions)
+    steps.add("read", everything, f"{raw.bad_lines} bad lines left out" if raw.bad_lines else "")
+    duplicates = 0
+    if settings.drop_duplicates:
+        everything, duplicates = drop_exact_duplicates(everything)
+        steps.add("exact duplicates dropped", everything, f"{duplicates} rows")
+    kept = apply_filter(everything, settings.filter, settings.k_core, settings.count_min_rating)
+    steps.add("filtered", kept, _filter_note(settings))
+    kept = leave_one_out(kept)
+    steps.add("split", kept, "leave-one-out by time, ties in file order")
+    catalog, without_metadata = _catalog(raw.items, kept, settings.keep_items)
+    user_ids = kept[USER_ID].unique(maintain_order=True).cast(pl.String)
+    candidates, repeated = _sample(everything, kept, catalog, user_ids, settings)
+    steps.add(
+        "candidates", kept, f"{settings.num_candidates} each, seed {settings.seed}, {repeated} sets repeat a title"
+    )
+    counts = _counts(kept, catalog) | {
+        "duplicates_dropped": duplicates,
+        "bad_lines": raw.bad_lines,
+        "metadata_rows_merged": raw.merged_items,
+        "items_without_metadata": without_metadata,
+        "candidate_sets_with_repeated_titles": repeated,
+    }
+    info = _info(settings, counts, catalog, steps)
+    interactions = kept.with_columns(pl.col(USER_ID, ITEM_ID).cast(pl.String))
+    data = PreparedData(interactions, catalog, candidates, info, settings.output)
+    data.info["resources"] = steps.resources()
+    data.save(settings.output, settings.overwrite)
+    return data
+
+
+def _encoded(interactions: pl.DataFrame) -> pl.DataFrame:
+    """Return interactions with ids as enumerations (by first appearance), so that later steps compare integers."""
+    return interactions.with_columns(
+        interactions[name].cast(pl.Enum(interactions[name].unique(maintain_order=True))) for name in (USER_ID, ITEM_ID)
+    )
+
+
+def _catalog(items: pl.DataFrame | None, kept: pl.DataFrame, keep_items: KeepItems) -> tuple[ItemCatalog, int]:
+    """Return the catalogue in the order of the metadata, then items without metadata, and the number of the latter."""
+    interacted = kept[ITEM_ID].unique(maintain_order=True).cast(pl.String)
+    if items is None:
+        items = pl.DataFrame(schema={ITEM_ID: pl.String, **dict.fromkeys(TEXT_COLUMNS, pl.String)})
+    if keep_items == "interacted":
+        items = items.filter(items[ITEM_ID].is_in(interacted.implode()))
+    absent = interacted.filter(~interacted.is_in(items[ITEM_ID].implode()))
+    if len(absent):
+        logger.warning("%d items of the interactions have no metadata, first %s", len(absent), absent.head(5).to_list())
+    return ItemCatalog(pl.concat([items, absent.to_frame()], how="diagonal")), len(absent)
+
+
+def _sample(
+    everything: pl.DataFrame, kept: pl.DataFrame, catalog: ItemCatalog, user_ids: pl.Series, settings: _Settings
+) -> tuple[pl.DataFrame, int]:
+    """Return the candidate file, and how many of its sets had to repeat a title.
+
+    What the filter dropped counts as touched too: with `keep_items="all"` such an item may be in the catalogue.
+    """
+    item_ids = pl.Series(catalog.item_ids, dtype=pl.String)
+    users, items = _numbers(everything, USER_ID, user_ids), _numbers(everything, ITEM_ID, item_ids)
+    known = (users > 0) & (items > 0)
+    touched = Touched(users[known] - 1, items[known], len(catalog))
+    groups = title_groups(catalog.frame["title"])
+    names, frames, repeated = user_ids.to_list(), [], 0
+    for split in TARGET_SPLITS:
+        rows = kept.filter(kept[SPLIT] == split)
+        owners, targets = _numbers(rows, USER_ID, user_ids) - 1, _numbers(rows, ITEM_ID, item_ids)
+        sampled = sample_candidates(
+            owners, targets, touched, groups, settings.num_candidates, settings.seed, split, names
+        )
+        frames.append(_candidate_frame(rows, sampled, item_ids))
+        repeated += int(sampled.duplicate_titles.sum())
+    if repeated:
+        logger.warning("%d candidate sets repeat a title, because too few titles were left for the user", repeated)
+    return pl.concat(frames), repeated
+
+
+def _numbers(frame: pl.DataFrame, column: str, ids: pl.Series) -> np.ndarray:
+    """Return for each row the place of its id among `ids`, counted from 1; 0 where it is not there."""
+    kind = frame.schema[column]
+    categories = kind.categories if isinstance(kind, pl.Enum) else frame[column].unique()
+    places = categories.replace_strict(
+        ids, pl.int_range(1, len(ids) + 1, eager=True), default=0, return_dtype=pl.Int64
+    ).to_numpy()
+    return places[frame[column].to_physical().to_numpy()]
+
+
+def _candidate_frame(rows: pl.DataFrame, sampled: SampledCandidates, item_ids: pl.Series) -> pl.DataFrame:
+    """Return the candidate file of one split: one row per user, ids instead of numbers."""
+    ids = item_ids.gather(sampled.items.ravel() - 1).reshape(sampled.items.shape).arr.to_list()
+    named = rows.select(SPLIT, pl.col(USER_ID).cast(pl.String), pl.col(ITEM_ID).cast(pl.String).alias("target"))
+    return named.with_columns(ids.alias("candidates"))
+
+
+def _filter_note(settings: _Settings) -> str:
+    """Return what the filter was, in words."""
+    if settings.filter == "none":
+        return "none"
+    counted = "" if settings.count_min_rating is None else f", ratings from {settings.count_min_rating:g} counted"
+    return f"{settings.filter}, k = {settings.k_core}{counted}"
+
+
+def _counts(kept: pl.DataFrame, catalog: ItemCatalog) -> dict[str, int]:
+    """Return the counts of the result."""
+    by_split = dict(kept.group_by(SPLIT).len().iter_rows())
+    users = kept[USER_ID].n_unique()
+    seen_before = kept.select((pl.col(SPLIT) == "test") & ~pl.struct(USER_ID, ITEM_ID).is_first_distinct()).sum().item()
+    return {
+        "users": users,
+        "items": len(catalog),
+        "interactions": kept.height,
+        **{split: int(by_split[split]) for split in ("train", "validation", "test")},
+        "users_only_trained_on": users - int(by_split["test"]),
+        "test_targets_seen_before": int(seen_before),
+        "items_without_interactions": len(catalog) - kept[ITEM_ID].n_unique(),
+        "items_without_title": catalog.frame["title"].null_count(),
+        "items_without_description": catalog.frame["description"].null_count(),
+    }
+
+
+def _info(settings: _Settings, counts: dict[str, int], catalog: ItemCatalog, steps: Steps) -> dict[str, Any]:
+    """Return the content of `dataset.json`."""
+    return {
+        "format": FORMAT,
+        "name": settings.name,
+        "domain": settings.domain,
+        "source": settings.source,
+        "seed": settings.seed,
+        "num_candidates": settings.num_candidates,
+        "settings": {
+            "filter": settings.filter,
+            "k_core": settings.k_core,
+            "count_min_rating": settings.count_min_rating,
+            "keep_items": settings.keep_items,
+            "drop_duplicates": settings.drop_duplicates,
+        },
+        "counts": counts,
+        "shares": {
+            f"without_{what}": round(counts[f"items_without_{what}"] / len(catalog), 6) for what in TEXT_COLUMNS
+        },
+        "report": steps.rows,
+        "versions": {"allmrec-hf": __version__, "polars": pl.__version__, "numpy": np.__version__},
+    }

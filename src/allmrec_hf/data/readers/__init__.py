@@ -1,0 +1,30 @@
+"""Sources of raw interactions and items; a new one is a new file here and one line in `READERS`."""
+
+from __future__ import annotations
+
+from .amazon_2018 import read_amazon_2018
+from .amazon_2023 import read_amazon_2023
+from .base import PathLike, RawData, Reader
+from .hub import read_hub
+from .movielens import read_movielens
+from .tables import read_tables
+
+READERS: dict[str, Reader] = {
+    "table": read_tables,
+    "amazon-2018": read_amazon_2018,
+    "amazon-2023": read_amazon_2023,
+    "movielens": read_movielens,
+    "hub": read_hub,
+}
+
+__all__ = [
+    "READERS",
+    "PathLike",
+    "RawData",
+    "Reader",
+    "read_amazon_2018",
+    "read_amazon_2023",
+    "read_hub",
+    "read_movielens",
+    "read_tables",
+]

@@ -1,0 +1,372 @@
+"""Every ranker on the same users, targets and candidates: from scores to ranks to one report."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+from tqdm.auto import tqdm
+
+from .._version import __version__
+from ..errors import ALLMRecError, DataError
+from ..files import written_whole
+from ..ranking import summarize_ranks, target_ranks
+from .protocol import CandidateRows, EvaluationData, History, Ranker, TargetSplit, TitleGenerator, TrainSplit
+from .report import format_markdown, format_table
+from .warmth import WarmthGroups
+
+logger = logging.getLogger(__name__)
+
+PROTOCOLS = ("candidates", "full", "paper")
+SPLITS: dict[TargetSplit, TrainSplit] = {"validation": "train", "test": "train+validation"}
+REPORT_FORMAT = 1
+_LIBRARIES = ("numpy", "torch", "transformers", "polars", "sentence-transformers")
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """What an evaluation found: the report, and the rank of every user's target under every method.
+
+    Attributes:
+        report: Everything that goes into the JSON report; see `docs/evaluation.md` for each field.
+        user_ids: R user ids, in the order of all arrays below.
+        target_ids: R item ids.
+        members: For each group, `(R,)` True where the user belongs to it.
+        ranks: For each method, `(R,)` ranks of the target, 1 is best, `inf` is a miss.
+        answers: For each method that generated titles, its R answers.
+    """
+
+    report: dict[str, Any]
+    user_ids: list[str]
+    target_ids: list[str]
+    members: Mapping[str, NDArray[np.bool_]]
+    ranks: Mapping[str, NDArray[np.float64]]
+    answers: Mapping[str, list[str]] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as plain Python values, ready for JSON."""
+        return cast("dict[str, Any]", json.loads(json.dumps(self.report)))
+
+    def to_table(self) -> str:
+        """Return an aligned text table."""
+        return format_table(self.report)
+
+    def to_markdown(self) -> str:
+        """Return the same table in Markdown."""
+        return format_markdown(self.report)
+
+    def write_json(self, path: str | Path) -> Path:
+        """Write the report as JSON, whole or not at all, and return the path."""
+        with written_whole(path) as temporary:
+            temporary.write_text(json.dumps(self.report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        return Path(path)
+
+    def per_user(self) -> pl.DataFrame:
+        """Return one row for each user and method: user_id, target, warm, cold, never_seen, method, rank, answer."""
+        base = pl.DataFrame({"user_id": self.user_ids, "target": self.target_ids}).with_columns(
+            pl.Series(group, mask) for group, mask in self.members.items() if group != "overall"
+        )
+        frames = [
+            base.with_columns(
+                pl.lit(method).alias("method"),
+                pl.Series("rank", ranks, dtype=pl.Float64),
+                pl.Series("answer", self.answers.get(method, [None] * len(ranks)), dtype=pl.String),
+            )
+            for method, ranks in self.ranks.items()
+        ]
+        return pl.concat(frames)
+
+    def write_per_user(self, path: str | Path) -> Path:
+        """Write `per_user` as parquet, whole or not at all, and return the path."""
+        with written_whole(path) as temporary:
+            self.per_user().write_parquet(temporary)
+        return Path(path)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The users under evaluation, the same arrays for every ranker."""
+
+    data: EvaluationData
+    split: TargetSplit
+    users: NDArray[np.int64]  # (R,)
+    targets: NDArray[np.int64]  # (R,)
+    items: NDArray[np.int64]  # (R, C)
+    positions: NDArray[np.int64]  # (R,) column of the target
+
+    def batches(self, ranker: str, batch_size: int) -> Iterator[tuple[slice, list[History], NDArray[np.int64]]]:
+        """Yield slices of rows with their histories and a copy of their candidates, which a ranker may spoil."""
+        with tqdm(total=len(self.users), desc=f"evaluate {ranker}", unit="user", disable=None) as progress:
+            for start in range(0, len(self.users), batch_size):
+                rows = slice(start, min(start + batch_size, len(self.users)))
+                histories = [self.data.history(int(user), self.split) for user in self.users[rows]]
+                yield rows, histories, self.items[rows].copy()
+                progress.update(rows.stop - rows.start)
+
+
+def evaluate(
+    rankers: Sequence[Ranker],
+    data: EvaluationData,
+    protocol: str = "candidates",
+    split: TargetSplit = "test",
+    *,
+    max_users: int | None = None,
+    seed: int = 0,
+    cutoffs: tuple[int, ...] = (1, 5, 10),
+    num_retrieved: int = 100,
+    batch_size: int = 256,
+) -> EvaluationResult:
+    """Evaluate rankers side by side on the same users, targets and candidates.
+
+    Args:
+        rankers: The methods, with names of their own each.
+        data: The prepared data.
+        protocol: `"candidates"`: each target among the stored, seeded candidates. `"full"`: each method retrieves from
+            the whole catalogue, items the user has seen left out; a target that is not retrieved is a miss. `"paper"`:
+            Hit@1 of the stored candidates, by exact match of the generated title where a method generates one.
+        split: `"test"` or `"validation"`.
+        max_users: Evaluate a seeded sample of this many users; None takes all.
+        seed: Draws the sample, nothing else.
+        cutoffs: The k of Hit@k and NDCG@k; the paper's protocol has Hit@1 only.
+        num_retrieved: How many items each method retrieves under `"full"`.
+        batch_size: Users given to a ranker at a time.
+
+    Returns:
+        The report and every user's ranks. Ties get the expected rank.
+
+    Raises:
+        ALLMRecError: when an argument is out of range, or a ranker returns NaN or another shape; it is named.
+        DataError: when the data's candidates do not hold each target exactly once, or the split has no users.
+    """
+    _check_arguments(rankers, protocol, split, max_users, cutoffs, num_retrieved, batch_size)
+    candidates = data.candidates(split)
+    rows = _select_rows(data, split, candidates, max_users, seed)
+    counts = data.item_counts("train")
+    groups = WarmthGroups.from_counts(counts, data.item_counts(SPLITS[split]))
+    members = groups.members(rows.targets)
+
+    ranks: dict[str, NDArray[np.float64]] = {}
+    answers: dict[str, list[str]] = {}
+    valid: dict[str, NDArray[np.float64]] = {}
+    for ranker in rankers:
+        logger.info("evaluating %s on %d users, protocol %s", ranker.name, len(rows.users), protocol)
+        if protocol == "full":
+            ranks[ranker.name] = _full_ranks(ranker, rows, num_retrieved, batch_size)
+        elif protocol == "paper" and isinstance(ranker, TitleGenerator):
+            answers[ranker.name] = _generate(ranker, rows, batch_size)
+            ranks[ranker.name], valid[ranker.name] = _match(ranker, rows, answers[ranker.name])
+        else:
+            ranks[ranker.name] = _candidate_ranks(ranker, rows, batch_size)
+    if protocol == "paper":
+        ranks = {name: np.where(values <= 1, 1.0, np.inf) for name, values in ranks.items()}
+
+    report: dict[str, Any] = {
+        "format": REPORT_FORMAT,
+        "dataset": data.name,
+        "split": split,
+        "protocol": protocol,
+        "users": len(rows.users),
+        "users_available": len(candidates.users),
+        "max_users": max_users,
+        "num_items": data.num_items,
+        "num_candidates": int(rows.items.shape[1]),
+        "num_retrieved": num_retrieved if protocol == "full" else None,
+        "seed": seed,
+        "candidates_seed": data.info.get("seed"),
+        "candidates_sha256": candidates_digest(data, split),
+        "groups": groups.describe(),
+        "versions": library_versions(),
+    }
+    if protocol == "full":
+        report["targets_already_seen"] = _count_seen_targets(rows)
+    report["methods"] = {
+        name: {
+            group: _summarize(values[mask], protocol, cutoffs, valid[name][mask] if name in valid else None)
+            for group, mask in members.items()
+        }
+        for name, values in ranks.items()
+    }
+    return EvaluationResult(
+        report=report,
+        user_ids=[data.user_ids[user] for user in rows.users],
+        target_ids=[data.catalog.item_id(int(target)) for target in rows.targets],
+        members=members,
+        ranks=ranks,
+        answers=answers,
+    )
+
+
+def candidates_digest(data: EvaluationData, split: TargetSplit) -> str:
+    """Return the SHA-256 of all candidates of a split, over ids: one JSON line `[user_id, target, candidates]` a row.
+
+    It depends on the content alone, not on how a version of parquet packs it, and covers all users, sampled or not.
+    """
+    candidates = data.candidates(split)
+    digest = hashlib.sha256()
+    for user, target, items in zip(
+        candidates.users.tolist(), candidates.targets.tolist(), candidates.items.tolist(), strict=True
+    ):
+        ids = [data.catalog.item_id(item) for item in items]
+        digest.update(json.dumps([data.user_ids[user], data.catalog.item_id(target), ids]).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def library_versions() -> dict[str, str]:
+    """Return the versions of Python, this package and the libraries that shape the numbers."""
+    versions = {"python": sys.version.split()[0], "allmrec-hf": __version__}
+    for name in _LIBRARIES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _check_arguments(
+    rankers: Sequence[Ranker],
+    protocol: str,
+    split: str,
+    max_users: int | None,
+    cutoffs: tuple[int, ...],
+    num_retrieved: int,
+    batch_size: int,
+) -> None:
+    names = [ranker.name for ranker in rankers]
+    if not names or len(set(names)) < len(names):
+        raise ALLMRecError(f"evaluation needs at least one ranker, with names of their own each; got {names}")
+    if protocol not in PROTOCOLS:
+        raise ALLMRecError(f"unknown protocol {protocol!r}; choose one of {', '.join(PROTOCOLS)}")
+    if split not in SPLITS:
+        raise ALLMRecError(f"unknown split {split!r}; choose one of {', '.join(SPLITS)}")
+    if max_users is not None and max_users < 1:
+        raise ALLMRecError(f"max_users must be at least 1, or None for all users; got {max_users}")
+    if batch_size < 1:
+        raise ALLMRecError(f"batch_size must be at least 1; got {batch_size}")
+    if not cutoffs or min(cutoffs) < 1:
+        raise ALLMRecError(f"cutoffs must be positive integers; got {cutoffs}")
+    if protocol == "full" and num_retrieved < max(cutoffs):
+        raise ALLMRecError(f"num_retrieved = {num_retrieved} cannot show Hit@{max(cutoffs)}; retrieve at least as many")
+
+
+def _select_rows(
+    data: EvaluationData, split: TargetSplit, candidates: CandidateRows, max_users: int | None, seed: int
+) -> _Rows:
+    users, targets, items = (np.asarray(part) for part in (candidates.users, candidates.targets, candidates.items))
+    if len(users) == 0:
+        raise DataError(f"{data.name}: the {split} split has no users; prepare the data from longer histories")
+    found = (items == targets[:, None]).sum(axis=1)
+    if (found != 1).any():
+        user = data.user_ids[int(users[np.argmax(found != 1)])]
+        raise DataError(
+            f"{data.name}: {int((found != 1).sum())} of {len(users)} candidate rows do not hold their target exactly "
+            f"once, first that of user {user!r}; prepare the data again"
+        )
+    if max_users is not None and max_users < len(users):
+        chosen = np.sort(np.random.default_rng(seed).choice(len(users), size=max_users, replace=False))
+        logger.info("a sample of %d of %d users, seed %d", max_users, len(users), seed)
+        users, targets, items = users[chosen], targets[chosen], items[chosen]
+    positions = np.argmax(items == targets[:, None], axis=1)
+    return _Rows(data, split, users, targets, items, positions)
+
+
+def _candidate_ranks(ranker: Ranker, rows: _Rows, batch_size: int) -> NDArray[np.float64]:
+    ranks = np.empty(len(rows.users))
+    for batch, histories, candidates in rows.batches(ranker.name, batch_size):
+        scores = np.asarray(ranker.score(histories, candidates), dtype=np.float64)
+        _check_scores(ranker, scores, rows.items[batch].shape)
+        ranks[batch] = target_ranks(scores, rows.positions[batch])
+    return ranks
+
+
+def _full_ranks(ranker: Ranker, rows: _Rows, num_retrieved: int, batch_size: int) -> NDArray[np.float64]:
+    ranks = np.full(len(rows.users), np.inf)
+    for batch, histories, _ in rows.batches(ranker.name, batch_size):
+        items, scores = ranker.retrieve(histories, num_retrieved)
+        items, scores = np.asarray(items), np.asarray(scores, dtype=np.float64)
+        _check_scores(ranker, scores, items.shape)
+        _check_retrieved(ranker, items, histories, num_retrieved, rows.data.num_items)
+        found = items == rows.targets[batch, None]  # (B, k)
+        hit = found.any(axis=1)
+        scores = np.where(items == 0, -np.inf, scores)
+        ranks[batch] = np.where(hit, target_ranks(scores, np.argmax(found, axis=1)), np.inf)
+    return ranks
+
+
+def _check_scores(ranker: Ranker, scores: NDArray[np.floating[Any]], expected: tuple[int, ...]) -> None:
+    if scores.shape != expected:
+        raise ALLMRecError(f"ranker {ranker.name!r} returned scores {scores.shape} for {expected} items")
+    rows_with_nan = int(np.isnan(scores).any(axis=1).sum())
+    if rows_with_nan:
+        raise ALLMRecError(
+            f"ranker {ranker.name!r} returned NaN scores for {rows_with_nan} of {len(scores)} users of a batch; "
+            "its weights are broken or its numbers overflow (try float32)"
+        )
+
+
+def _check_retrieved(
+    ranker: Ranker, items: NDArray[np.int64], histories: Sequence[History], num_retrieved: int, num_items: int
+) -> None:
+    name = f"ranker {ranker.name!r}"
+    if items.ndim != 2 or len(items) != len(histories) or items.shape[1] > num_retrieved:
+        raise ALLMRecError(f"{name} retrieved {items.shape}; expected ({len(histories)}, at most {num_retrieved})")
+    if items.size and (items.min() < 0 or items.max() > num_items):
+        raise ALLMRecError(f"{name} retrieved index {items.max()}, outside a catalogue of {num_items} items")
+    for row, history in zip(items, histories, strict=True):
+        real = row[row > 0]
+        if len(np.unique(real)) < len(real):
+            raise ALLMRecError(f"{name} retrieved an item twice for one user")
+        if np.isin(real, history).any():
+            raise ALLMRecError(f"{name} retrieved items that its user has seen; leave the history out")
+
+
+def _generate(ranker: Ranker, rows: _Rows, batch_size: int) -> list[str]:
+    generator = cast("TitleGenerator", ranker)
+    answers: list[str] = []
+    for _, histories, candidates in rows.batches(ranker.name, batch_size):
+        titles = list(generator.generate_titles(histories, candidates))
+        if len(titles) != len(histories):
+            raise ALLMRecError(f"ranker {ranker.name!r} generated {len(titles)} titles for {len(histories)} users")
+        answers += titles
+    return answers
+
+
+def _match(ranker: Ranker, rows: _Rows, answers: list[str]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return rank 1 or `inf` by exact match with the target's title, and whether the answer is any candidate's."""
+    title_of: Callable[[int], str] = getattr(ranker, "prompt_title", rows.data.catalog.title)
+    ranks, valid = np.full(len(answers), np.inf), np.zeros(len(answers))
+    for row, answer in enumerate(answers):
+        answer = _one_space(answer)
+        if answer == _one_space(title_of(int(rows.targets[row]))):
+            ranks[row] = 1.0
+        valid[row] = any(answer == _one_space(title_of(int(item))) for item in rows.items[row])
+    return ranks, valid
+
+
+def _one_space(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _summarize(
+    ranks: NDArray[np.float64], protocol: str, cutoffs: tuple[int, ...], valid: NDArray[np.float64] | None
+) -> dict[str, float]:
+    if protocol != "paper":
+        return summarize_ranks(ranks, cutoffs)
+    summary = {name: value for name, value in summarize_ranks(ranks, (1,)).items() if name in ("users", "hit@1")}
+    if valid is not None and len(valid):
+        summary["valid"] = float(valid.mean())
+    return summary
+
+
+def _count_seen_targets(rows: _Rows) -> int:
+    histories = (rows.data.history(int(user), rows.split) for user in rows.users)
+    return sum(int(target in history) for target, history in zip(rows.targets, histories, strict=True))

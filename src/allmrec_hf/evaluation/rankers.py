@@ -1,0 +1,185 @@
+"""Methods behind the evaluator: popularity, a collaborative-filtering encoder alone, text alone.
+
+Each is a `Ranker` (see `protocol`): it gets histories of catalogue indices in time order and never sees the target.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+from ..cf_encoder import MODEL_TYPE_PREFIX, CFEncoder, pad_histories
+from ..errors import ALLMRecError
+from .protocol import History
+
+Scores = NDArray[np.floating[Any]]
+DEFAULT_BATCH_SIZE = 256
+
+
+def best_unseen(scores: Scores, histories: Sequence[History], top_k: int) -> tuple[NDArray[np.int64], Scores]:
+    """Return the best items of each row that the user has not seen, best first, equal ones in catalogue order.
+
+    Args:
+        scores: `(B, N + 1)` for the whole catalogue, higher is better; column 0 is padding and never returned.
+        histories: B arrays of catalogue indices to leave out.
+        top_k: How many items to return at most.
+
+    Returns:
+        `(B, k)` catalogue indices and `(B, k)` scores, k = min(top_k, N); index 0 and `-inf` fill up short rows.
+
+    Raises:
+        ALLMRecError: when a score is NaN.
+    """
+    scores = np.array(scores, dtype=np.float64)
+    if np.isnan(scores).any():
+        raise ALLMRecError(f"{int(np.isnan(scores).any(axis=1).sum())} of {len(scores)} rows hold NaN scores")
+    for row, history in zip(scores, histories, strict=True):
+        row[history] = -np.inf
+    scores[:, 0] = -np.inf
+    k = min(top_k, scores.shape[1] - 1)
+    border = np.partition(scores, -k, axis=1)[:, -k]  # (B,) the k-th best score
+    top = np.empty((len(scores), k), dtype=np.int64)
+    for row, (values, lowest) in enumerate(zip(scores, border, strict=True)):
+        better = np.flatnonzero(values > lowest)
+        tied = np.flatnonzero(values == lowest)[: k - len(better)]
+        top[row] = np.sort(np.concatenate([better, tied]))
+    order = np.argsort(-np.take_along_axis(scores, top, axis=1), axis=1, kind="stable")
+    top = np.take_along_axis(top, order, axis=1)
+    values = np.take_along_axis(scores, top, axis=1)
+    return np.where(np.isneginf(values), 0, top), values
+
+
+class PopularityRanker:
+    """Rank by the number of interactions in the known data, the same for every user.
+
+    Args:
+        item_counts: `(N + 1,)` interactions per catalogue index; index 0 is padding.
+        name: The method's name in reports.
+
+    Example:
+        >>> ranker = PopularityRanker([0, 5, 2, 9])
+        >>> ranker.score([np.array([1])], np.array([[3, 2]])).tolist()
+        [[9.0, 2.0]]
+        >>> ranker.retrieve([np.array([3])], top_k=2)[0].tolist()
+        [[1, 2]]
+    """
+
+    def __init__(self, item_counts: ArrayLike, name: str = "popularity") -> None:
+        self.item_counts = np.asarray(item_counts, dtype=np.float64)
+        self.name = name
+        if self.item_counts.ndim != 1 or len(self.item_counts) < 2 or not np.isfinite(self.item_counts).all():
+            raise ALLMRecError(f"item_counts must be (N + 1,) finite numbers, N > 0; got {self.item_counts.shape}")
+        self._most_popular = np.argsort(-self.item_counts[1:], kind="stable") + 1  # (N,)
+
+    def score(self, histories: Sequence[History], candidates: NDArray[np.int64]) -> Scores:
+        """Return the `(B, C)` interaction counts of the candidates."""
+        return self.item_counts[candidates]
+
+    def retrieve(self, histories: Sequence[History], top_k: int) -> tuple[NDArray[np.int64], Scores]:
+        """Return the most popular unseen items; among equally popular ones the earlier in the catalogue."""
+        k = min(top_k, len(self.item_counts) - 1)
+        items = np.zeros((len(histories), k), dtype=np.int64)
+        for row, history in zip(items, histories, strict=True):
+            head = self._most_popular[: k + len(history)]
+            unseen = head[~np.isin(head, history)][:k]
+            row[: len(unseen)] = unseen
+        return items, np.where(items > 0, self.item_counts[items], -np.inf)
+
+
+class CFRanker:
+    """Rank by a collaborative-filtering encoder alone, the backbone without the LLM.
+
+    Args:
+        cf_encoder: Any backbone; it is put into evaluation mode.
+        name: The method's name in reports; None takes the backbone's, such as `sasrec`.
+        batch_size: Users at a time.
+    """
+
+    def __init__(self, cf_encoder: CFEncoder, name: str | None = None, batch_size: int = DEFAULT_BATCH_SIZE) -> None:
+        self.cf_encoder = cf_encoder.eval()
+        self.name = name or cf_encoder.config.model_type.removeprefix(MODEL_TYPE_PREFIX)
+        self.batch_size = batch_size
+
+    @torch.no_grad()
+    def score(self, histories: Sequence[History], candidates: NDArray[np.int64]) -> Scores:
+        """Return the encoder's `(B, C)` scores."""
+        parts = []
+        for start in range(0, len(histories), self.batch_size):
+            users = self._encode(histories[start : start + self.batch_size])
+            items = torch.as_tensor(candidates[start : start + self.batch_size], device=users.device)
+            parts.append(self.cf_encoder.score(users, items).float().cpu().numpy())
+        return np.concatenate(parts)
+
+    @torch.no_grad()
+    def retrieve(self, histories: Sequence[History], top_k: int) -> tuple[NDArray[np.int64], Scores]:
+        """Return the unseen items with the highest scores of the encoder."""
+        items, scores = [], []
+        for start in range(0, len(histories), self.batch_size):
+            batch = histories[start : start + self.batch_size]
+            seen, _ = pad_histories(batch, max(len(history) for history in batch))
+            best, values = self.cf_encoder.top_items(self._encode(batch), top_k, exclude=seen)
+            items.append(best.cpu().numpy())
+            scores.append(values.float().cpu().numpy())
+        return np.concatenate(items), np.concatenate(scores)
+
+    def _encode(self, histories: Sequence[History]) -> torch.Tensor:
+        device = self.cf_encoder.item_embeddings.device
+        item_ids, attention_mask = pad_histories(histories, self.cf_encoder.config.max_history_length)
+        return self.cf_encoder.encode_users(item_ids.to(device), attention_mask.to(device))  # (B, d_cf)
+
+
+class TextCosineRanker:
+    """Rank by text alone: the mean cosine between a candidate's text embedding and those of the last history items.
+
+    No interaction trains it, so it shows what the text gives away by itself. An empty history scores 0 everywhere.
+
+    Args:
+        text_embeddings: `(N + 1, d_text)`, row 0 is padding; a zero row has cosine 0 with everything.
+        last_items: How many of the latest history items count; fewer can be stronger, choose on validation.
+        name: The method's name in reports.
+        batch_size: Users at a time when the whole catalogue is ranked.
+    """
+
+    def __init__(
+        self,
+        text_embeddings: ArrayLike,
+        last_items: int = 10,
+        name: str = "text",
+        batch_size: int = DEFAULT_BATCH_SIZE,
+    ) -> None:
+        vectors = np.asarray(text_embeddings, dtype=np.float32)
+        if vectors.ndim != 2 or len(vectors) < 2 or not np.isfinite(vectors).all():
+            raise ALLMRecError(f"text_embeddings must be (N + 1, d_text) finite numbers, N > 0; got {vectors.shape}")
+        if last_items < 1:
+            raise ALLMRecError(f"last_items must be at least 1; got {last_items}")
+        norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+        self.directions = np.divide(vectors, norms, out=np.zeros_like(vectors), where=norms > 0)
+        self.last_items = last_items
+        self.name = name
+        self.batch_size = batch_size
+
+    def score(self, histories: Sequence[History], candidates: NDArray[np.int64]) -> Scores:
+        """Return the `(B, C)` mean cosines."""
+        return np.einsum("bd,bcd->bc", self._profiles(histories), self.directions[candidates])
+
+    def retrieve(self, histories: Sequence[History], top_k: int) -> tuple[NDArray[np.int64], Scores]:
+        """Return the unseen items with the highest mean cosine."""
+        items, scores = [], []
+        for start in range(0, len(histories), self.batch_size):
+            batch = histories[start : start + self.batch_size]
+            best, values = best_unseen(self._profiles(batch) @ self.directions.T, batch, top_k)
+            items.append(best)
+            scores.append(values)
+        return np.concatenate(items), np.concatenate(scores)
+
+    def _profiles(self, histories: Sequence[History]) -> NDArray[np.float32]:
+        """Return `(B, d_text)` mean unit vectors: their dot product with a unit vector is the mean cosine."""
+        profiles = np.zeros((len(histories), self.directions.shape[1]), dtype=np.float32)
+        for profile, history in zip(profiles, histories, strict=True):
+            if len(history):
+                profile[:] = self.directions[history[-self.last_items :]].mean(axis=0)
+        return profiles

@@ -1,0 +1,70 @@
+"""Tables of an evaluation report, made from the stored JSON alone."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from .warmth import GROUPS
+
+Report = Mapping[str, Any]
+MISSING = "-"
+_PIPE = re.compile(r"(?<!\\)\|")
+
+
+def metric_names(report: Report) -> list[str]:
+    """Return the metrics shown in tables, in the order of the report; NDCG@1 equals Hit@1 and is left out."""
+    names: list[str] = []
+    for groups in report["methods"].values():
+        for metrics in groups.values():
+            names += [name for name in metrics if name not in (*names, "users", "ndcg@1")]
+    return names
+
+
+def table_rows(report: Report) -> list[list[str]]:
+    """Return the table as text cells: a header, then one row for each group and method."""
+    metrics = metric_names(report)
+    rows = [["targets", "method", "users", *metrics]]
+    for group in GROUPS:
+        for method, groups in report["methods"].items():
+            values = groups[group]
+            cells = [f"{values[name]:.4f}" if name in values else MISSING for name in metrics]
+            rows.append([group.replace("_", " "), method, f"{values['users']:,}", *cells])
+    return rows
+
+
+def describe(report: Report) -> str:
+    """Return one sentence that says what the numbers of a report are about."""
+    users = f"{report['users']:,} users"
+    if report["users"] < report["users_available"]:
+        users = f"a sample of {report['users']:,} of {report['users_available']:,} users (seed {report['seed']})"
+    choice = {
+        "candidates": f"each target among {report['num_candidates']} seeded candidates, the same for every method",
+        "paper": f"top-1 or generated title among {report['num_candidates']} seeded candidates, exact match",
+        "full": f"the first {report['num_retrieved']} of all {report['num_items']:,} items, a target beyond is a miss",
+    }[report["protocol"]]
+    return f"{report['dataset']}, {report['split']} split, protocol {report['protocol']}: {users}, {choice}"
+
+
+def format_table(report: Report) -> str:
+    """Return an aligned text table under one line that says what it shows."""
+    rows = table_rows(report)
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = [describe(report), ""]
+    for number, row in enumerate(rows):
+        if number and row[0] != rows[number - 1][0]:
+            lines.append("  ".join("-" * width for width in widths))
+        cells = [
+            cell.ljust(width) if column < 2 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def format_markdown(report: Report) -> str:
+    """Return the table in Markdown; a pipe in a method's name is escaped, other markup is the caller's to escape."""
+    header, *rows = [[_PIPE.sub(r"\\|", cell) for cell in row] for row in table_rows(report)]
+    rule = ["---", "---", *["---:"] * (len(header) - 2)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in (header, rule, *rows))

@@ -1,0 +1,148 @@
+"""From a checkpoint's folder to a repository on the Hub."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import warnings
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePosixPath
+from typing import cast
+
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+from ..errors import ALLMRecError, CheckpointError
+
+logger = logging.getLogger(__name__)
+
+TOP_LEVEL_PATTERNS = (
+    "README.md",
+    "LICENSE*",
+    "model_card.json",
+    "evaluation*.json",
+    "config.json",
+    "generation_config.json",
+    "processor_config.json",
+    "preprocessor_config.json",
+    "tokenizer*.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "*.model",
+    "chat_template.jinja",
+    "items.parquet",
+    "model.safetensors",
+    "model-*-of-*.safetensors",
+    "model.safetensors.index.json",
+    "*.py",
+)
+SUBFOLDERS = ("text_encoder", "language_model")
+SUBFOLDER_SUFFIXES = (".json", ".safetensors", ".txt", ".model", ".jinja", ".md")
+# The base is of httpx or httpx2, whichever the installed huggingface_hub uses.
+_TransportError = cast("type[Exception]", HfHubHTTPError.__bases__[0])
+_REPLACED_WEIGHTS = ["*.safetensors", "*.safetensors.index.json"]
+
+
+def checkpoint_files(directory: str | os.PathLike[str]) -> list[str]:
+    """Return the files of a folder that make up a checkpoint, as sorted relative paths.
+
+    Only what loading needs or a reader wants is named: a run's training checkpoints, logs, temporary, hidden and
+    pickled files, and links that lead out of the folder, are not.
+
+    Raises:
+        CheckpointError: when the folder is no checkpoint: no readable `config.json`, or no weights.
+    """
+    root = Path(directory)
+    if not root.is_dir():
+        raise CheckpointError(f"{root} is no folder; give the folder of a trained model")
+    found = []
+    for path in sorted(root.rglob("*")):
+        relative = PurePosixPath(path.relative_to(root).as_posix())
+        if path.is_file() and path.resolve().is_relative_to(root.resolve()) and _belongs(relative):
+            found.append(str(relative))
+    try:
+        json.loads((root / "config.json").read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{root} holds no config.json; give the folder of a trained model") from error
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{root / 'config.json'} is no JSON ({error}); save the model again") from error
+    if not any(fnmatchcase(name, "model*.safetensors") for name in found):
+        raise CheckpointError(f"{root} holds no weights (model*.safetensors); save the model again")
+    return found
+
+
+def _belongs(relative: PurePosixPath) -> bool:
+    if any(part.startswith(".") or part == "__pycache__" for part in relative.parts):
+        return False
+    if len(relative.parts) == 1:
+        return any(fnmatchcase(relative.name, pattern) for pattern in TOP_LEVEL_PATTERNS)
+    return relative.parts[0] in SUBFOLDERS and relative.suffix in SUBFOLDER_SUFFIXES
+
+
+def push_checkpoint(
+    directory: str | os.PathLike[str],
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    token: str | None = None,
+    revision: str | None = None,
+    endpoint: str | None = None,
+    commit_message: str = "Upload an A-LLMRec checkpoint",
+) -> str:
+    """Upload a checkpoint to a model repository, made where it does not exist, and return its address.
+
+    The repository then holds the weights of this checkpoint only: weight files of an earlier push that it does not
+    have are removed. Other files of the repository stay.
+
+    Args:
+        directory: The checkpoint's folder; see `checkpoint_files` for what is uploaded.
+        repo_id: `namespace/name`.
+        private: Whether a new repository is private; None leaves it to the namespace. An existing one keeps its state.
+        token: An access token; None takes the stored one.
+        revision: The branch, made from `main` where it does not exist; None is `main`.
+        endpoint: The address of a Hub of one's own; None takes `HF_ENDPOINT` or huggingface.co.
+        commit_message: The first line of the commit.
+
+    Raises:
+        CheckpointError: when the folder is no checkpoint.
+        ALLMRecError: when the id is malformed, or the Hub refuses.
+    """
+    files = checkpoint_files(directory)
+    if "README.md" not in files:
+        logger.warning("%s has no README.md: the repository will have no model card", directory)
+    api = HfApi(endpoint=endpoint, token=token)
+    try:
+        url = api.create_repo(repo_id, private=private, exist_ok=True)
+        if revision is not None:
+            api.create_branch(url.repo_id, branch=revision, exist_ok=True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*commit a data file")  # the catalogue belongs to the model
+            api.upload_folder(
+                repo_id=url.repo_id,
+                folder_path=Path(directory),
+                revision=revision,
+                commit_message=commit_message,
+                allow_patterns=[_literal(name) for name in files],
+                delete_patterns=_REPLACED_WEIGHTS,
+            )
+    except HFValidationError as error:
+        raise ALLMRecError(f"{repo_id!r} is no repository id; it looks like namespace/name: {error}") from error
+    except HfHubHTTPError as error:
+        raise ALLMRecError(
+            f"the Hub refused {repo_id!r}: {error}; log in with `hf auth login` or give a token that may write there"
+        ) from error
+    except (_TransportError, ConnectionError) as error:
+        raise ALLMRecError(f"the Hub at {api.endpoint} cannot be reached: {error}; try again later") from error
+    except ValueError as error:
+        raise ALLMRecError(f"the Hub does not accept the files of {directory}: {error}") from error
+    logger.info("uploaded %d files of %s to %s", len(files), directory, url)
+    return str(url) if revision is None else f"{url}/tree/{revision}"
+
+
+def _literal(name: str) -> str:
+    """Return a glob pattern that matches one name only."""
+    return "".join(f"[{char}]" if char in "*?[" else char for char in name)

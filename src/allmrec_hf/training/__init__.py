@@ -1,0 +1,1 @@
+"""Training: one loop for all stages, and the stages themselves."""

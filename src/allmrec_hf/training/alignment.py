@@ -1,0 +1,174 @@
+"""Stage 1: trains the aligner, and the text encoder where it is not frozen, around the frozen CF encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..aligner import ItemTextAligner
+from ..cf_encoder import CFEncoder, pad_histories
+from ..data.prepared import PreparedData
+from ..losses import alignment_losses
+from .arguments import StageArguments
+from .samples import NegativeSampler, Samples, bucketed_batches, drawn, last_of_training, validation_targets
+from .task import Batch, StageTask
+
+TEXTS_AT_ONCE = 64
+
+
+def encode_texts(text_encoder: Any, texts: Sequence[str]) -> torch.Tensor:
+    """Return text embeddings `(len(texts), d_text)` with gradients, shortest texts first so that little is padding."""
+    prepare = getattr(text_encoder, "preprocess", None) or text_encoder.tokenize
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+    parts = []
+    for start in range(0, len(order), TEXTS_AT_ONCE):
+        features = prepare([texts[i] for i in order[start : start + TEXTS_AT_ONCE]])
+        features = {k: v.to(text_encoder.device) if torch.is_tensor(v) else v for k, v in features.items()}
+        parts.append(text_encoder(features)["sentence_embedding"])
+    back = torch.empty(len(order), dtype=torch.long)
+    back[torch.tensor(order)] = torch.arange(len(order))
+    return torch.cat(parts)[back.to(parts[0].device)]
+
+
+@torch.no_grad()
+def text_embedding_table(text_encoder: Any, texts: Sequence[str]) -> torch.Tensor:
+    """Return `(N + 1, d_text)` text embeddings of a catalogue, row 0 zeros; each text is encoded once."""
+    embeddings = text_encoder.encode(
+        list(texts), convert_to_tensor=True, show_progress_bar=False, batch_size=TEXTS_AT_ONCE
+    )
+    return torch.cat([embeddings.new_zeros(1, embeddings.shape[1]), embeddings]).float().clone()
+
+
+class AlignmentModule(nn.Module):
+    """The loss of stage 1 as a module: aligner trained, CF encoder frozen, text encoder trained or a table.
+
+    Args:
+        cf_encoder: The backbone of stage 0.
+        aligner: What is trained.
+        texts: N texts in catalogue order.
+        text_encoder: A `SentenceTransformer`.
+        fine_tune: Whether the text encoder is trained too (the paper); if not, every text is embedded once.
+        alpha: Weight of the item reconstruction.
+        beta: Weight of the text reconstruction.
+    """
+
+    def __init__(
+        self,
+        cf_encoder: CFEncoder,
+        aligner: ItemTextAligner,
+        texts: Sequence[str],
+        text_encoder: Any,
+        fine_tune: bool,
+        alpha: float,
+        beta: float,
+    ) -> None:
+        super().__init__()
+        self.cf_encoder = cf_encoder.requires_grad_(False).eval()
+        self.aligner = aligner
+        self.texts = texts
+        self.text_encoder = text_encoder if fine_tune else None
+        self.alpha, self.beta = alpha, beta
+        table = None if fine_tune else text_embedding_table(text_encoder, texts)
+        self.register_buffer("text_table", table, persistent=False)
+
+    def train(self, mode: bool = True) -> AlignmentModule:
+        """Set training mode for what is trained; the CF encoder stays in eval mode."""
+        super().train(mode)
+        self.cf_encoder.eval()
+        return self
+
+    def text_embeddings(self, indices: torch.Tensor) -> torch.Tensor:
+        """Return `Q_i` `(P, d_text)` of items `(P,)`; a text that occurs twice is encoded once."""
+        if self.text_encoder is None:
+            return self.text_table[indices]  # type: ignore[index]
+        unique, inverse = torch.unique(indices, return_inverse=True)
+        return encode_texts(self.text_encoder, [self.texts[i - 1] for i in unique.tolist()])[inverse]
+
+    def forward(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Return every loss term and the total `loss`.
+
+        Args:
+            batch: `item_ids`, `attention_mask` `(B, L)`, and `targets`, `negatives` `(B, L)`, 0 where a position is
+                not trained on.
+        """
+        with torch.no_grad():
+            states = self.cf_encoder.sequence_states(batch["item_ids"], batch["attention_mask"])
+        wanted = batch["targets"] > 0
+        users, positive, negative = states[wanted], batch["targets"][wanted], batch["negatives"][wanted]
+        texts = self.text_embeddings(torch.cat([positive, negative]))
+        embeddings = [
+            (self.cf_encoder.item_embeddings[i], q) for i, q in zip((positive, negative), texts.chunk(2), strict=True)
+        ]
+        outputs = [self.aligner(items, q) for items, q in embeddings]
+        return alignment_losses(users, *outputs, *embeddings, alpha=self.alpha, beta=self.beta)
+
+
+class AlignmentTask(StageTask):
+    """Stage 1 for the training loop.
+
+    Args:
+        module: The loss.
+        data: Prepared data.
+        positions: `"last"`: one target for each user (the paper's default); `"all"`: every position (A-LLMRec_all).
+        arguments: Batch size, seed and size of the validation.
+    """
+
+    name = "align"
+    metric = "loss"
+
+    def __init__(
+        self,
+        module: AlignmentModule,
+        data: PreparedData,
+        positions: Literal["last", "all"],
+        arguments: StageArguments,
+    ) -> None:
+        self.module: AlignmentModule = module
+        self.positions = positions
+        self.batch_size = arguments.batch_size
+        self.seed = arguments.seed
+        self.samples = last_of_training(data)
+        self.sampler = NegativeSampler(data)
+        self.length = module.cf_encoder.config.max_history_length
+        self.validation = drawn(validation_targets(data), arguments.max_validation_users, arguments.seed)
+
+    def batches(self, epoch: int) -> list[np.ndarray]:
+        """Return the rows of each batch of an epoch."""
+        lengths = np.array([min(len(history), self.length) for history in self.samples.histories])
+        return bucketed_batches(lengths, self.batch_size, self.seed, epoch)
+
+    def collate(self, examples: np.ndarray, generator: np.random.Generator) -> Batch:
+        """Return one training batch."""
+        return self._batch(self.samples.take(examples), self.positions, generator)
+
+    def _batch(self, samples: Samples, positions: str, generator: np.random.Generator) -> Batch:
+        item_ids, mask = pad_histories(samples.histories, self.length)
+        targets = torch.zeros_like(item_ids)
+        targets[:, -1] = torch.from_numpy(samples.targets)
+        if positions == "all":
+            targets[:, :-1] = item_ids[:, 1:].where(mask[:, :-1], 0)  # what follows each real item
+        places = targets.nonzero(as_tuple=True)
+        negatives = torch.zeros_like(item_ids)
+        negatives[places] = torch.from_numpy(self.sampler.negatives(samples.users[places[0].numpy()], generator))
+        return {"item_ids": item_ids, "attention_mask": mask, "targets": targets, "negatives": negatives}
+
+    def loss_weight(self, batch: Batch) -> float:
+        """Return the number of targets."""
+        return float((batch["targets"] > 0).sum())
+
+    @property
+    def num_validation_examples(self) -> int:
+        """The number of validation users."""
+        return len(self.validation)
+
+    @torch.no_grad()
+    def validate(self, examples: np.ndarray, device: torch.device) -> dict[str, np.ndarray]:
+        """Return the mean loss terms of some validation users, for each of them."""
+        generator = np.random.default_rng([self.seed, int(examples[0])])
+        batch = self._batch(self.validation.take(examples), "last", generator)
+        terms = self.module({name: value.to(device) for name, value in batch.items()})
+        return {name: np.full(len(examples), float(value)) for name, value in terms.items()}

@@ -1,0 +1,74 @@
+"""The batches of one process: its share of each batch of an epoch, from any batch on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from .arguments import StageArguments
+from .task import Batch, StageTask
+
+Share = tuple[Batch, float, int]  # a batch, its loss weight and its number of examples
+
+
+class BatchShares(Dataset):
+    """The share of one process in the batches of an epoch.
+
+    Args:
+        task: The stage.
+        batches: Example numbers of each batch, the same on every process.
+        seed: Numbers that, with the number of the batch, seed its randomness.
+        start: Number of the first batch.
+        shard: Rank of the process and number of processes.
+    """
+
+    def __init__(
+        self,
+        task: StageTask,
+        batches: Sequence[np.ndarray],
+        seed: tuple[int, ...],
+        start: int,
+        shard: tuple[int, int],
+    ) -> None:
+        self.task, self.batches, self.seed, self.start, self.shard = task, batches, seed, start, shard
+
+    def __len__(self) -> int:
+        return len(self.batches) - self.start
+
+    def __getitem__(self, index: int) -> Share:
+        number = self.start + index
+        rank, count = self.shard
+        examples = self.batches[number][rank::count]
+        generator = np.random.default_rng((*self.seed, number, rank))
+        if not len(examples):  # fewer examples than processes: take part with weight 0, since all must call backward
+            return self.task.collate(self.batches[number][:1], generator), 0.0, 0
+        batch = self.task.collate(examples, generator)
+        return batch, self.task.loss_weight(batch), len(examples)
+
+
+def step_groups(shares: BatchShares, arguments: StageArguments, pin_memory: bool) -> Iterator[list[Share]]:
+    """Yield the batches of each optimizer step; the last step of an epoch may have fewer."""
+    loader: DataLoader[Any] = DataLoader(
+        shares,
+        batch_size=None,
+        collate_fn=_as_is,
+        num_workers=arguments.num_workers,
+        pin_memory=pin_memory,
+        generator=torch.Generator().manual_seed(arguments.seed),  # else it would draw from the global generator
+    )
+    group: list[Share] = []
+    for share in loader:
+        group.append(share)
+        if len(group) == arguments.gradient_accumulation_steps:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def _as_is(item: Any) -> Any:
+    return item

@@ -1,0 +1,156 @@
+"""Stage 0: trains the CF backbone alone, which every later stage keeps frozen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..cf_encoder import CFEncoder, CFEncoderConfig, build_cf_encoder, pad_histories
+from ..data.prepared import PreparedData
+from ..errors import DataError
+from ..ranking import hit_at_k, ndcg_at_k, target_ranks
+from .arguments import StageArguments
+from .loop import run_stage
+from .samples import NegativeSampler, bucketed_batches, drawn, validation_targets
+from .task import Batch, StageTask
+
+VALIDATION_SCORES = 2**24  # scores held at once while validating
+
+
+class CFEncoderModule(nn.Module):
+    """The loss of a CF backbone as a module."""
+
+    def __init__(self, cf_encoder: CFEncoder) -> None:
+        super().__init__()
+        self.cf_encoder = cf_encoder
+
+    def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the backbone's training loss of a batch."""
+        return {"loss": self.cf_encoder.training_loss(batch)}
+
+
+class CFEncoderTask(StageTask):
+    """Stage 0 for the training loop: predict each item of a sequence from those before it.
+
+    Of each user the last `max_history_length + 1` items are read: all but the last are inputs, all but the first are
+    targets. Validation ranks the whole catalogue for each validation item, items the user has seen left out.
+
+    Args:
+        cf_encoder: What is trained.
+        data: Prepared data.
+        arguments: Batch size, seed and size of the validation.
+        split: What is trained on; with `"train+validation"` there is nothing to validate on.
+    """
+
+    name = "cf"
+    metric = "ndcg@10"
+
+    def __init__(
+        self,
+        cf_encoder: CFEncoder,
+        data: PreparedData,
+        arguments: StageArguments,
+        split: Literal["train", "train+validation"] = "train",
+    ) -> None:
+        if cf_encoder.num_items != data.num_items:
+            raise DataError(
+                f"the CF encoder has {cf_encoder.num_items} items, the data {data.name} have {data.num_items}; both "
+                "must have the same catalogue"
+            )
+        self.module = CFEncoderModule(cf_encoder)
+        self.cf_encoder = cf_encoder
+        self.batch_size, self.seed = arguments.batch_size, arguments.seed
+        sequences = data.sequences(split)
+        lengths = np.array([len(sequence) for sequence in sequences], dtype=np.int64)
+        self.items = np.concatenate(sequences)  # all sequences one after the other
+        self.users = np.flatnonzero(lengths > 1)
+        if not len(self.users):
+            raise DataError(f"{data.name}: no user has two interactions in {split}; there is nothing to train on")
+        self.ends = np.cumsum(lengths)[self.users]  # (S,) where in `items` each sequence ends
+        self.lengths = np.minimum(lengths[self.users] - 1, cf_encoder.config.max_history_length)  # (S,) of the inputs
+        self.negatives = NegativeSampler(data) if cf_encoder.config.loss == "bce" else None
+        held_out = drawn(validation_targets(data), arguments.max_validation_users, arguments.seed)
+        self.validation = held_out if split == "train" else held_out.take(np.arange(0))
+
+    def batches(self, epoch: int) -> Sequence[np.ndarray]:
+        """Return the rows of each batch of an epoch, sequences of similar length together."""
+        return bucketed_batches(self.lengths, self.batch_size, self.seed, epoch)
+
+    def collate(self, examples: np.ndarray, generator: np.random.Generator) -> Batch:
+        """Return inputs, mask and targets `(B, L)`, and negatives for the loss `bce`."""
+        lengths, width = self.lengths[examples], int(self.lengths[examples].max())
+        real = np.arange(width) >= width - lengths[:, None]  # (B, L)
+        places = self.ends[examples, None] - width + np.arange(width)  # of the targets; the input stands one before
+        targets = np.where(real, self.items[np.maximum(places, 0)], 0)
+        item_ids = np.where(real, self.items[np.maximum(places - 1, 0)], 0)
+        batch = {"item_ids": item_ids, "attention_mask": real, "targets": targets}
+        if self.negatives is not None:
+            users = np.repeat(self.users[examples], lengths)
+            batch["negatives"] = np.zeros_like(targets)
+            batch["negatives"][real] = self.negatives.negatives(users, generator)
+        return {name: torch.from_numpy(values) for name, values in batch.items()}
+
+    def loss_weight(self, batch: Batch) -> float:
+        """Return the number of targets."""
+        return float(batch["attention_mask"].sum())
+
+    @property
+    def num_validation_examples(self) -> int:
+        """The number of validation users."""
+        return len(self.validation)
+
+    @torch.no_grad()
+    def validate(self, examples: np.ndarray, device: torch.device) -> dict[str, np.ndarray]:
+        """Return NDCG@10 and Hit@10 in the whole catalogue for some validation users."""
+        step = max(1, VALIDATION_SCORES // (self.cf_encoder.num_items + 1))
+        starts = range(0, len(examples), step)
+        ranks = np.concatenate([self._ranks(examples[start : start + step], device) for start in starts])
+        return {"ndcg@10": ndcg_at_k(ranks, 10), "hit@10": hit_at_k(ranks, 10)}
+
+    def _ranks(self, examples: np.ndarray, device: torch.device) -> np.ndarray:
+        samples = self.validation.take(examples)
+        item_ids, mask = pad_histories(samples.histories, self.cf_encoder.config.max_history_length)
+        users = self.cf_encoder.encode_users(item_ids.to(device), mask.to(device))
+        scores = self.cf_encoder.score(users).float().cpu().numpy()
+        rows = np.repeat(np.arange(len(samples)), [len(history) for history in samples.histories])
+        seen = np.concatenate(samples.histories)
+        other = seen != samples.targets[rows]  # an item bought again stays a candidate when it is the target
+        scores[rows[other], seen[other]] = -np.inf
+        return target_ranks(scores, samples.targets)
+
+
+def train_cf_encoder(
+    data: PreparedData,
+    model: CFEncoder | CFEncoderConfig,
+    arguments: StageArguments,
+    output_dir: str | Path,
+    resume: bool = False,
+    split: Literal["train", "train+validation"] = "train",
+    progress: bool | None = None,
+) -> CFEncoder:
+    """Train a CF backbone and return it with the weights of its best validation, on the CPU in eval mode.
+
+    Args:
+        data: Prepared data.
+        model: The backbone, or its config for one with fresh weights drawn with `arguments.seed`.
+        arguments: Settings of the stage.
+        output_dir: Gets `training.json` and the checkpoints; the caller saves the backbone itself.
+        resume: Go on from the latest checkpoint.
+        split: `"train"`, or `"train+validation"` for the fair comparison with a stage 2 that saw the validation items;
+            it has no validation, so it runs for all its epochs and keeps the last weights.
+        progress: Show a progress bar; by default only on a terminal.
+    """
+    if isinstance(model, CFEncoder):
+        cf_encoder = model
+    else:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(arguments.seed)
+            cf_encoder = build_cf_encoder(model)
+    task = CFEncoderTask(cf_encoder, data, arguments, split)
+    run_stage(task, arguments, output_dir, resume=resume, progress=progress)
+    return cf_encoder.cpu().eval()

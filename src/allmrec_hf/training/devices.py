@@ -1,0 +1,43 @@
+"""Where a stage runs: the Accelerator, and the placement of a module."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedDataParallelKwargs
+from torch import nn
+
+from ..errors import ALLMRecError
+from .arguments import StageArguments
+
+
+def place(module: nn.Module, device: torch.device) -> None:
+    """Move a module to the device, unless a part of it is spread over several devices already."""
+    spread = [part for part in module.modules() if len(set(getattr(part, "hf_device_map", {}).values())) > 1]
+    if not spread:
+        module.to(device)
+
+
+def make_accelerator(arguments: StageArguments, output_dir: Path) -> Accelerator:
+    """Return an Accelerator for a stage; stages of one process may differ in precision."""
+    if arguments.mixed_precision == "fp16" and not torch.cuda.is_available():
+        raise ALLMRecError("mixed_precision fp16 needs a CUDA device and none was found; use bf16 or no")
+    if arguments.report_to != "none" and importlib.util.find_spec(arguments.report_to) is None:
+        raise ALLMRecError(f"report_to {arguments.report_to} needs the package: pip install {arguments.report_to}")
+    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != arguments.mixed_precision:
+        AcceleratorState._reset_state()
+    accelerator = Accelerator(
+        mixed_precision=arguments.mixed_precision,
+        device_placement=False,
+        log_with=None if arguments.report_to == "none" else arguments.report_to,
+        project_dir=output_dir,
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)],
+    )
+    if arguments.report_to != "none":
+        settings = {name: str(value) for name, value in arguments.to_dict().items()}
+        accelerator.init_trackers("allmrec", config=settings)
+    return accelerator

@@ -1,0 +1,424 @@
+"""The one training loop of all stages, on Accelerate."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import gather_object, send_to_device
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from ..errors import ALLMRecError, CheckpointError
+from ..files import written_whole
+from . import checkpoint as ckpt
+from .arguments import StageArguments
+from .batches import BatchShares, Share, step_groups
+from .devices import make_accelerator, place
+from .provenance import git_commit, library_versions
+from .task import Batch, StageResult, StageTask, set_training_mode
+
+logger = logging.getLogger(__name__)
+
+CHECKPOINTS_FOLDER = "checkpoints"
+RECORD_FILE = "training.json"
+# A resumed run may differ in these; any other change would end in other weights.
+_FREE_ON_RESUME = (
+    "keep_checkpoints",
+    "save_every_steps",
+    "log_every_steps",
+    "report_to",
+    "num_workers",
+    "time_limit_s",
+)
+
+
+def run_stage(
+    task: StageTask,
+    arguments: StageArguments,
+    output_dir: str | Path,
+    resume: bool = False,
+    progress: bool | None = None,
+) -> StageResult:
+    """Train one stage and leave the best weights (of the last epoch, without validation) in `task.module`.
+
+    The run is a function of the data, the module's weights and the arguments: killed at any moment and resumed, a
+    single process ends with bit for bit the weights of a run that was not interrupted.
+
+    Args:
+        task: The stage.
+        arguments: Its settings.
+        output_dir: Gets `training.json` and the folder `checkpoints`.
+        resume: Go on from the latest checkpoint, or start where there is none.
+        progress: Show a progress bar on standard error; by default only on a terminal.
+
+    Returns:
+        How the stage went. Resuming a finished stage trains nothing and returns its result again.
+
+    Raises:
+        ALLMRecError: when nothing can be trained, the loss is no longer finite, the disk is full, or the folder holds
+            checkpoints and `resume` is not given.
+        CheckpointError: when the checkpoint is damaged or belongs to other arguments, data or another model.
+    """
+    device_ids = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices=device_ids):
+        return _StageRun(task, arguments, Path(output_dir), progress).run(resume)
+
+
+@dataclass
+class _Progress:
+    """Where a run stands; everything of a checkpoint but tensors."""
+
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+    num_batches: int = 0
+    best: float | None = None
+    best_epoch: int = 0
+    best_file: str | None = None
+    bad_validations: int = 0
+    seconds: float = 0.0
+    stopped_by: str | None = None
+    finished: bool = False
+    sums: dict[str, float] = field(default_factory=dict)
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+class _Entry(nn.Module):
+    """Stand between the loop and the task's module, so that Accelerate's wrappers never touch the latter."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, batch: Batch) -> Mapping[str, Any]:
+        """Return what the stage's module returns."""
+        return self.module(batch)
+
+
+class _StageRun:
+    def __init__(self, task: StageTask, arguments: StageArguments, output_dir: Path, progress: bool | None) -> None:
+        self.task, self.arguments, self.output_dir = task, arguments, output_dir
+        self.folder = output_dir / CHECKPOINTS_FOLDER
+        self.show = progress
+        self.state = _Progress()
+        self.started = time.monotonic()
+        self.accelerator = make_accelerator(arguments, output_dir)
+        self.device = self.accelerator.device
+        self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
+        self.names = [name for name, value in task.module.named_parameters() if value.requires_grad]
+        if not self.names:
+            raise ALLMRecError(f"stage {task.name} has nothing to train: every parameter of its module is frozen")
+        place(task.module, self.device)
+        parameters = dict(task.module.named_parameters())
+        matrices = [name for name in self.names if parameters[name].ndim > 1]
+        vectors = [name for name in self.names if parameters[name].ndim <= 1]
+        self.names = matrices + vectors  # the order of the optimizer's parameters
+        self.parameters = [parameters[name] for name in self.names]
+        self.module, self.optimizer = self.accelerator.prepare(
+            _Entry(task.module), self._optimizer([parameters[n] for n in matrices], [parameters[n] for n in vectors])
+        )
+        self.sums: dict[str, Tensor] = {}
+        self.total_steps = 0
+
+    def _optimizer(self, matrices: list[nn.Parameter], vectors: list[nn.Parameter]) -> torch.optim.Optimizer:
+        groups = [
+            {"params": matrices, "weight_decay": self.arguments.weight_decay},
+            {"params": vectors, "weight_decay": 0.0},
+        ]
+        devices = {parameter.device for parameter in (*matrices, *vectors)}
+        return torch.optim.AdamW(
+            [group for group in groups if group["params"]],
+            lr=self.arguments.learning_rate,
+            betas=self.arguments.betas,
+            eps=self.arguments.epsilon,
+            fused=len(devices) == 1 and next(iter(devices)).type in ("cpu", "cuda"),
+        )
+
+    def run(self, resume: bool) -> StageResult:
+        torch.manual_seed(self.arguments.seed + self.rank)
+        latest = ckpt.latest(self.folder)
+        if latest is not None and not resume:
+            raise ALLMRecError(
+                f"{self.output_dir} holds checkpoints of an earlier run of stage {self.task.name}; resume it, or "
+                "choose another output folder"
+            )
+        if latest is not None:
+            self._restore(latest)
+        self._write_record(None)
+        steps = math.ceil(len(self._batches_of(self.state.epoch)) / self.arguments.gradient_accumulation_steps)
+        self.total_steps = min(self.arguments.max_steps or steps * self.arguments.epochs, steps * self.arguments.epochs)
+        try:
+            while not self.state.finished:
+                self._run_epoch()
+        finally:
+            for tracker in self.accelerator.trackers:
+                tracker.finish()
+        return self._finish()
+
+    def _run_epoch(self) -> None:
+        batches = self._batches_of(self.state.epoch)
+        if self.state.batch and len(batches) != self.state.num_batches:
+            raise CheckpointError(
+                f"the checkpoint was written with {self.state.num_batches} batches in epoch {self.state.epoch + 1}, "
+                f"now there are {len(batches)}: the data have changed; start the stage anew"
+            )
+        self.state.num_batches = len(batches)
+        set_training_mode(self.task.module)
+        with self._bar(batches) as bar:
+            shares = BatchShares(
+                self.task,
+                batches,
+                (self.arguments.seed, self.state.epoch),
+                self.state.batch,
+                (self.rank, self.world),
+            )
+            for group in step_groups(shares, self.arguments, pin_memory=self.device.type == "cuda"):
+                self._step(group, bar)
+                self.state.batch += len(group)
+                self.state.stopped_by = self._limit_reached()
+                every = self.arguments.save_every_steps
+                if self.state.stopped_by:
+                    break
+                if every and self.state.step % every == 0 and self.state.batch < len(batches):
+                    self._save()
+        self._end_epoch()
+
+    def _step(self, group: list[Share], bar: tqdm) -> None:
+        """Take one optimizer step on the weighted mean of the losses of all batches and processes."""
+        rate = self.arguments.learning_rate_at(self.state.step, self.total_steps)
+        for parameters in self.optimizer.param_groups:
+            parameters["lr"] = rate
+        total = self._sum_over_processes(sum(weight for _, weight, _ in group))
+        loss: Any = 0.0
+        for index, (batch, weight, _) in enumerate(group):
+            last = index == len(group) - 1
+            with nullcontext() if last else self.accelerator.no_sync(self.module):
+                outputs = self.module(send_to_device(batch, self.device, non_blocking=True))
+                share = weight * self.world / total if total else 0.0  # gradients are averaged over the processes
+                self.accelerator.backward(outputs["loss"] * share)
+            loss = loss + outputs["loss"].detach() * share
+            self._count(outputs, weight)
+        if self.arguments.max_grad_norm is not None:
+            self.accelerator.clip_grad_norm_(self.parameters, self.arguments.max_grad_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.state.step += 1
+        bar.update(self.world * sum(examples for _, _, examples in group))
+        if self.state.step % self.arguments.log_every_steps == 0:
+            bar.set_postfix(loss=f"{float(loss):.4f}", refresh=False)
+            self.accelerator.log({"train/loss": float(loss), "learning_rate": rate}, step=self.state.step)
+
+    def _count(self, outputs: Mapping[str, Any], weight: float) -> None:
+        dtype = torch.float32 if self.device.type == "mps" else torch.float64
+        values = {"weight": 1.0, **{name: value for name, value in outputs.items() if _is_scalar(value)}}
+        for name, value in values.items():
+            amount = torch.as_tensor(value, dtype=dtype, device=self.device).detach() * weight
+            self.sums[name] = self.sums[name] + amount if name in self.sums else amount
+
+    def _end_epoch(self) -> None:
+        """Validate, decide whether training ends, and write the checkpoint that says so."""
+        state, arguments = self.state, self.arguments
+        sums = self._gathered_sums()
+        weight = sums.pop("weight", 0.0)
+        means = {f"train/{name}": value / weight for name, value in sums.items()} if weight else {}
+        state.epoch, state.batch, state.sums, self.sums = state.epoch + 1, 0, {}, {}
+        entry: dict[str, float] = {"epoch": state.epoch, "step": state.step, **means}
+        if not math.isfinite(means.get("train/loss", 0.0)):
+            raise ALLMRecError(
+                f"stage {self.task.name}: the loss is no longer finite in epoch {state.epoch} (step {state.step}); "
+                "lower learning_rate, set max_grad_norm, or use mixed_precision no or bf16"
+            )
+        last = state.stopped_by is not None or state.epoch >= arguments.epochs
+        if self.task.num_validation_examples and (last or state.epoch % arguments.eval_every == 0):
+            metrics = self._validate()
+            entry |= {f"validation/{name}": value for name, value in metrics.items()}
+            self._compare(metrics)
+            patience = arguments.early_stopping_patience
+            if patience is not None and state.bad_validations >= patience and not last:
+                state.stopped_by, last = "early_stopping", True
+        state.history.append(entry)
+        self.accelerator.log({name: value for name, value in entry.items() if "/" in name}, step=state.step)
+        logger.info("%s: %s", self.task.name, ", ".join(f"{name} {value:.4g}" for name, value in entry.items()))
+        state.finished = last
+        if last and state.stopped_by is None:
+            state.stopped_by = "epochs"
+        self._save()
+
+    def _compare(self, metrics: Mapping[str, float]) -> None:
+        """Keep the weights where the validation is the best so far."""
+        state, name = self.state, self.task.metric
+        if name not in metrics:
+            raise ALLMRecError(
+                f"stage {self.task.name} is judged by {name!r}, but its validation gave {sorted(metrics)}"
+            )
+        value = metrics[name]
+        better = state.best is None or (value < state.best if "loss" in name else value > state.best)
+        state.bad_validations = 0 if better else state.bad_validations + 1
+        if better:
+            state.best, state.best_epoch = value, state.epoch
+            state.best_file = f"best-{state.step:08d}.safetensors"
+            if self.accelerator.is_main_process:
+                ckpt.save_best(self.folder, state.step, ckpt.module_state(self.task.module))
+
+    @torch.no_grad()
+    def _validate(self) -> dict[str, float]:
+        self.task.module.eval()
+        rows = np.arange(self.task.num_validation_examples)
+        mine = rows[self.rank :: self.world]
+        values: Mapping[str, np.ndarray] = {}
+        with self.accelerator.autocast():
+            if len(mine):
+                values = self.task.validate(mine, self.device)
+        gathered = [(mine, values)] if self.world == 1 else gather_object([(mine, values)])
+        names = sorted({name for _, part in gathered for name in part})
+        metrics = {}
+        for name in names:
+            whole = np.empty(len(rows), dtype=np.float64)  # in the order of the examples, whoever computed them
+            for numbers, part in gathered:
+                if len(numbers):
+                    whole[numbers] = part[name]
+            metrics[name] = float(whole.mean())
+        return metrics
+
+    def _save(self) -> None:
+        self.state.sums = self._gathered_sums()
+        self.state.seconds += time.monotonic() - self.started
+        self.started = time.monotonic()
+        tensors, values = ckpt.random_state(self.device)
+        mine = (ckpt.with_prefix(f"random{self.rank}|", tensors), values)
+        random = [mine] if self.world == 1 else gather_object([mine])
+        if not self.accelerator.is_main_process:
+            return
+        everything = {
+            **ckpt.with_prefix("module|", ckpt.module_state(self.task.module)),
+            **ckpt.with_prefix("optimizer|", ckpt.optimizer_tensors(self.optimizer, self.names)),
+        }
+        for part, _ in random:
+            everything |= part
+        scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else None
+        progress = {
+            **asdict(self.state), "stage": self.task.name, "processes": self.world, "scaler": scaler,
+            "random": [values for _, values in random], "arguments": self.arguments.to_dict(),
+        }  # fmt: skip
+        ckpt.save_checkpoint(self.folder, everything, progress, self.arguments.keep_checkpoints)
+
+    def _restore(self, path: Path) -> None:
+        tensors, progress = ckpt.load_checkpoint(path)
+        self._check_same_run(path, progress)
+        ckpt.load_module_state(self.task.module, ckpt.without_prefix("module|", tensors), f"checkpoint {path}")
+        ckpt.load_optimizer_tensors(self.optimizer, self.names, ckpt.without_prefix("optimizer|", tensors))
+        self.state = _Progress(**{name: progress[name] for name in _Progress.__dataclass_fields__})
+        if self.rank < len(progress["random"]):
+            random = ckpt.without_prefix(f"random{self.rank}|", tensors)
+            ckpt.restore_random_state(random, progress["random"][self.rank], self.device)
+        if progress["scaler"] and self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(progress["scaler"])
+        dtype = torch.float32 if self.device.type == "mps" else torch.float64
+        if self.rank == 0:
+            sums = self.state.sums.items()
+            self.sums = {name: torch.tensor(value, dtype=dtype, device=self.device) for name, value in sums}
+        logger.info("%s: resumed at step %d from %s", self.task.name, self.state.step, path)
+
+    def _check_same_run(self, path: Path, progress: Mapping[str, Any]) -> None:
+        if progress.get("stage") != self.task.name:
+            raise CheckpointError(f"checkpoint {path} is of stage {progress.get('stage')}, not of {self.task.name}")
+        saved, now = dict(progress["arguments"]), self.arguments.to_dict()
+        changed = [name for name in now if name not in _FREE_ON_RESUME and saved.get(name) != now[name]]
+        if changed:
+            listed = ", ".join(f"{name} {saved.get(name)} -> {now[name]}" for name in changed)
+            raise CheckpointError(
+                f"checkpoint {path} was written with other settings ({listed}); resume with the same ones or start anew"
+            )
+
+    def _finish(self) -> StageResult:
+        state = self.state
+        if state.best_file is not None:
+            self.accelerator.wait_for_everyone()
+            weights = ckpt.load_tensors(self.folder / state.best_file)
+            ckpt.load_module_state(self.task.module, weights, f"{self.folder / state.best_file}")
+        self.task.module.eval()
+        metric = self.task.metric if state.best is not None else None
+        best_epoch = state.best_epoch if state.best is not None else state.epoch
+        result = StageResult(
+            stage=self.task.name,
+            steps=state.step,
+            epochs=state.epoch,
+            stopped_by=str(state.stopped_by),
+            seconds=state.seconds,
+            metric=metric,
+            best=state.best,
+            best_epoch=best_epoch,
+            history=state.history,
+        )
+        self._write_record(result)
+        self.accelerator.wait_for_everyone()
+        return result
+
+    def _write_record(self, result: StageResult | None) -> None:
+        """Write `training.json`: what was run, with what, and, at the end, how it went."""
+        if not self.accelerator.is_main_process:
+            return
+        record = {
+            "stage": self.task.name,
+            "seed": self.arguments.seed,
+            "arguments": self.arguments.to_dict(),
+            "trained_parameters": sum(parameter.numel() for parameter in self.parameters),
+            "processes": self.world,
+            "device": str(self.device.type),
+            "versions": library_versions(),
+            "git_commit": git_commit(),
+            "result": None if result is None else result.to_dict(),
+        }
+        with written_whole(self.output_dir / RECORD_FILE) as temporary:
+            temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+    def _batches_of(self, epoch: int) -> Sequence[np.ndarray]:
+        batches = self.task.batches(epoch)
+        if not len(batches):
+            raise ALLMRecError(f"stage {self.task.name} has no training examples in epoch {epoch + 1}")
+        return batches
+
+    def _bar(self, batches: Sequence[np.ndarray]) -> tqdm:
+        hidden = not self.accelerator.is_main_process or (None if self.show is None else not self.show)
+        return tqdm(
+            total=sum(map(len, batches)),
+            initial=sum(map(len, batches[: self.state.batch])),
+            desc=f"{self.task.name} {self.state.epoch + 1}/{self.arguments.epochs}",
+            unit="example",
+            leave=False,
+            disable=hidden,
+        )
+
+    def _limit_reached(self) -> str | None:
+        if self.arguments.max_steps is not None and self.state.step >= self.arguments.max_steps:
+            return "max_steps"
+        if self.arguments.time_limit_s is None:
+            return None
+        late = self.state.seconds + time.monotonic() - self.started > self.arguments.time_limit_s
+        return "time_limit" if self._sum_over_processes(float(late)) else None
+
+    def _sum_over_processes(self, value: float) -> float:
+        if self.world == 1:
+            return value
+        tensor = torch.tensor(value, dtype=torch.float32, device=self.device)
+        return float(self.accelerator.reduce(tensor, reduction="sum"))
+
+    def _gathered_sums(self) -> dict[str, float]:
+        if self.world == 1:
+            return {name: float(value) for name, value in self.sums.items()}
+        parts = gather_object([{name: float(value) for name, value in self.sums.items()}])
+        return {name: math.fsum(part.get(name, 0.0) for part in parts) for name in sorted(set().union(*parts))}
+
+
+def _is_scalar(value: Any) -> bool:
+    return isinstance(value, (int, float)) or (isinstance(value, Tensor) and value.ndim == 0)

@@ -1,0 +1,133 @@
+"""Stage 2: trains the two projectors around the frozen LLM."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..data.prepared import PreparedData
+from ..losses import listwise_loss
+from ..modeling_allmrec import ALLMRecModel
+from ..processing_allmrec import ALLMRecProcessor
+from ..ranking import hit_at_k, ndcg_at_k, reciprocal_rank, target_ranks
+from .arguments import StageArguments
+from .samples import NegativeSampler, bucketed_batches, last_of_training, validation_targets
+from .task import Batch, StageTask
+
+HELD_OUT_SHARE = 0.1
+
+
+class ProjectionModule(nn.Module):
+    """The loss of stage 2 as a module; everything but the projectors is frozen and in eval mode.
+
+    Args:
+        model: The model with its LLM attached.
+        loss: `"lm"`: cross entropy on the answer's tokens (paper, eq. 9). `"listwise"`: softmax over the candidates'
+            length-normalised log-likelihoods (not in the paper): dearer, and aimed at the ranking itself.
+        temperature: Of the listwise softmax.
+    """
+
+    def __init__(self, model: ALLMRecModel, loss: Literal["lm", "listwise"] = "lm", temperature: float = 1.0) -> None:
+        super().__init__()
+        self.model = model
+        self.loss = loss
+        self.temperature = temperature
+        model.requires_grad_(False)
+        model.user_projector.requires_grad_(True)
+        model.item_projector.requires_grad_(True)
+
+    def forward(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Return `loss` for a batch of `ProjectionTask.collate`."""
+        if self.loss == "lm":
+            return {"loss": self.model(**batch).loss}
+        rest: dict[str, Any] = {
+            name: value for name, value in batch.items() if name not in ("candidate_ids", "target_columns")
+        }
+        tokens = self.model.candidate_log_likelihoods(**rest)
+        scores = tokens.sum(dim=-1) / batch["answer_mask"].sum(dim=-1).clamp(min=1)
+        return {"loss": listwise_loss(scores, batch["target_columns"], self.temperature)}
+
+
+class ProjectionTask(StageTask):
+    """Stage 2 for the training loop.
+
+    Args:
+        module: The loss.
+        processor: Makes the prompts.
+        data: Prepared data.
+        targets: `"train"`: the last training item of each user, which the frozen backbone has been trained on (the
+            paper). `"validation"`: the validation item, which it has not seen, so that the user representation is as
+            good as it will be in use, and no better; a tenth of the users is held out to validate. The backbone
+            trained on the same data (train + validation) is then the fair comparison.
+        num_candidates: C, target included.
+        arguments: Batch size, seed and size of the validation.
+    """
+
+    name = "project"
+    metric = "ndcg@10"
+
+    def __init__(
+        self,
+        module: ProjectionModule,
+        processor: ALLMRecProcessor,
+        data: PreparedData,
+        targets: Literal["train", "validation"],
+        num_candidates: int,
+        arguments: StageArguments,
+    ) -> None:
+        self.module: ProjectionModule = module
+        self.processor = processor
+        self.num_candidates = num_candidates
+        self.batch_size = arguments.batch_size
+        self.seed = arguments.seed
+        self.sampler = NegativeSampler(data)
+        held_out = validation_targets(data)
+        order = np.random.default_rng(arguments.seed).permutation(len(held_out))
+        count = max(1, int(len(held_out) * HELD_OUT_SHARE)) if targets == "validation" else len(held_out)
+        count = min(count, arguments.max_validation_users or count)
+        rows = np.sort(order[:count])
+        self.validation = held_out.take(rows)
+        self.validation_candidates = data.candidates("validation").take(rows)
+        self.samples = held_out.take(np.sort(order[count:])) if targets == "validation" else last_of_training(data)
+        self._title_tokens = np.array([0, *(len(processor.answer_tokens(i)) for i in range(1, data.num_items + 1))])
+
+    def batches(self, epoch: int) -> list[np.ndarray]:
+        """Return the rows of each batch of an epoch, prompts of similar length together."""
+        shown = self.processor.history_in_prompt
+        lengths = np.array([self._title_tokens[history[-shown:]].sum() for history in self.samples.histories])
+        return bucketed_batches(lengths, self.batch_size, self.seed, epoch)
+
+    def collate(self, examples: np.ndarray, generator: np.random.Generator) -> Batch:
+        """Return one training batch, with fresh negatives and a fresh order of the candidates."""
+        samples = self.samples.take(examples)
+        candidates = self.sampler.candidates(samples, self.num_candidates, generator)
+        histories = [history.tolist() for history in samples.histories]
+        if self.module.loss == "lm":
+            return dict(self.processor.training_batch(histories, candidates.tolist(), samples.targets.tolist()))
+        permutation = int(generator.integers(2**31))
+        batch = dict(self.processor(histories, candidates.tolist(), permutation=permutation))
+        columns = (candidates == samples.targets[:, None]).argmax(axis=1)
+        return {**batch, "target_columns": torch.from_numpy(columns)}
+
+    def loss_weight(self, batch: Batch) -> float:
+        """Return the number of answer tokens, or of users for the listwise loss."""
+        return float((batch["labels"] != -100).sum()) if "labels" in batch else super().loss_weight(batch)
+
+    @property
+    def num_validation_examples(self) -> int:
+        """The number of validation users."""
+        return len(self.validation)
+
+    @torch.no_grad()
+    def validate(self, examples: np.ndarray, device: torch.device) -> dict[str, np.ndarray]:
+        """Return Hit@1, NDCG@10 and reciprocal rank of some validation users on their candidates."""
+        candidates = self.validation_candidates.take(examples)
+        histories = [history.tolist() for history in self.validation.take(examples).histories]
+        batch = self.processor(histories, candidates.items.tolist()).to(device)
+        scores = self.module.model.score(**batch).float().cpu().numpy()
+        ranks = target_ranks(scores, candidates.target_columns)
+        return {"ndcg@10": ndcg_at_k(ranks, 10), "hit@1": hit_at_k(ranks, 1), "mrr": reciprocal_rank(ranks)}

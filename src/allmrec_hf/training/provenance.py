@@ -1,0 +1,41 @@
+"""Where a result comes from: versions of the libraries and the commit of this package's source."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from .._version import __version__
+
+LIBRARIES = ("torch", "transformers", "accelerate", "sentence-transformers", "datasets", "numpy", "polars")
+
+
+def library_versions() -> dict[str, str]:
+    """Return the versions of this package, of Python and of the libraries that training depends on."""
+    found = {"allmrec-hf": __version__, "python": platform.python_version()}
+    for name in LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def git_commit() -> str | None:
+    """Return the commit of the source this package runs from, `+changed` after it where files differ; else None."""
+    source = Path(__file__).resolve()
+    try:
+        _git(
+            source.parent, "ls-files", "--error-unmatch", source.name
+        )  # not some other repository around an installed copy
+        changed = _git(source.parent, "status", "--porcelain", "--untracked-files=no")
+        return _git(source.parent, "rev-parse", "HEAD") + ("+changed" if changed else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _git(directory: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(directory), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()

@@ -1,0 +1,424 @@
+"""The three stages in order, into one run folder that is itself a loadable checkpoint.
+
+```
+runs/x/cf/        the backbone alone      runs/x/align/    after stage 1, without LLM
+runs/x/           the latest stage's model, processor, card and `run.json`
+```
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from ..cf_encoder import MODEL_TYPE_PREFIX, CFEncoder, cf_encoder_class
+from ..configuration_allmrec import ALLMRecConfig
+from ..data.prepared import PreparedData
+from ..errors import ALLMRecError, CheckpointError
+from ..files import folder_written_whole, written_whole
+from ..hub.card import CARD_DATA_FILE, ALLMRecCard, read_card, write_card
+from ..modeling_allmrec import ALLMRecModel
+from ..processing_allmrec import ALLMRecProcessor
+from ..prompt import PromptTemplate
+from .alignment import AlignmentModule, AlignmentTask, text_embedding_table
+from .arguments import StageArguments, preset
+from .cf_encoder import train_cf_encoder
+from .loop import StageResult, run_stage
+from .projection import ProjectionModule, ProjectionTask
+
+logger = logging.getLogger(__name__)
+
+STAGES = ("cf", "align", "project")
+RUN_FILE = "run.json"
+DEFAULT_TEXT_ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """What a run is made of; what a stage's loop needs is in `StageArguments`.
+
+    Attributes:
+        cf: Name of the CF backbone.
+        cf_options: Fields of its config, such as `hidden_size`; the data give `num_items`.
+        llm: Id or path of the frozen LLM.
+        llm_revision: Its revision on the Hub.
+        llm_options: Passed to `AutoModelForCausalLM.from_pretrained`: dtype, device_map, quantization_config, ...
+        text_encoder: Id or path of the text encoder.
+        fine_tune_text_encoder: Train it in stage 1 (the paper), or embed every text once.
+        joint_dim: d_joint.
+        alpha: Weight of the item reconstruction.
+        beta: Weight of the text reconstruction.
+        positions: Stage 1 trains on the `"last"` position of each user or on `"all"`.
+        targets: Stage 2's targets, `"validation"` items that the backbone has not seen, or the last of `"train"`.
+        projection_loss: `"lm"` (the paper) or `"listwise"`.
+        temperature: Of the listwise softmax.
+        history_in_prompt: History items that the prompt names.
+        num_candidates: Candidates in a training prompt.
+        prompt: A prompt template of one's own; the paper's in the words of the data's domain where not given.
+        item_embedding: The rule of `ALLMRecConfig.item_embedding`.
+        score_normalization: As in `ALLMRecConfig`.
+        include_llm: Save the LLM's weights in the run folder too.
+        checkpoint_activations: Trade time for memory in stage 2.
+    """
+
+    cf: str = "sasrec"
+    cf_options: dict[str, Any] | None = None
+    llm: str | None = None
+    llm_revision: str | None = None
+    llm_options: dict[str, Any] | None = None
+    text_encoder: str = DEFAULT_TEXT_ENCODER
+    fine_tune_text_encoder: bool = True
+    joint_dim: int = 128
+    alpha: float = 0.5
+    beta: float = 0.5
+    positions: Literal["last", "all"] = "last"
+    targets: Literal["validation", "train"] = "validation"
+    projection_loss: Literal["lm", "listwise"] = "lm"
+    temperature: float = 1.0
+    history_in_prompt: int = 10
+    num_candidates: int = 20
+    prompt: dict[str, str] | None = None
+    item_embedding: Literal["auto", "cf", "text"] = "auto"
+    score_normalization: Literal["sum", "mean"] = "sum"
+    include_llm: bool = False
+    checkpoint_activations: bool = False
+
+
+def run_settings(preset_name: str) -> RunSettings:
+    """Return the settings of a preset.
+
+    `"default"` is the strongest recipe we know, `"paper"` the published one (arXiv 2404.11343), `"quick"` a few
+    minutes on two cores whatever the data.
+    """
+    if preset_name == "paper":
+        options = {"hidden_size": 50, "dropout": 0.5, "loss": "bce", "attend_padding": True}
+        return RunSettings(cf_options=options, targets="train", item_embedding="cf")
+    if preset_name == "quick":
+        return RunSettings(fine_tune_text_encoder=False)
+    if preset_name == "default":
+        return RunSettings()
+    raise ALLMRecError(f"unknown preset {preset_name!r}; known are default, paper, quick")
+
+
+def train(
+    data: PreparedData,
+    output_dir: str | Path,
+    settings: RunSettings,
+    stages: tuple[str, ...] = STAGES,
+    arguments: dict[str, StageArguments] | None = None,
+    preset_name: str = "default",
+    resume: bool = False,
+) -> Path:
+    """Train the given stages in order and leave a loadable checkpoint in `output_dir`.
+
+    Args:
+        data: Prepared data.
+        output_dir: The run folder; it must be empty or new, unless `resume` is set or earlier stages are in it.
+        settings: What the run is made of.
+        stages: Of `"cf"`, `"align"`, `"project"`; a later stage alone builds on what the folder holds.
+        arguments: The loop's settings by stage; those of the preset where not given.
+        preset_name: See `run_settings`.
+        resume: Go on where an interrupted run stopped; finished stages are not trained again.
+
+    Raises:
+        ALLMRecError: when the folder is not empty, an earlier stage is missing, or a part cannot be loaded.
+    """
+    run = _Run(data, Path(output_dir), settings, preset_name, arguments or {}, resume)
+    run.check(stages)
+    for stage in STAGES:
+        if stage in stages:
+            logger.info("stage %s", stage)
+            getattr(run, f"stage_{stage}")()
+    return run.output
+
+
+class _Run:
+    """One run: its folder, and what earlier stages left for later ones."""
+
+    def __init__(
+        self,
+        data: PreparedData,
+        output: Path,
+        settings: RunSettings,
+        preset_name: str,
+        arguments: dict[str, StageArguments],
+        resume: bool,
+    ) -> None:
+        self.data = data
+        self.output = output
+        self.settings = settings
+        self.preset = preset_name
+        self.arguments = {stage: arguments.get(stage) or preset(preset_name, stage) for stage in STAGES}
+        self.resume = resume
+
+    # -- before anything is trained
+
+    def check(self, stages: tuple[str, ...]) -> None:
+        unknown = set(stages) - set(STAGES)
+        if unknown or not stages:
+            raise ALLMRecError(f"unknown stages {sorted(unknown)}; known are {', '.join(STAGES)}, in this order")
+        cf_encoder_class(self.settings.cf)
+        first = min(stages, key=STAGES.index)
+        needed = {"cf": None, "align": "cf", "project": "align"}[first]
+        if needed is not None and not (self.output / needed / "config.json").exists():
+            raise ALLMRecError(
+                f"stage {first} builds on stage {needed}, which {self.output} does not hold; "
+                f"run `allmrec train --stage {needed}` into the same folder first, or --stage all"
+            )
+        if needed is None and not self.resume and self.output.exists() and any(self.output.iterdir()):
+            raise ALLMRecError(
+                f"the output folder {self.output} is not empty; choose another, or pass --resume to go on with that run"
+            )
+        if "project" in stages and self.settings.llm is None:
+            raise ALLMRecError("stage project needs an LLM: --llm ID_OR_PATH, such as facebook/opt-1.3b")
+        if self.resume and (self.output / RUN_FILE).exists():
+            before = json.loads((self.output / RUN_FILE).read_text(encoding="utf-8"))
+            self._check_unchanged(before)
+        self.output.mkdir(parents=True, exist_ok=True)
+        self._write_run_file()
+
+    def _record(self) -> dict[str, Any]:
+        return {
+            "data": {"name": self.data.name, "counts": self.data.info.get("counts", {})},
+            "preset": self.preset,
+            "settings": json.loads(json.dumps(asdict(self.settings), default=str)),
+            "stages": {stage: arguments.to_dict() for stage, arguments in self.arguments.items()},
+        }
+
+    def _check_unchanged(self, before: dict[str, Any]) -> None:
+        now = self._record()
+        changed = [key for key in ("data", "settings", "stages") if before.get(key) != now[key]]
+        if changed:
+            names = [
+                f"{key}.{name}: {before[key].get(name)!r} -> {now[key].get(name)!r}"
+                for key in changed
+                for name in sorted({*before[key], *now[key]})
+                if before[key].get(name) != now[key].get(name)
+            ]
+            raise ALLMRecError(
+                f"--resume goes on with the same settings, but these differ from {self.output / RUN_FILE}: "
+                f"{'; '.join(names[:5])}; give the old ones, or train into another folder"
+            )
+
+    def _write_run_file(self) -> None:
+        with written_whole(self.output / RUN_FILE) as temporary:
+            temporary.write_text(json.dumps(self._record(), indent=2) + "\n", encoding="utf-8")
+
+    def _finished(self, stage: str) -> bool:
+        """Tell whether a resumed run has this stage behind it; `config.json` is a stage's last file to be written."""
+        where = self.output / stage if stage != "project" else self.output / "project" / "done"
+        return self.resume and ((where / "config.json").exists() or where.is_file())
+
+    def _stage_directory(self, stage: str) -> Path:
+        return self.output / "checkpoints" / stage
+
+    # -- the stages
+
+    def stage_cf(self) -> None:
+        if self._finished("cf"):
+            return
+        config = cf_encoder_class(self.settings.cf).config_class(
+            num_items=self.data.num_items, **(self.settings.cf_options or {})
+        )
+        arguments = self.arguments["cf"]
+        cf_encoder = train_cf_encoder(self.data, config, arguments, self._stage_directory("cf"), self.resume)
+        for directory in (self.output / "cf", self.output):
+            with folder_written_whole(directory) as folder:
+                cf_encoder.save_pretrained(str(folder))
+                self.data.catalog.save(folder)
+        self._write_card(self._card(cf_encoder, None))
+
+    def _load_cf(self) -> CFEncoder:
+        return cf_encoder_class(self.settings.cf).from_pretrained(str(self.output / "cf")).eval()
+
+    def stage_align(self) -> None:
+        if self._finished("align"):
+            return
+        cf_encoder, text_encoder = self._load_cf(), self._load_text_encoder()
+        fine_tune = self.settings.fine_tune_text_encoder
+        text_dim = _width(text_encoder)
+        config = ALLMRecConfig(
+            cf_config=cf_encoder.config,
+            joint_dim=self.settings.joint_dim,
+            text_dim=text_dim,
+            text_encoder_name_or_path=self.settings.text_encoder,
+            text_encoder_included=fine_tune,
+            item_embedding=self.settings.item_embedding,
+            score_normalization=self.settings.score_normalization,
+        )
+        arguments = self.arguments["align"]
+        torch.manual_seed(arguments.seed)
+        model = ALLMRecModel(config)
+        model.cf_encoder.load_state_dict(cf_encoder.state_dict())
+        model.attach_text_encoder(text_encoder)
+        texts = self.data.catalog.texts()
+        module = AlignmentModule(
+            model.cf_encoder, model.aligner, texts, text_encoder, fine_tune, self.settings.alpha, self.settings.beta
+        )
+        task = AlignmentTask(module, self.data, self.settings.positions, arguments)
+        run_stage(task, arguments, self._stage_directory("align"), self.resume)
+        fill_item_table(model.cpu(), self.data, text_embedding_table(text_encoder, texts))
+        model.save_pretrained(self.output / "align")
+        model.save_pretrained(self.output)
+        self._write_card(self._card(model.cf_encoder, model))
+
+    def stage_project(self) -> None:
+        if self._finished("project"):
+            return
+        model = ALLMRecModel.from_pretrained(self.output / "align", language_model=None)
+        language_model, tokenizer = self._load_llm()
+        arguments = self.arguments["project"]
+        torch.manual_seed(arguments.seed)
+        model.config.base_model_name_or_path = self.settings.llm
+        model.config.base_model_revision = self.settings.llm_revision
+        model.attach_language_model(language_model)
+        processor = self._processor(tokenizer, model)
+        model.config.tokenizer_fingerprint = processor.fingerprint
+        if self.settings.checkpoint_activations:
+            model.checkpoint_activations()
+        module = ProjectionModule(model, self.settings.projection_loss, self.settings.temperature)
+        task = ProjectionTask(
+            module, processor, self.data, self.settings.targets, self.settings.num_candidates, arguments
+        )
+        run_stage(task, arguments, self._stage_directory("project"), self.resume)
+        processor.save_pretrained(self.output)
+        model.save_pretrained(self.output, include_llm=self.settings.include_llm)
+        self._write_card(self._card(model.cf_encoder, model))
+        (self.output / "project").mkdir(exist_ok=True)
+        (self.output / "project" / "done").touch()
+
+    # -- parts from elsewhere
+
+    def _load_text_encoder(self) -> Any:
+        from sentence_transformers import SentenceTransformer
+
+        try:
+            return SentenceTransformer(self.settings.text_encoder)
+        except (OSError, ValueError) as error:
+            raise CheckpointError(
+                f"the text encoder {self.settings.text_encoder!r} cannot be loaded: {error}; "
+                "--text-encoder takes a sentence-transformers id or folder"
+            ) from error
+
+    def _load_llm(self) -> tuple[Any, Any]:
+        name, revision = self.settings.llm, {}
+        if self.settings.llm_revision is not None:
+            revision = {"revision": self.settings.llm_revision}
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(name, **revision)
+            llm = AutoModelForCausalLM.from_pretrained(name, **revision, **(self.settings.llm_options or {}))
+        except (OSError, ValueError) as error:
+            raise CheckpointError(
+                f"the LLM {name!r} cannot be loaded: {error}; --llm takes a Hub id or the folder of a causal LM with "
+                "its tokenizer"
+            ) from error
+        rows = llm.get_input_embeddings().weight.shape[0]
+        if len(tokenizer) > rows:
+            raise CheckpointError(
+                f"the tokenizer of {name!r} has {len(tokenizer)} tokens but the LLM embeds {rows}: "
+                "it belongs to another LLM"
+            )
+        return llm, tokenizer
+
+    def _processor(self, tokenizer: Any, model: ALLMRecModel) -> ALLMRecProcessor:
+        text_config: Any = model.config.text_config
+        processor = ALLMRecProcessor(
+            tokenizer,
+            self.settings.prompt or PromptTemplate.for_domain(self.data.domain).to_dict(),
+            history_in_prompt=self.settings.history_in_prompt,
+            max_history_length=model.cf_encoder.config.max_history_length,
+            max_length=getattr(text_config, "max_position_embeddings", None) or 2048,
+        )
+        processor.catalog = self.data.catalog
+        return processor
+
+    # -- the card
+
+    def _card(self, cf_encoder: CFEncoder, model: ALLMRecModel | None) -> ALLMRecCard:
+        llm = None if model is None else model.language_model
+        trained = {}
+        if model is not None:
+            parts = {
+                "aligner": model.aligner,
+                "user projector": model.user_projector,
+                "item projector": model.item_projector,
+            }
+            trained = {name: _count(part) for name, part in parts.items() if part is not None}
+        stages = [stage for stage in STAGES if self._trained(stage, model)]
+        return ALLMRecCard(
+            name=f"{'A-LLMRec' if model is not None else self.settings.cf} on {self.data.name}",
+            base_model=self.settings.llm if llm is not None else None,
+            base_model_revision=self.settings.llm_revision,
+            base_model_parameters=None if llm is None else _count(llm),
+            includes_base_model=llm is not None and self.settings.include_llm,
+            cf_backbone=cf_encoder.config.model_type.removeprefix(MODEL_TYPE_PREFIX),
+            backbone_only=model is None,
+            cf_parameters=_count(cf_encoder),
+            trained_parameters=trained,
+            text_encoder=None if model is None else self.settings.text_encoder,
+            dataset_name=self.data.name,
+            dataset_source=str(self.data.info.get("source", "")) or None,
+            counts={
+                k: v for k, v in self.data.info.get("counts", {}).items() if k in ("users", "items", "interactions")
+            },
+            training={stage: _shown(self.arguments[stage]) for stage in stages},
+            seeds={stage: self.arguments[stage].seed for stage in stages},
+            warnings=[str(self.data.info["warning"])] if self.data.info.get("warning") else [],
+            example_history=[self.data.catalog.item_id(int(index)) for index in self.data.sequence(0)[:3]],
+        )
+
+    def _trained(self, stage: str, model: ALLMRecModel | None) -> bool:
+        if stage == "project":
+            return model is not None and model.language_model is not None
+        return stage == "cf" or model is not None
+
+    def _write_card(self, card: ALLMRecCard) -> None:
+        if (self.output / CARD_DATA_FILE).exists():
+            card = replace(card, license=read_card(self.output).license)
+        write_card(card, self.output)
+
+
+def _width(text_encoder: Any) -> int:
+    """Return d_text; sentence-transformers 6 renamed the method."""
+    ask = getattr(text_encoder, "get_embedding_dimension", None) or text_encoder.get_sentence_embedding_dimension
+    return int(ask())
+
+
+def _count(module: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _shown(arguments: StageArguments) -> dict[str, Any]:
+    names = ("epochs", "max_steps", "batch_size", "learning_rate", "weight_decay", "mixed_precision")
+    return {name: value for name, value in arguments.to_dict().items() if name in names and value is not None}
+
+
+@torch.no_grad()
+def fill_item_table(model: ALLMRecModel, data: PreparedData, text_embeddings: torch.Tensor) -> None:
+    """Write `q_i` and training counts of every item into the model, and give cold items a CF embedding.
+
+    An item that no training sequence holds gets the CF embedding decoded from its text, so that it can be retrieved
+    and stand in a history; its own row of the backbone never met an interaction.
+
+    Args:
+        model: The model after stage 1.
+        data: The data it was trained on.
+        text_embeddings: `(N + 1, d_text)` by the text encoder of stage 1.
+    """
+    joint = model.aligner.encode_texts(text_embeddings.to(model.device))
+    joint[0] = 0
+    counts = torch.from_numpy(data.item_counts("train")).to(model.device)
+    model.item_table.text_joint_embeddings = joint
+    model.item_table.interaction_counts = counts
+    cold = (counts == 0).nonzero().flatten()
+    cold = cold[cold > 0]
+    model.cf_encoder.item_embeddings[cold] = model.aligner.decode_items(joint[cold])
+
+
+__all__ = ["RunSettings", "StageResult", "fill_item_table", "run_settings", "train"]

@@ -1,0 +1,129 @@
+"""What a training step is made of: one history and one target for each user, and batches of similar length."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..data.candidates import Touched, sample_candidates, title_groups
+from ..data.prepared import PreparedData
+from ..errors import DataError
+
+REJECTION_ROUNDS = 200
+BUCKET_BATCHES = 50  # batches that are sorted by length together
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Histories and the item that follows each.
+
+    Attributes:
+        users: `(S,)` user numbers.
+        histories: S arrays of catalogue indices in time order.
+        targets: `(S,)` catalogue indices.
+    """
+
+    users: np.ndarray
+    histories: Sequence[np.ndarray]
+    targets: np.ndarray
+
+    def __len__(self) -> int:
+        """Return S."""
+        return len(self.users)
+
+    def take(self, rows: np.ndarray) -> Samples:
+        """Return some samples, in the order of the rows."""
+        return Samples(self.users[rows], [self.histories[row] for row in rows], self.targets[rows])
+
+
+def last_of_training(data: PreparedData) -> Samples:
+    """Return the last item of every training sequence and what came before it (the paper's targets)."""
+    sequences = data.sequences("train")
+    users = np.array([user for user, sequence in enumerate(sequences) if len(sequence) > 1], dtype=np.int64)
+    if not len(users):
+        raise DataError(f"{data.name}: no user has two training interactions; there is nothing to train on")
+    histories = [sequences[user][:-1] for user in users]
+    return Samples(users, histories, np.array([sequences[user][-1] for user in users], dtype=np.int64))
+
+
+def validation_targets(data: PreparedData) -> Samples:
+    """Return every validation item and the training sequence before it."""
+    candidates = data.candidates("validation")
+    return Samples(candidates.users, [data.history(int(u), "validation") for u in candidates.users], candidates.targets)
+
+
+def drawn(samples: Samples, count: int | None, seed: int) -> Samples:
+    """Return at most `count` samples, drawn once with a seed, in their order; all where `count` is None."""
+    if count is None or count >= len(samples):
+        return samples
+    return samples.take(np.sort(np.random.default_rng(seed).permutation(len(samples))[:count]))
+
+
+class NegativeSampler:
+    """Draws items that a user touched neither in the training nor in the validation part.
+
+    The test item may be drawn, as any other: training must not know which one it is.
+
+    Args:
+        data: Prepared data.
+    """
+
+    def __init__(self, data: PreparedData) -> None:
+        sequences = data.sequences("train+validation")
+        users = np.repeat(np.arange(len(sequences)), [len(sequence) for sequence in sequences])
+        self._touched = Touched(users, np.concatenate(sequences), data.num_items)
+        self._groups = title_groups(data.catalog.frame["title"])
+        self._user_ids = data.user_ids
+        self._num_items = data.num_items
+
+    def candidates(self, samples: Samples, num_candidates: int, generator: np.random.Generator) -> np.ndarray:
+        """Return `(S, C)` the target and C - 1 negatives of each sample, shuffled, no title twice."""
+        return sample_candidates(
+            samples.users,
+            samples.targets,
+            self._touched,
+            self._groups,
+            num_candidates,
+            seed=int(generator.integers(2**63)),
+            split="train",
+            user_ids=self._user_ids,
+        ).items
+
+    def negatives(self, users: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+        """Return `(P,)` one uniform negative for each of `users` `(P,)`, which may repeat.
+
+        Raises:
+            DataError: when a user touched (nearly) every item.
+        """
+        items = np.zeros(len(users), dtype=np.int64)
+        open_rows = np.arange(len(users))
+        for _ in range(REJECTION_ROUNDS):
+            items[open_rows] = generator.integers(1, self._num_items + 1, len(open_rows))
+            open_rows = open_rows[self._touched.contains(users[open_rows], items[open_rows, None])[:, 0]]
+            if not len(open_rows):
+                return items
+        user = self._user_ids[int(users[open_rows[0]])]
+        raise DataError(
+            f"user {user!r} touched nearly all of the {self._num_items} items; there is no negative for them"
+        )
+
+
+def bucketed_batches(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
+    """Return the rows of one epoch as shuffled batches of similar length, so that little is padding.
+
+    Args:
+        lengths: `(S,)` length of each sample.
+        batch_size: Rows in a batch; the last one may be smaller.
+        seed: The seed; seed and epoch alone decide the order.
+        epoch: The epoch, from 0.
+    """
+    generator = np.random.default_rng([seed, epoch])
+    order = generator.permutation(len(lengths))
+    batches: list[np.ndarray] = []
+    for start in range(0, len(order), batch_size * BUCKET_BATCHES):
+        rows = order[start : start + batch_size * BUCKET_BATCHES]
+        rows = rows[np.argsort(lengths[rows], kind="stable")]
+        batches += [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
+    return [batches[number] for number in generator.permutation(len(batches))]

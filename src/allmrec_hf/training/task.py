@@ -1,0 +1,105 @@
+"""What a stage tells the loop about itself, and what the loop tells back."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+Batch = dict[str, Any]
+
+
+class StageTask(ABC):
+    """Describe one stage: what is trained, on which batches, and how it is validated.
+
+    Attributes:
+        name: The stage's name, in logs and files.
+        module: `module(batch)` returns a mapping with the scalar `"loss"`, a mean over `loss_weight(batch)` terms, and
+            any further scalars to log. Only its parameters with `requires_grad` are trained and checkpointed; parts
+            whose parameters are all frozen stay in eval mode.
+        metric: The validation metric that picks the best weights; one with "loss" in its name is better when lower.
+    """
+
+    name: str
+    module: nn.Module
+    metric: str = "loss"
+
+    @abstractmethod
+    def batches(self, epoch: int) -> Sequence[np.ndarray]:
+        """Return the example numbers of each batch of an epoch; the same for the same epoch whenever it is asked."""
+
+    @abstractmethod
+    def collate(self, examples: np.ndarray, generator: np.random.Generator) -> Batch:
+        """Return the batch of some examples as CPU tensors; all randomness comes from `generator`."""
+
+    def loss_weight(self, batch: Batch) -> float:
+        """Return the number of terms the loss of a batch is the mean of; by default its rows.
+
+        Batches of one optimizer step are averaged with this weight, so neither the number of processes nor gradient
+        accumulation changes what is trained.
+        """
+        return float(len(next(value for value in batch.values() if isinstance(value, torch.Tensor))))
+
+    @property
+    def num_validation_examples(self) -> int:
+        """The number of validation examples; 0 where the stage has no validation."""
+        return 0
+
+    def validate(self, examples: np.ndarray, device: torch.device) -> Mapping[str, np.ndarray]:
+        """Return metrics of some validation examples, one value per example; the loop gathers and averages them."""
+        raise NotImplementedError(f"{type(self).__name__} has validation examples, so it must implement validate")
+
+
+@dataclass
+class StageResult:
+    """Hold how a stage went.
+
+    Attributes:
+        stage: The stage's name.
+        steps: Optimizer steps taken.
+        epochs: Epochs begun.
+        stopped_by: `epochs`, `max_steps`, `early_stopping` or `time_limit`.
+        seconds: Wall-clock time, over all attempts of a resumed run.
+        metric: Name of the metric that picked the best weights; None without validation.
+        best: Its best value; None without validation.
+        best_epoch: The epoch, from 1, whose weights the module now has.
+        history: One mapping per epoch: `epoch`, `step`, `train/...` means and `validation/...` metrics.
+    """
+
+    stage: str
+    steps: int
+    epochs: int
+    stopped_by: str
+    seconds: float
+    metric: str | None
+    best: float | None
+    best_epoch: int
+    history: list[dict[str, float]] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the result as plain values that JSON can hold."""
+        return asdict(self)
+
+
+def set_training_mode(module: nn.Module) -> None:
+    """Put a module in train mode, except the parts whose parameters are all frozen, which go to eval mode.
+
+    A frozen part with activation checkpointing keeps the mode its own `train` gives it; its owner sets dropout to 0.
+    """
+    module.train()
+    _freeze_modes(module)
+
+
+def _freeze_modes(module: nn.Module) -> None:
+    parameters = list(module.parameters())
+    if parameters and not any(parameter.requires_grad for parameter in parameters):
+        if not getattr(module, "is_gradient_checkpointing", False):  # which transformers ignores in eval mode
+            module.eval()
+        return
+    for child in module.children():
+        _freeze_modes(child)

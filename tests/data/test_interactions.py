@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import datetime as dt
+
+import polars as pl
+import pytest
+
+from allmrec_hf.data.interactions import drop_exact_duplicates, validate_interactions, validate_items
+from allmrec_hf.errors import DataError
+
+
+def rows(**columns: object) -> pl.DataFrame:
+    return pl.DataFrame({"user_id": ["a", "b"], "item_id": ["x", "y"], "timestamp": [1, 2], **columns}, strict=False)
+
+
+def test_valid_interactions_keep_their_order_and_lose_further_columns() -> None:
+    valid = validate_interactions(rows(rating=[5, 4], text=["p", "q"]), "T")
+    assert valid.schema == {"user_id": pl.String, "item_id": pl.String, "timestamp": pl.Int64, "rating": pl.Float32}
+    assert valid.rows() == [("a", "x", 1, 5.0), ("b", "y", 2, 4.0)]
+
+
+def test_integer_ids_become_text() -> None:
+    assert validate_interactions(rows(user_id=[7, 8]), "T")["user_id"].to_list() == ["7", "8"]
+
+
+def test_numbers_written_as_text_are_read_without_loss() -> None:
+    times = [str(2**60), str(2**60 + 1)]
+    assert validate_interactions(rows(timestamp=times), "T")["timestamp"].to_list() == [2**60, 2**60 + 1]
+
+
+def test_fractions_of_a_second_keep_their_order_as_thousandths() -> None:
+    assert validate_interactions(rows(timestamp=[10.25, 10.5]), "T")["timestamp"].to_list() == [10250, 10500]
+
+
+def test_dates_become_milliseconds() -> None:
+    valid = validate_interactions(rows(timestamp=[dt.datetime(1970, 1, 1, 0, 0, 1), dt.datetime(1970, 1, 2)]), "T")
+    assert valid["timestamp"].to_list() == [1000, 86_400_000]
+
+
+def test_a_rating_may_be_null() -> None:
+    assert validate_interactions(rows(rating=[None, 2.0]), "T")["rating"].to_list() == [None, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("frame", "message"),
+    [
+        (rows().drop("timestamp"), r"T lacks the columns \['timestamp'\]; it has .*column map"),
+        (rows().clear(), "T is empty"),
+        (rows(user_id=[1.5, 2.5]), "column user_id of T has the wrong type Float64; ids are text or integers"),
+        (
+            rows(item_id=["x", None]),
+            "column item_id of T holds 1 null or empty ids in 2 rows, first None in data row 2",
+        ),
+        (rows(item_id=["", "y"]), "1 null or empty ids"),
+        (
+            rows(timestamp=["1", "soon"]),
+            "column timestamp of T holds 1 values that are no number.*'soon' in data row 2",
+        ),
+        (rows(timestamp=[True, False]), "column timestamp of T has the wrong type Boolean"),
+        (rows(timestamp=[1.0, float("nan")]), "column timestamp of T holds 1 NaN or infinite values.*data row 2"),
+        (rows(timestamp=[float("inf"), 1.0]), "column timestamp of T holds 1 NaN or infinite"),
+        (rows(timestamp=[None, 1]), "1 null times"),
+        (rows(timestamp=[1e300, 1.0]), "times beyond"),
+        (
+            rows(rating=[float("nan"), 1.0]),
+            "column rating of T holds 1 NaN or infinite values.*first nan in data row 1",
+        ),
+        (rows(rating=["4", "-inf"]), "column rating of T holds 1 NaN or infinite"),
+        (rows(rating=[[1], [2]]), "column rating of T has the wrong type List"),
+    ],
+)
+def test_bad_interactions_are_refused_with_place_and_count(frame: pl.DataFrame, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        validate_interactions(frame, "T")
+
+
+def test_items_keep_further_columns_and_join_lists_of_text() -> None:
+    frame = pl.DataFrame({"item_id": [1, 2], "description": [["a", "b"], []], "price": [3.5, None]})
+    valid, merged = validate_items(frame, "T")
+    assert valid.to_dicts() == [
+        {"item_id": "1", "title": None, "description": "a b", "price": 3.5},
+        {"item_id": "2", "title": None, "description": "", "price": None},
+    ]
+    assert merged == 0
+
+
+def test_duplicate_item_ids_are_refused_by_name_or_merged_keeping_the_first() -> None:
+    frame = pl.DataFrame({"item_id": ["x", "y", "x"], "title": ["first", "other", "second"]})
+    with pytest.raises(DataError, match=r"T holds 1 duplicate item ids, first \['x'\]"):
+        validate_items(frame, "T")
+    merged, dropped = validate_items(frame, "T", "merge")
+    assert (merged["title"].to_list(), dropped) == (["first", "other"], 1)
+
+
+@pytest.mark.parametrize(
+    ("frame", "message"),
+    [
+        (pl.DataFrame({"title": ["a"]}), r"lacks the columns \['item_id'\]"),
+        (pl.DataFrame(schema={"item_id": pl.String}), "T is empty"),
+        (pl.DataFrame({"item_id": ["a", None]}), "1 null or empty ids"),
+        (pl.DataFrame({"item_id": ["a"], "title": [{"en": "t"}]}), "column title of T has the wrong type Struct"),
+    ],
+)
+def test_bad_items_are_refused(frame: pl.DataFrame, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        validate_items(frame, "T")
+
+
+def test_only_rows_equal_in_every_column_are_duplicates() -> None:
+    frame = pl.DataFrame(
+        {"user_id": ["a"] * 4, "item_id": ["x"] * 4, "timestamp": [1, 1, 2, 1], "rating": [5, 5, 5, 4]}
+    )
+    kept, dropped = drop_exact_duplicates(frame)
+    assert dropped == 1
+    assert kept.rows() == [("a", "x", 1, 5), ("a", "x", 2, 5), ("a", "x", 1, 4)]

@@ -1,0 +1,215 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from allmrec_hf.data.prepare import prepare, prepare_frames
+from allmrec_hf.data.prepared import PreparedData
+from allmrec_hf.data.report import format_report
+from allmrec_hf.errors import DataError
+
+
+def test_every_step_is_counted(tmp_path: Path, interactions: pl.DataFrame, items: pl.DataFrame) -> None:
+    few = pl.DataFrame({"user_id": ["few"] * 2, "item_id": ["i0", "i5"], "timestamp": [1, 2], "rating": [1.0, 1.0]})
+    frame = pl.concat([interactions, few, interactions[:4]])
+    data = prepare_frames(frame, items, output=tmp_path / "d", k_core=3, name="toy", seed=4)
+    steps = {row["step"]: (row["users"], row["items"], row["interactions"]) for row in data.info["report"]}
+    assert steps == {
+        "read": (31, 40, 186),
+        "exact duplicates dropped": (31, 40, 182),
+        "filtered": (30, 40, 180),
+        "split": (30, 40, 180),
+        "candidates": (30, 40, 180),
+    }
+    counts = data.info["counts"]
+    assert (counts["train"], counts["validation"], counts["test"]) == (120, 30, 30)
+    assert (counts["duplicates_dropped"], counts["items_without_title"], counts["items_without_description"]) == (
+        4,
+        1,
+        1,
+    )
+    assert data.info["shares"] == {"without_title": 0.025, "without_description": 0.025}
+    assert data.info["resources"]["seconds"] > 0
+    assert (data.info["format"], data.info["name"], data.info["seed"], data.info["num_candidates"]) == (1, "toy", 4, 20)
+
+
+def test_exact_duplicates_stay_on_request(tmp_path: Path, interactions: pl.DataFrame) -> None:
+    frame = pl.concat([interactions, interactions[:4]])
+    data = prepare_frames(frame, output=tmp_path / "d", k_core=2, drop_duplicates=False)
+    assert (data.interactions.height, data.info["counts"]["duplicates_dropped"]) == (184, 0)
+
+
+def test_users_with_fewer_than_three_are_counted_and_have_no_candidates(
+    tmp_path: Path, interactions: pl.DataFrame, items: pl.DataFrame
+) -> None:
+    few = pl.DataFrame({"user_id": ["few"] * 2, "item_id": ["i0", "i5"], "timestamp": [1, 2], "rating": [1.0, 1.0]})
+    data = prepare_frames(pl.concat([few, interactions]), items, output=tmp_path / "d", filter="none")
+    assert data.info["counts"]["users_only_trained_on"] == 1
+    assert data.user_ids[0] == "few"
+    assert 0 not in data.candidates("test").users
+    assert data.history(0, "test").tolist() == data.history(0, "validation").tolist() == data.sequence(0).tolist()
+
+
+def test_the_same_input_gives_the_same_files(tmp_path: Path, interactions: pl.DataFrame, items: pl.DataFrame) -> None:
+    folders = [prepare_frames(interactions, items, output=tmp_path / name, k_core=2).directory for name in ("a", "b")]
+    for name in ("interactions.parquet", "items.parquet", "candidates.parquet"):
+        first, second = ((folder / name).read_bytes() for folder in folders)
+        assert first == second, name
+
+
+def test_candidates_belong_to_the_held_out_items(
+    tmp_path: Path, interactions: pl.DataFrame, items: pl.DataFrame
+) -> None:
+    data = prepare_frames(interactions, items, output=tmp_path / "d", k_core=2, num_candidates=10)
+    for split, place in (("test", -1), ("validation", -2)):
+        candidates = data.candidates(split)  # type: ignore[arg-type]
+        assert candidates.items.shape == (30, 10)
+        assert candidates.users.tolist() == list(range(30))
+        for user, target, row in zip(candidates.users, candidates.targets, candidates.items, strict=True):
+            assert data.sequence(user)[place] == target
+            assert set(row.tolist()) & set(data.sequence(user).tolist()) == {target}
+        assert (candidates.items[np.arange(30), candidates.target_columns] == candidates.targets).all()
+
+
+def test_all_items_are_kept_only_on_request(tmp_path: Path, interactions: pl.DataFrame, items: pl.DataFrame) -> None:
+    data = prepare_frames(interactions, items, output=tmp_path / "a", k_core=2)
+    assert data.num_items == 40
+    data = prepare_frames(interactions, items, output=tmp_path / "b", k_core=2, keep_items="all")
+    assert data.num_items == 45
+    assert data.info["counts"]["items_without_interactions"] == 5
+    assert data.catalog.item_ids == items["item_id"].to_list()
+
+
+def test_what_the_filter_dropped_is_no_candidate_either(tmp_path: Path) -> None:
+    rows = [(f"u{user}", f"i{item}", item) for user in range(6) for item in range(3)]
+    rows += [(f"u{user}", f"rare{user}", 9) for user in range(6)]  # dropped by the 2-core, kept in the catalogue
+    frame = pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp"], orient="row")
+    items = pl.DataFrame({"item_id": ["i0", "i1", "i2", *(f"rare{user}" for user in range(6))]})
+    data = prepare_frames(frame, items, output=tmp_path / "d", k_core=2, keep_items="all", num_candidates=6)
+    for user, row in zip(data.candidates("test").users, data.candidates("test").items, strict=True):
+        assert data.catalog.index(f"rare{user}") not in row
+
+
+def test_interactions_with_unknown_items_are_kept_without_title(
+    tmp_path: Path, interactions: pl.DataFrame, items: pl.DataFrame, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = prepare_frames(interactions, items[2:], output=tmp_path / "d", k_core=2)
+    assert data.info["counts"]["items_without_metadata"] == 2
+    assert data.catalog.item_ids[-2:] == ["i0", "i1"]
+    assert not data.catalog.has_title(data.num_items)
+    assert "2 items of the interactions have no metadata, first ['i0', 'i1']" in caplog.text
+
+
+def test_data_without_items_have_no_titles(tmp_path: Path, interactions: pl.DataFrame) -> None:
+    data = prepare_frames(interactions, output=tmp_path / "d", k_core=2)
+    assert data.info["shares"]["without_title"] == 1.0
+    assert data.num_items == 40
+
+
+def test_sets_that_must_repeat_a_title_are_counted_and_reported(
+    tmp_path: Path, interactions: pl.DataFrame, items: pl.DataFrame, caplog: pytest.LogCaptureFixture
+) -> None:
+    same = items.with_columns(pl.lit("Same").alias("title"))
+    data = prepare_frames(interactions, same, output=tmp_path / "d", k_core=2)
+    assert data.info["counts"]["candidate_sets_with_repeated_titles"] == 60
+    assert "60 candidate sets repeat a title" in caplog.text
+
+
+def test_a_repeated_test_target_is_counted(tmp_path: Path, interactions: pl.DataFrame) -> None:
+    again = interactions.filter(pl.col("user_id") == "u0")[:1].with_columns(
+        pl.lit(99, dtype=pl.Int64).alias("timestamp")
+    )
+    data = prepare_frames(pl.concat([interactions, again]), output=tmp_path / "d", filter="none")
+    assert data.info["counts"]["test_targets_seen_before"] == 1
+
+
+def test_extreme_titles_survive_the_round_trip(tmp_path: Path, interactions: pl.DataFrame, items: pl.DataFrame) -> None:
+    extreme = ["<H>", 'say "hi"', "two\nlines", "bell\x07", "x" * 10_000, "🎬🍿", "{title}"]
+    titles = pl.Series("title", extreme + items["title"].to_list()[len(extreme) :])
+    data = prepare_frames(interactions, items.with_columns(titles), output=tmp_path / "d", k_core=2)
+    assert [PreparedData.load(data.directory).catalog.title(place + 1) for place in range(7)] == extreme
+
+
+def test_prepare_reads_files_and_names_the_data_after_them(
+    tmp_path: Path, interactions: pl.DataFrame, items: pl.DataFrame
+) -> None:
+    interactions.write_csv(tmp_path / "films.csv")
+    items.write_parquet(tmp_path / "items.parquet")
+    data = prepare(tmp_path / "films.csv", tmp_path / "items.parquet", output=tmp_path / "new" / "d", k_core=2)
+    assert (data.name, data.domain, data.info["source"]) == ("films", "item", "table")
+    frames = prepare_frames(interactions, items, output=tmp_path / "f", k_core=2)
+    assert frames.interactions.equals(data.interactions)
+    assert frames.candidate_frame.equals(data.candidate_frame)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"source": "lastfm"}, r"there is no source 'lastfm'; choose one of \['table'"),
+        ({"num_candidates": 1}, "num_candidates is 1"),
+        ({"seed": -1}, "seed is -1"),
+        ({"keep_items": "some"}, "keep_items is 'some'"),
+        ({"max_bad_lines": 2}, "max_bad_lines is 2"),
+        ({"domain": ""}, "name and domain must not be empty"),
+    ],
+)
+def test_bad_options_are_refused_before_anything_is_read(tmp_path: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        prepare(tmp_path / "absent.csv", output=tmp_path / "d", **options)
+
+
+def test_failing_data_leave_nothing_behind(tmp_path: Path, interactions: pl.DataFrame) -> None:
+    with pytest.raises(DataError, match="the catalogue has 40 items, but a candidate set needs 50"):
+        prepare_frames(interactions, output=tmp_path / "d", k_core=2, num_candidates=50)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_output_folder_is_kept(tmp_path: Path, interactions: pl.DataFrame) -> None:
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "thesis.txt").write_text("mine")
+    with pytest.raises(DataError, match="is not empty; choose another"):
+        prepare_frames(interactions, output=tmp_path / "d", k_core=2)
+    with pytest.raises(DataError, match=r"holds no dataset\.json, so it is no earlier result"):
+        prepare_frames(interactions, output=tmp_path / "d", k_core=2, overwrite=True)
+    assert (tmp_path / "d" / "thesis.txt").read_text() == "mine"
+
+
+def test_overwrite_replaces_earlier_data(tmp_path: Path, interactions: pl.DataFrame) -> None:
+    prepare_frames(interactions, output=tmp_path / "d", k_core=2, name="old")
+    with pytest.raises(DataError, match="is not empty"):
+        prepare_frames(interactions, output=tmp_path / "d", k_core=2, name="new")
+    prepare_frames(interactions, output=tmp_path / "d", k_core=2, name="new", overwrite=True)
+    assert PreparedData.load(tmp_path / "d").name == "new"
+    assert [path.name for path in tmp_path.iterdir()] == ["d"]
+
+
+def test_the_report_is_an_aligned_table(tmp_path: Path, interactions: pl.DataFrame, items: pl.DataFrame) -> None:
+    data = prepare_frames(interactions, items, output=tmp_path / "d", k_core=2, name="toy", domain="movie")
+    lines = format_report(data.info).splitlines()
+    assert lines[0] == "toy (movie, from frames)"
+    assert lines[2].split() == ["step", "users", "items", "interactions", "note"]
+    assert "filtered                     30     40           180  k-core, k = 2" in lines
+    assert ["share", "of", "items", "without", "title", "2.5%"] in [line.split() for line in lines]
+    assert len({len(line) for line in lines[lines.index("", 3) + 1 :]}) == 1
+    assert json.loads((tmp_path / "d" / "dataset.json").read_text())["report"] == data.info["report"]
+
+
+def test_raw_gift_cards_are_prepared_end_to_end(tmp_path: Path, shared: Path) -> None:
+    raw = shared / "amazon_gift_cards_2018" / "raw"
+    data = prepare(
+        raw / "Gift_Cards_5.json.gz",
+        raw / "meta_Gift_Cards.json.gz",
+        source="amazon-2018",
+        filter="none",
+        output=tmp_path / "d",
+    )
+    assert (data.num_users, data.num_items, data.interactions.height) == (458, 148, 2969)
+    assert data.info["counts"]["duplicates_dropped"] == 3
+    assert data.info["counts"]["items_without_title"] == 0
+    assert data.info["shares"]["without_description"] == pytest.approx(1 - 0.9797, abs=1e-4)
+    assert len(data.candidates("test")) == 458

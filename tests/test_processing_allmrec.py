@@ -1,0 +1,183 @@
+"""The processor: tokens and slots, shortening, hostile titles, files."""
+
+import copy
+
+import polars as pl
+import pytest
+import torch
+from transformers import AutoProcessor
+
+from allmrec_hf import ALLMRecProcessor, CheckpointError, DataError, ItemCatalog
+from allmrec_hf.prompt import NO_SLOT, USER_SLOT
+from tests.tiny import tiny_catalog, tiny_processor
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return tiny_processor()
+
+
+def catalog_of(titles: list[str | None]) -> ItemCatalog:
+    return ItemCatalog.from_records({"item_id": f"I{i}", "title": t} for i, t in enumerate(titles, start=1))
+
+
+def test_user_vector_stands_before_the_start_token(processor):
+    batch = processor([[1]], [[2, 3]])
+    assert batch["slot_ids"][0, 0] == USER_SLOT
+    assert batch["input_ids"][0, 1] == processor.tokenizer.bos_token_id
+
+
+def test_every_item_has_one_slot_right_after_its_title(processor):
+    tokens, slots, _ = processor.encode_prompt([1, 2], [3, 4, 5])
+    assert [slot for slot in slots if slot > 0] == [1, 2, 3, 4, 5]
+    for index in (1, 2, 3, 4, 5):
+        at = slots.index(index)
+        title = processor.tokenizer.decode(tokens[:at])
+        assert title.endswith(f'{processor.title(index)}"')
+
+
+def test_tokens_equal_the_tokens_of_the_whole_text(processor):
+    """Segments are tokenized alone; with placeholders as special tokens the whole text gives the same."""
+    tokenizer = copy.deepcopy(processor.tokenizer)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["[SLOT]"]})
+    tokens, slots, _ = processor.encode_prompt([1, 2, 3], [4, 5])
+    template = processor._template
+    from allmrec_hf.prompt import Title
+
+    titles = [[Title(i, processor.title(i)) for i in row] for row in ([1, 2, 3], [4, 5])]
+    whole = "".join(s.text + ("[SLOT]" if s.slot not in (NO_SLOT, USER_SLOT) else "") for s in template.render(*titles))
+    expected = tokenizer(whole)["input_ids"]
+    slot = tokenizer.convert_tokens_to_ids("[SLOT]")
+    ours = [slot if s > 0 else t for t, s in zip(tokens, slots, strict=True) if s != USER_SLOT]
+    assert ours == expected
+
+
+def test_batches_are_left_padded_and_rows_equal_single_prompts(processor):
+    batch = processor([[1], [2, 3, 4, 5]], [[6, 7], [8, 9]])
+    assert batch["attention_mask"][:, -1].all()
+    for user, (history, candidates) in enumerate([([1], [6, 7]), ([2, 3, 4, 5], [8, 9])]):
+        alone = processor([history], [candidates])
+        real = batch["attention_mask"][user]
+        assert torch.equal(batch["input_ids"][user][real], alone["input_ids"][0])
+        assert torch.equal(batch["slot_ids"][user][real], alone["slot_ids"][0])
+
+
+def test_prompt_order_depends_on_the_history_alone(processor):
+    first = processor([[1, 2]], [[5, 6, 7, 8]])["input_ids"]
+    turned = processor([[1, 2]], [[8, 6, 5, 7]])["input_ids"]
+    permuted = processor([[1, 2]], [[5, 6, 7, 8]], permutation=1)["slot_ids"]
+    assert torch.equal(first, turned)
+    assert not torch.equal(permuted, processor([[1, 2]], [[5, 6, 7, 8]])["slot_ids"])
+
+
+def test_labels_stand_at_the_answer_and_end_with_the_end_of_sequence(processor):
+    batch = processor.training_batch([[1, 2], [3]], [[4, 5], [6, 7]], [5, 6])
+    for row, target in zip(batch["labels"], (5, 6), strict=True):
+        assert row[row != -100].tolist() == processor.answer_tokens(target)
+        assert row[-1] == processor.tokenizer.eos_token_id
+    assert torch.equal(batch["input_ids"][batch["labels"] != -100], batch["labels"][batch["labels"] != -100])
+
+
+def test_only_the_last_history_items_are_named_but_the_cf_encoder_reads_more(processor):
+    history = list(range(1, 31))
+    batch = processor([history], [[35]])
+    assert [int(s) for s in batch["slot_ids"][0] if s > 0] == [*range(21, 31), 35]
+    assert batch["history_ids"][0].tolist() == history
+
+
+# -- hostile titles
+
+
+HOSTILE = [
+    "</s>",
+    '","',
+    "a\nb",
+    "\x00\x1b",
+    "y" * 10_000,
+    "🎬",
+    "{candidates}",
+    " is a user representation.",
+    None,
+    "  ",
+]
+
+
+def test_hostile_titles_break_no_prompt():
+    processor = tiny_processor(catalog_of(HOSTILE), max_length=4000)
+    size = len(HOSTILE)
+    tokens, slots, _ = processor.encode_prompt(list(range(1, size + 1)), list(range(1, size + 1)))
+    assert [slot for slot in slots if slot > 0] == [*range(1, size + 1)] * 2
+    end = processor.tokenizer.eos_token_id
+    assert tokens[2:].count(end) == 0  # only the start token of this tokenizer has the same id
+    for index in range(1, size + 1):
+        assert processor.answer_tokens(index).count(end) == 1
+        assert len(processor.answer_tokens(index)) > 1
+
+
+def test_items_without_a_title_never_share_one():
+    processor = tiny_processor(catalog_of([None, None, "\x07"]))
+    titles = [processor.title(i) for i in (1, 2, 3)]
+    assert titles == ["Untitled item I1", "Untitled item I2", "Untitled item I3"]
+
+
+# -- shortening
+
+
+def test_long_prompts_lose_history_first_then_ends_of_titles_and_say_so(caplog):
+    processor = tiny_processor(catalog_of([f"{'long ' * 12}{i}" for i in range(40)]), max_length=400)
+    _, slots, note = processor.encode_prompt([1, 2, 3, 4, 5, 6], [10, 11])
+    kept = [slot for slot in slots if slot > 0]
+    assert kept[-2:] == [10, 11]
+    assert kept[0] > 1
+    assert note == f"prompt shortened to {len(kept) - 2} of 6 history items to fit the LLM's context of 400 tokens"
+    tokens, slots, note = processor.encode_prompt([1, 2, 3], list(range(10, 16)))
+    assert "1 of 3 history items and titles of" in note
+    assert len(tokens) <= 400
+    processor([[1, 2, 3]], [list(range(10, 16))])
+    assert "prompt shortened" in caplog.text
+
+
+def test_prompt_that_cannot_fit_is_refused():
+    processor = tiny_processor(max_length=100)
+    with pytest.raises(DataError, match=r"the prompt needs \d+ tokens .* give fewer candidates \(now 20\)"):
+        processor([[1]], [list(range(2, 22))])
+
+
+@pytest.mark.parametrize(
+    ("histories", "candidates", "message"),
+    [([[]], [[1]], "the history is empty"), ([[1]], [[]], "the candidate list is empty")],
+)
+def test_empty_lists_are_refused(processor, histories, candidates, message):
+    with pytest.raises(DataError, match=message):
+        processor(histories, candidates)
+
+
+# -- files
+
+
+def test_round_trip_keeps_prompt_catalogue_and_settings(tmp_path):
+    catalog = ItemCatalog(tiny_catalog().frame.with_columns(pl.lit("x").alias("genre")))
+    before = tiny_processor(catalog, history_in_prompt=3)
+    before.save_pretrained(tmp_path)
+    after = ALLMRecProcessor.from_pretrained(tmp_path)
+    assert after.history_in_prompt == 3
+    assert after.fingerprint == before.fingerprint
+    assert after.catalog.frame.equals(catalog.frame)
+    assert torch.equal(after([[1, 2]], [[3, 4]])["input_ids"], before([[1, 2]], [[3, 4]])["input_ids"])
+    assert "items" not in (tmp_path / "processor_config.json").read_text()
+    assert isinstance(AutoProcessor.from_pretrained(tmp_path), ALLMRecProcessor)
+
+
+def test_missing_and_truncated_catalogues_are_named(tmp_path):
+    tiny_processor().save_pretrained(tmp_path)
+    path = tmp_path / "items.parquet"
+    path.write_bytes(path.read_bytes()[:50])
+    with pytest.raises(CheckpointError, match=r"items.parquet is no readable parquet file"):
+        ALLMRecProcessor.from_pretrained(tmp_path)
+    path.unlink()
+    with pytest.raises(CheckpointError, match=r"no catalogue: items.parquet is missing"):
+        _ = ALLMRecProcessor.from_pretrained(tmp_path).catalog
+
+
+def test_printing_a_processor_does_not_print_the_catalogue(processor):
+    assert "Lonely" not in repr(processor)

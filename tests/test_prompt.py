@@ -1,0 +1,91 @@
+"""Prompts as pure text: the paper's words, and titles that cannot break them."""
+
+import pytest
+
+from allmrec_hf.errors import DataError
+from allmrec_hf.prompt import NO_SLOT, USER_SLOT, PromptTemplate, Segment, Title, clean_title
+
+
+def test_paper_prompt_is_rendered_with_slots_in_reading_order():
+    template = PromptTemplate.for_domain("movie")
+    segments = template.render([Title(3, "Lost Harbor")], [Title(5, "Iron Sea"), Title(7, "Last Light")])
+    assert segments == [
+        Segment("", USER_SLOT),
+        Segment(' is a user representation.This user has watched "Lost Harbor"', 3),
+        Segment(
+            " in the previous. Recommend one next movie for this user to watch next from the following movie title "
+            'set, "Iron Sea"',
+            5,
+        ),
+        Segment(',"Last Light"', 7),
+        Segment(". The recommendation is ", NO_SLOT),
+    ]
+    assert template.render_answer("Iron Sea") == '"Iron Sea"'
+
+
+@pytest.mark.parametrize(("domain", "words"), [("game", "played"), ("item", "bought"), ("movie", "watched")])
+def test_domains_have_their_own_words(domain, words):
+    assert f"This user has {words} " in PromptTemplate.for_domain(domain).prompt
+
+
+def test_unknown_domain_lists_the_known_ones():
+    with pytest.raises(DataError, match=r"unknown domain 'song'; known are \['game', 'item', 'movie'\]"):
+        PromptTemplate.for_domain("song")
+
+
+def test_template_without_vectors_has_no_slot():
+    segments = PromptTemplate.for_domain("item").without_vectors().render([Title(1, "A")], [Title(2, "B")])
+    assert [segment.slot for segment in segments] == [NO_SLOT]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"prompt": "only {history}"},
+        {"prompt": "{history}{candidates}{history}"},
+        {"prompt": "{history}{candidates}{mood}"},
+        {"prompt": "{history}{candidates}", "item": "{vector}"},
+        {"prompt": "{history}{candidates}", "answer": "yes"},
+    ],
+)
+def test_broken_templates_are_refused(fields):
+    with pytest.raises(DataError, match="prompt template: "):
+        PromptTemplate(**fields)
+
+
+def test_template_survives_json():
+    template = PromptTemplate.for_domain("game")
+    assert PromptTemplate.from_dict(template.to_dict()) == template
+    with pytest.raises(DataError, match="has the fields prompt, item, separator, answer"):
+        PromptTemplate.from_dict({"prompt": template.prompt, "colour": "red"})
+
+
+@pytest.mark.parametrize("hostile", ["{user}", "{history}", "{vector}", "{title}", "%s", "\\1"])
+def test_placeholders_in_a_title_stay_text(hostile):
+    template = PromptTemplate.for_domain("movie")
+    segments = template.render([Title(1, hostile)], [Title(2, hostile)])
+    assert [segment.slot for segment in segments] == [USER_SLOT, 1, 2, NO_SLOT]
+    assert sum(segment.text.count(hostile) for segment in segments) == 2
+    assert template.render_answer(hostile) == f'"{hostile}"'
+
+
+@pytest.mark.parametrize(
+    ("title", "clean"),
+    [
+        ('Say "Cheese"', "Say 'Cheese'"),
+        ("Two\nLines\r\n and\ta tab", "Two Lines and a tab"),
+        ("null\x00byte \x1b[31mred", "null byte [31mred"),
+        ("x" * 10_000, "x" * 200),
+        ("🎬🍿", "🎬🍿"),
+        ("\u2028\x07", ""),
+        ("end</s>start<s>", "end< /s>start< s>"),
+        ("<<//ss>>", "<<//ss>>"),
+    ],
+)
+def test_hostile_titles_become_harmless(title, clean):
+    assert clean_title(title, forbidden=["</s>", "<s>"]) == clean
+
+
+def test_breaking_up_one_special_token_makes_no_other():
+    text = clean_title("</</s>s>", forbidden=["</s>"])
+    assert "</s>" not in text
