@@ -185,7 +185,12 @@ def test_texts_of_another_width_are_refused():
 
 def test_light_checkpoint_holds_no_llm_weight(checkpoint):
     assert not any("language_model" in name for name in load_file(checkpoint / "model.safetensors"))
-    assert {path.name for path in checkpoint.iterdir()} == {"config.json", "model.safetensors", "allmrec_remote.py"}
+    assert {path.name for path in checkpoint.iterdir()} == {
+        "README.md",
+        "allmrec_remote.py",
+        "config.json",
+        "model.safetensors",
+    }
 
 
 def test_round_trip_gives_bit_equal_scores(checkpoint, processor, saved_llm):

@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 IGNORED_LABEL = -100
 SHORTEST_TITLE = 8
+_MODEL_KWARGS = ("attn_implementation", "device_map", "dtype", "max_memory", "quantization_config", "torch_dtype")
 
 
 class _Cache(dict):
@@ -337,6 +338,8 @@ class ALLMRecProcessor(ProcessorMixin):
         Raises:
             CheckpointError: when the catalogue cannot be read.
         """
+        for name in _MODEL_KWARGS:  # pipeline() gives the model's arguments to the processor too
+            kwargs.pop(name, None)
         processor = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         hub = {key: kwargs[key] for key in ("cache_dir", "revision", "token", "local_files_only") if kwargs.get(key)}
         path = cached_file(

@@ -30,11 +30,10 @@ def interrupted(directory, after):
         run_stage(task, LONG, directory)
 
 
-@pytest.mark.parametrize("seed", [1, 2])
-def test_runs_killed_at_any_moment_end_with_the_same_weights_bit_for_bit(tmp_path, seed):
+def test_runs_killed_at_any_moment_end_with_the_same_weights_bit_for_bit(tmp_path):
     script = Path(__file__).with_name("kill_and_resume.py")
     done = subprocess.run(
-        [sys.executable, str(script), str(tmp_path), str(seed)],
+        [sys.executable, str(script), str(tmp_path), "1"],
         capture_output=True,
         text=True,
         timeout=200,

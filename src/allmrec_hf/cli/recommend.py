@@ -13,6 +13,7 @@ from .options import JsonOption, emit, say, stderr, user_errors
 if TYPE_CHECKING:
     from ..pipeline_recommendation import RecommendationPipeline
 
+MAX_BAD_LINES = 0.01
 ModelOption = Annotated[
     str | None, typer.Option(help="Run folder or Hub id; the demo checkpoint of this package by default.")
 ]
@@ -44,7 +45,8 @@ def recommend(
     history: Annotated[
         str, typer.Option(help="Item ids (or titles without commas), oldest first, with commas between.")
     ],
-    model: ModelOption = None,
+    model: MAX_BAD_LINES = 0.01
+ModelOption = None,
     candidates: Annotated[
         str | None, typer.Option(help="Rank these; retrieved from the catalogue if not given.")
     ] = None,
@@ -96,14 +98,14 @@ def add_items(
     """
     with user_errors():
         from ..data.interactions import validate_items
-        from ..data.readers.tables import read_table
+        from ..data.readers.tables import item_names, read_table
         from ..errors import ALLMRecError
 
         if output is None and not Path(model).is_dir():
             raise ALLMRecError(f"{model} is no folder that could be changed in place; give --output")
         if output is not None and output.exists() and any(output.iterdir()):
             raise ALLMRecError(f"the output folder {output} is not empty; choose another")
-        frame, _ = read_table(items)
+        frame, _ = read_table(items, MAX_BAD_LINES, lambda names: item_names(names, {}, items))
         records, _ = validate_items(frame, str(items))
         pipe = load_pipeline(model)
         added = pipe.add_items(records.to_dicts())

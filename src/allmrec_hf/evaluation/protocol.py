@@ -49,17 +49,22 @@ class TitleGenerator(Protocol):
 
 
 class CandidateRows(Protocol):
-    """The candidates of one split: who is asked, what is right, and what to choose from.
+    """The candidates of one split: who is asked, what is right, and what to choose from."""
 
-    Attributes:
-        users: `(R,)` user numbers.
-        targets: `(R,)` catalogue indices.
-        items: `(R, C)` catalogue indices, the target once in each row.
-    """
+    @property
+    def users(self) -> NDArray[np.int64]:
+        """`(R,)` user numbers."""
+        ...
 
-    users: NDArray[np.int64]
-    targets: NDArray[np.int64]
-    items: NDArray[np.int64]
+    @property
+    def targets(self) -> NDArray[np.int64]:
+        """`(R,)` catalogue indices."""
+        ...
+
+    @property
+    def items(self) -> NDArray[np.int64]:
+        """`(R, C)` catalogue indices, the target once in each row."""
+        ...
 
 
 class Titles(Protocol):

@@ -99,12 +99,11 @@ class AlignmentModule(nn.Module):
             states = self.cf_encoder.sequence_states(batch["item_ids"], batch["attention_mask"])
         wanted = batch["targets"] > 0
         users, positive, negative = states[wanted], batch["targets"][wanted], batch["negatives"][wanted]
-        texts = self.text_embeddings(torch.cat([positive, negative]))
-        embeddings = [
-            (self.cf_encoder.item_embeddings[i], q) for i, q in zip((positive, negative), texts.chunk(2), strict=True)
-        ]
-        outputs = [self.aligner(items, q) for items, q in embeddings]
-        return alignment_losses(users, *outputs, *embeddings, alpha=self.alpha, beta=self.beta)
+        positive_texts, negative_texts = self.text_embeddings(torch.cat([positive, negative])).chunk(2)
+        positives = (self.cf_encoder.item_embeddings[positive], positive_texts)
+        negatives = (self.cf_encoder.item_embeddings[negative], negative_texts)
+        outputs = self.aligner(*positives), self.aligner(*negatives)
+        return alignment_losses(users, *outputs, positives, negatives, alpha=self.alpha, beta=self.beta)
 
 
 class AlignmentTask(StageTask):

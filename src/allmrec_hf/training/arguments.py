@@ -17,6 +17,10 @@ CHOICES = {
     "schedule": ("constant", "linear", "cosine"),
     "report_to": ("none", "tensorboard", "wandb"),
 }
+# Settings that do not change what a run ends with; a resumed run may differ in them.
+_FREE_ON_RESUME = {
+    *("keep_checkpoints", "save_every_steps", "log_every_steps", "report_to", "num_workers", "time_limit_s"),
+}
 _AT_LEAST_ONE = (
     *("epochs", "max_steps", "batch_size", "gradient_accumulation_steps", "early_stopping_patience", "eval_every"),
     *("max_validation_users", "save_every_steps", "keep_checkpoints", "log_every_steps"),
@@ -122,6 +126,11 @@ class StageArguments:
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as plain values that JSON can hold."""
         return {**dataclasses.asdict(self), "betas": list(self.betas)}
+
+    def changes_since(self, saved: Mapping[str, Any]) -> list[str]:
+        """Return what differs from the settings of an earlier part of the run and would change its outcome."""
+        own = {name: value for name, value in self.to_dict().items() if name not in _FREE_ON_RESUME}
+        return [f"{name} {saved.get(name)} -> {value}" for name, value in own.items() if saved.get(name) != value]
 
     def learning_rate_at(self, step: int, total_steps: int) -> float:
         """Return the learning rate of optimizer step `step` (from 0) out of `total_steps`."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import time
@@ -19,27 +18,17 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ..errors import ALLMRecError, CheckpointError
-from ..files import written_whole
 from . import checkpoint as ckpt
 from .arguments import StageArguments
 from .batches import BatchShares, Share, step_groups
 from .devices import make_accelerator, place
-from .provenance import git_commit, library_versions
+from .provenance import write_record
 from .task import Batch, StageResult, StageTask, set_training_mode
 
 logger = logging.getLogger(__name__)
 
 CHECKPOINTS_FOLDER = "checkpoints"
 RECORD_FILE = "training.json"
-# A resumed run may differ in these; any other change would end in other weights.
-_FREE_ON_RESUME = (
-    "keep_checkpoints",
-    "save_every_steps",
-    "log_every_steps",
-    "report_to",
-    "num_workers",
-    "time_limit_s",
-)
 
 
 def run_stage(
@@ -127,7 +116,8 @@ class _StageRun:
         self.module, self.optimizer = self.accelerator.prepare(
             _Entry(task.module), self._optimizer([parameters[n] for n in matrices], [parameters[n] for n in vectors])
         )
-        self.sums: dict[str, Tensor] = {}
+        self.sums: dict[str, Tensor] = {}  # kept on the device, so that no step waits for it
+        self.sum_dtype = torch.float32 if self.device.type == "mps" else torch.float64
         self.total_steps = 0
 
     def _optimizer(self, matrices: list[nn.Parameter], vectors: list[nn.Parameter]) -> torch.optim.Optimizer:
@@ -175,13 +165,8 @@ class _StageRun:
         self.state.num_batches = len(batches)
         set_training_mode(self.task.module)
         with self._bar(batches) as bar:
-            shares = BatchShares(
-                self.task,
-                batches,
-                (self.arguments.seed, self.state.epoch),
-                self.state.batch,
-                (self.rank, self.world),
-            )
+            seed = (self.arguments.seed, self.state.epoch)
+            shares = BatchShares(self.task, batches, seed, self.state.batch, (self.rank, self.world))
             for group in step_groups(shares, self.arguments, pin_memory=self.device.type == "cuda"):
                 self._step(group, bar)
                 self.state.batch += len(group)
@@ -191,6 +176,7 @@ class _StageRun:
                     break
                 if every and self.state.step % every == 0 and self.state.batch < len(batches):
                     self._save()
+            bar.refresh()
         self._end_epoch()
 
     def _step(self, group: list[Share], bar: tqdm) -> None:
@@ -219,10 +205,9 @@ class _StageRun:
             self.accelerator.log({"train/loss": float(loss), "learning_rate": rate}, step=self.state.step)
 
     def _count(self, outputs: Mapping[str, Any], weight: float) -> None:
-        dtype = torch.float32 if self.device.type == "mps" else torch.float64
         values = {"weight": 1.0, **{name: value for name, value in outputs.items() if _is_scalar(value)}}
         for name, value in values.items():
-            amount = torch.as_tensor(value, dtype=dtype, device=self.device).detach() * weight
+            amount = torch.as_tensor(value, dtype=self.sum_dtype, device=self.device).detach() * weight
             self.sums[name] = self.sums[name] + amount if name in self.sums else amount
 
     def _end_epoch(self) -> None:
@@ -323,21 +308,19 @@ class _StageRun:
             ckpt.restore_random_state(random, progress["random"][self.rank], self.device)
         if progress["scaler"] and self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(progress["scaler"])
-        dtype = torch.float32 if self.device.type == "mps" else torch.float64
-        if self.rank == 0:
-            sums = self.state.sums.items()
-            self.sums = {name: torch.tensor(value, dtype=dtype, device=self.device) for name, value in sums}
+        if self.rank == 0:  # the saved sums are those of all processes
+            for name, value in self.state.sums.items():
+                self.sums[name] = torch.tensor(value, dtype=self.sum_dtype, device=self.device)
         logger.info("%s: resumed at step %d from %s", self.task.name, self.state.step, path)
 
     def _check_same_run(self, path: Path, progress: Mapping[str, Any]) -> None:
         if progress.get("stage") != self.task.name:
             raise CheckpointError(f"checkpoint {path} is of stage {progress.get('stage')}, not of {self.task.name}")
-        saved, now = dict(progress["arguments"]), self.arguments.to_dict()
-        changed = [name for name in now if name not in _FREE_ON_RESUME and saved.get(name) != now[name]]
+        changed = self.arguments.changes_since(progress["arguments"])
         if changed:
-            listed = ", ".join(f"{name} {saved.get(name)} -> {now[name]}" for name in changed)
             raise CheckpointError(
-                f"checkpoint {path} was written with other settings ({listed}); resume with the same ones or start anew"
+                f"checkpoint {path} was written with other settings ({', '.join(changed)}); resume with the same ones "
+                "or start anew"
             )
 
     def _finish(self) -> StageResult:
@@ -368,19 +351,15 @@ class _StageRun:
         """Write `training.json`: what was run, with what, and, at the end, how it went."""
         if not self.accelerator.is_main_process:
             return
-        record = {
+        facts = {
             "stage": self.task.name,
-            "seed": self.arguments.seed,
             "arguments": self.arguments.to_dict(),
             "trained_parameters": sum(parameter.numel() for parameter in self.parameters),
             "processes": self.world,
-            "device": str(self.device.type),
-            "versions": library_versions(),
-            "git_commit": git_commit(),
+            "device": self.device.type,
             "result": None if result is None else result.to_dict(),
         }
-        with written_whole(self.output_dir / RECORD_FILE) as temporary:
-            temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        write_record(self.output_dir / RECORD_FILE, facts)
 
     def _batches_of(self, epoch: int) -> Sequence[np.ndarray]:
         batches = self.task.batches(epoch)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import subprocess
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 from .._version import __version__
+from ..files import written_whole
 
 LIBRARIES = ("torch", "transformers", "accelerate", "sentence-transformers", "datasets", "numpy", "polars")
 
@@ -34,6 +38,13 @@ def git_commit() -> str | None:
         return _git(source.parent, "rev-parse", "HEAD") + ("+changed" if changed else "")
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+def write_record(path: Path, facts: Mapping[str, Any]) -> None:
+    """Write facts about a run as JSON, together with library versions and the commit, whole or not at all."""
+    record = {**facts, "versions": library_versions(), "git_commit": git_commit()}
+    with written_whole(path) as temporary:
+        temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
 def _git(directory: Path, *arguments: str) -> str:

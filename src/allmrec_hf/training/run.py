@@ -10,26 +10,26 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from ..cf_encoder import MODEL_TYPE_PREFIX, CFEncoder, cf_encoder_class
+from ..cf_encoder import CFEncoder, cf_encoder_class
 from ..configuration_allmrec import ALLMRecConfig
 from ..data.prepared import PreparedData
-from ..errors import ALLMRecError, CheckpointError
+from ..errors import ALLMRecError
 from ..files import folder_written_whole, written_whole
-from ..hub.card import CARD_DATA_FILE, ALLMRecCard, read_card, write_card
+from ..hub.card import write_card
 from ..modeling_allmrec import ALLMRecModel
 from ..processing_allmrec import ALLMRecProcessor
 from ..prompt import PromptTemplate
 from .alignment import AlignmentModule, AlignmentTask, text_embedding_table
 from .arguments import StageArguments, preset
 from .cf_encoder import train_cf_encoder
-from .loop import StageResult, run_stage
+from .loop import run_stage
+from .parts import fill_item_table, load_llm, load_text_encoder, model_card, text_dim
 from .projection import ProjectionModule, ProjectionTask
 
 logger = logging.getLogger(__name__)
@@ -232,7 +232,7 @@ class _Run:
             with folder_written_whole(directory) as folder:
                 cf_encoder.save_pretrained(str(folder))
                 self.data.catalog.save(folder)
-        self._write_card(self._card(cf_encoder, None))
+        self._write_card(cf_encoder, None)
 
     def _load_cf(self) -> CFEncoder:
         return cf_encoder_class(self.settings.cf).from_pretrained(str(self.output / "cf")).eval()
@@ -240,13 +240,13 @@ class _Run:
     def stage_align(self) -> None:
         if self._finished("align"):
             return
-        cf_encoder, text_encoder = self._load_cf(), self._load_text_encoder()
+        cf_encoder, text_encoder = self._load_cf(), load_text_encoder(self.settings.text_encoder)
         fine_tune = self.settings.fine_tune_text_encoder
-        text_dim = _width(text_encoder)
+        width = text_dim(text_encoder)
         config = ALLMRecConfig(
             cf_config=cf_encoder.config,
             joint_dim=self.settings.joint_dim,
-            text_dim=text_dim,
+            text_dim=width,
             text_encoder_name_or_path=self.settings.text_encoder,
             text_encoder_included=fine_tune,
             item_embedding=self.settings.item_embedding,
@@ -266,13 +266,15 @@ class _Run:
         fill_item_table(model.cpu(), self.data, text_embedding_table(text_encoder, texts))
         model.save_pretrained(self.output / "align")
         model.save_pretrained(self.output)
-        self._write_card(self._card(model.cf_encoder, model))
+        self._write_card(model.cf_encoder, model)
 
     def stage_project(self) -> None:
         if self._finished("project"):
             return
         model = ALLMRecModel.from_pretrained(self.output / "align", language_model=None)
-        language_model, tokenizer = self._load_llm()
+        language_model, tokenizer = load_llm(
+            str(self.settings.llm), self.settings.llm_revision, self.settings.llm_options or {}
+        )
         arguments = self.arguments["project"]
         torch.manual_seed(arguments.seed)
         model.config.base_model_name_or_path = self.settings.llm
@@ -289,42 +291,9 @@ class _Run:
         run_stage(task, arguments, self._stage_directory("project"), self.resume)
         processor.save_pretrained(self.output)
         model.save_pretrained(self.output, include_llm=self.settings.include_llm)
-        self._write_card(self._card(model.cf_encoder, model))
+        self._write_card(model.cf_encoder, model)
         (self.output / "project").mkdir(exist_ok=True)
         (self.output / "project" / "done").touch()
-
-    # -- parts from elsewhere
-
-    def _load_text_encoder(self) -> Any:
-        from sentence_transformers import SentenceTransformer
-
-        try:
-            return SentenceTransformer(self.settings.text_encoder)
-        except (OSError, ValueError) as error:
-            raise CheckpointError(
-                f"the text encoder {self.settings.text_encoder!r} cannot be loaded: {error}; "
-                "--text-encoder takes a sentence-transformers id or folder"
-            ) from error
-
-    def _load_llm(self) -> tuple[Any, Any]:
-        name, revision = self.settings.llm, {}
-        if self.settings.llm_revision is not None:
-            revision = {"revision": self.settings.llm_revision}
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(name, **revision)
-            llm = AutoModelForCausalLM.from_pretrained(name, **revision, **(self.settings.llm_options or {}))
-        except (OSError, ValueError) as error:
-            raise CheckpointError(
-                f"the LLM {name!r} cannot be loaded: {error}; --llm takes a Hub id or the folder of a causal LM with "
-                "its tokenizer"
-            ) from error
-        rows = llm.get_input_embeddings().weight.shape[0]
-        if len(tokenizer) > rows:
-            raise CheckpointError(
-                f"the tokenizer of {name!r} has {len(tokenizer)} tokens but the LLM embeds {rows}: "
-                "it belongs to another LLM"
-            )
-        return llm, tokenizer
 
     def _processor(self, tokenizer: Any, model: ALLMRecModel) -> ALLMRecProcessor:
         text_config: Any = model.config.text_config
@@ -338,87 +307,6 @@ class _Run:
         processor.catalog = self.data.catalog
         return processor
 
-    # -- the card
-
-    def _card(self, cf_encoder: CFEncoder, model: ALLMRecModel | None) -> ALLMRecCard:
-        llm = None if model is None else model.language_model
-        trained = {}
-        if model is not None:
-            parts = {
-                "aligner": model.aligner,
-                "user projector": model.user_projector,
-                "item projector": model.item_projector,
-            }
-            trained = {name: _count(part) for name, part in parts.items() if part is not None}
-        stages = [stage for stage in STAGES if self._trained(stage, model)]
-        return ALLMRecCard(
-            name=f"{'A-LLMRec' if model is not None else self.settings.cf} on {self.data.name}",
-            base_model=self.settings.llm if llm is not None else None,
-            base_model_revision=self.settings.llm_revision,
-            base_model_parameters=None if llm is None else _count(llm),
-            includes_base_model=llm is not None and self.settings.include_llm,
-            cf_backbone=cf_encoder.config.model_type.removeprefix(MODEL_TYPE_PREFIX),
-            backbone_only=model is None,
-            cf_parameters=_count(cf_encoder),
-            trained_parameters=trained,
-            text_encoder=None if model is None else self.settings.text_encoder,
-            dataset_name=self.data.name,
-            dataset_source=str(self.data.info.get("source", "")) or None,
-            counts={
-                k: v for k, v in self.data.info.get("counts", {}).items() if k in ("users", "items", "interactions")
-            },
-            training={stage: _shown(self.arguments[stage]) for stage in stages},
-            seeds={stage: self.arguments[stage].seed for stage in stages},
-            warnings=[str(self.data.info["warning"])] if self.data.info.get("warning") else [],
-            example_history=[self.data.catalog.item_id(int(index)) for index in self.data.sequence(0)[:3]],
-        )
-
-    def _trained(self, stage: str, model: ALLMRecModel | None) -> bool:
-        if stage == "project":
-            return model is not None and model.language_model is not None
-        return stage == "cf" or model is not None
-
-    def _write_card(self, card: ALLMRecCard) -> None:
-        if (self.output / CARD_DATA_FILE).exists():
-            card = replace(card, license=read_card(self.output).license)
+    def _write_card(self, cf_encoder: CFEncoder, model: ALLMRecModel | None) -> None:
+        card = model_card(cf_encoder, model, self.data, self.arguments, self.settings.text_encoder)
         write_card(card, self.output)
-
-
-def _width(text_encoder: Any) -> int:
-    """Return d_text; sentence-transformers 6 renamed the method."""
-    ask = getattr(text_encoder, "get_embedding_dimension", None) or text_encoder.get_sentence_embedding_dimension
-    return int(ask())
-
-
-def _count(module: torch.nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
-def _shown(arguments: StageArguments) -> dict[str, Any]:
-    names = ("epochs", "max_steps", "batch_size", "learning_rate", "weight_decay", "mixed_precision")
-    return {name: value for name, value in arguments.to_dict().items() if name in names and value is not None}
-
-
-@torch.no_grad()
-def fill_item_table(model: ALLMRecModel, data: PreparedData, text_embeddings: torch.Tensor) -> None:
-    """Write `q_i` and training counts of every item into the model, and give cold items a CF embedding.
-
-    An item that no training sequence holds gets the CF embedding decoded from its text, so that it can be retrieved
-    and stand in a history; its own row of the backbone never met an interaction.
-
-    Args:
-        model: The model after stage 1.
-        data: The data it was trained on.
-        text_embeddings: `(N + 1, d_text)` by the text encoder of stage 1.
-    """
-    joint = model.aligner.encode_texts(text_embeddings.to(model.device))
-    joint[0] = 0
-    counts = torch.from_numpy(data.item_counts("train")).to(model.device)
-    model.item_table.text_joint_embeddings = joint
-    model.item_table.interaction_counts = counts
-    cold = (counts == 0).nonzero().flatten()
-    cold = cold[cold > 0]
-    model.cf_encoder.item_embeddings[cold] = model.aligner.decode_items(joint[cold])
-
-
-__all__ = ["RunSettings", "StageResult", "fill_item_table", "run_settings", "train"]

@@ -1,0 +1,148 @@
+"""What a run takes from elsewhere and what it tells about itself: text encoder, LLM, item table, model card."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from ..cf_encoder import MODEL_TYPE_PREFIX, CFEncoder
+from ..data.prepared import PreparedData
+from ..errors import CheckpointError
+from ..hub.card import ALLMRecCard
+from ..modeling_allmrec import ALLMRecModel
+from .arguments import StageArguments
+from .provenance import library_versions
+
+CARD_COUNTS = ("users", "items", "interactions")
+CARD_SETTINGS = ("epochs", "max_steps", "batch_size", "learning_rate", "weight_decay", "mixed_precision")
+
+
+def load_text_encoder(name: str) -> Any:
+    """Return the `SentenceTransformer` of an id or folder.
+
+    Raises:
+        CheckpointError: when it cannot be loaded.
+    """
+    from sentence_transformers import SentenceTransformer
+
+    try:
+        return SentenceTransformer(name)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"the text encoder {name!r} cannot be loaded: {error}; --text-encoder takes a sentence-transformers id or "
+            "folder"
+        ) from error
+
+
+def load_llm(name: str, revision: str | None, options: dict[str, Any]) -> tuple[Any, Any]:
+    """Return a causal LM and its tokenizer.
+
+    Args:
+        name: Id or folder.
+        revision: Its revision on the Hub.
+        options: Passed to `AutoModelForCausalLM.from_pretrained`.
+
+    Raises:
+        CheckpointError: when one cannot be loaded, or the tokenizer has tokens that the LLM does not embed.
+    """
+    where = {} if revision is None else {"revision": revision}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, **where)
+        llm: Any = AutoModelForCausalLM.from_pretrained(name, **where, **options)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"the LLM {name!r} cannot be loaded: {error}; --llm takes a Hub id or the folder of a causal LM with its "
+            "tokenizer"
+        ) from error
+    rows = int(llm.get_input_embeddings().weight.shape[0])
+    if len(tokenizer) > rows:
+        raise CheckpointError(
+            f"the tokenizer of {name!r} has {len(tokenizer)} tokens but the LLM embeds {rows}: it belongs to another one"
+        )
+    return llm, tokenizer
+
+
+def text_dim(text_encoder: Any) -> int:
+    """Return d_text; sentence-transformers 6 renamed the method."""
+    ask = getattr(text_encoder, "get_embedding_dimension", None) or text_encoder.get_sentence_embedding_dimension
+    return int(ask())
+
+
+@torch.no_grad()
+def fill_item_table(model: ALLMRecModel, data: PreparedData, text_embeddings: torch.Tensor) -> None:
+    """Write `q_i` and training counts of every item into the model, and give cold items a CF embedding.
+
+    An item that no training sequence holds gets the CF embedding decoded from its text, so that it can be retrieved
+    and stand in a history; its own row of the backbone never met an interaction.
+
+    Args:
+        model: The model after stage 1.
+        data: The data it was trained on.
+        text_embeddings: `(N + 1, d_text)` by the text encoder of stage 1.
+    """
+    joint = model.aligner.encode_texts(text_embeddings.to(model.device))
+    joint[0] = 0
+    counts = torch.from_numpy(data.item_counts("train")).to(model.device)
+    model.item_table.text_joint_embeddings = joint
+    model.item_table.interaction_counts = counts
+    cold = (counts == 0).nonzero().flatten()
+    cold = cold[cold > 0]
+    model.cf_encoder.item_embeddings[cold] = model.aligner.decode_items(joint[cold])
+
+
+def model_card(
+    cf_encoder: CFEncoder,
+    model: ALLMRecModel | None,
+    data: PreparedData,
+    arguments: dict[str, StageArguments],
+    text_encoder: str,
+) -> ALLMRecCard:
+    """Return the card of a backbone alone, or of a model after stage 1 or 2.
+
+    Args:
+        cf_encoder: The backbone.
+        model: The model, or None for a backbone alone.
+        data: What it was trained on.
+        arguments: The loop's settings of each stage.
+        text_encoder: What stage 1 started from.
+    """
+    llm = None if model is None else model.language_model
+    stages = ["cf"] if model is None else ["cf", "align"] if llm is None else ["cf", "align", "project"]
+    backbone = cf_encoder.config.model_type.removeprefix(MODEL_TYPE_PREFIX)
+    trained = {}
+    if model is not None:
+        parts = {
+            "aligner": model.aligner,
+            "user projector": model.user_projector,
+            "item projector": model.item_projector,
+        }
+        trained = {name: _count(part) for name, part in parts.items() if part is not None}
+    return ALLMRecCard(
+        name=f"{backbone if model is None else 'A-LLMRec'} on {data.name}",
+        base_model=None if model is None or llm is None else model.config.base_model_name_or_path,
+        base_model_revision=None if model is None else model.config.base_model_revision,
+        base_model_parameters=None if llm is None else _count(llm),
+        includes_base_model=model is not None and model.config.language_model_included,
+        cf_backbone=backbone,
+        backbone_only=model is None,
+        cf_parameters=_count(cf_encoder),
+        trained_parameters=trained,
+        text_encoder=None if model is None else text_encoder,
+        dataset_name=data.name,
+        dataset_source=str(data.info.get("source", "")) or None,
+        counts={name: value for name, value in data.info.get("counts", {}).items() if name in CARD_COUNTS},
+        training={stage: _shown(arguments[stage]) for stage in stages},
+        seeds={stage: arguments[stage].seed for stage in stages},
+        versions=library_versions(),
+        example_history=[data.catalog.item_id(int(index)) for index in data.sequence(0)[:3]],
+    )
+
+
+def _count(module: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _shown(arguments: StageArguments) -> dict[str, Any]:
+    return {name: value for name, value in arguments.to_dict().items() if name in CARD_SETTINGS and value is not None}
