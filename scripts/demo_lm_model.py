@@ -56,10 +56,10 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def build_language_model(vocab_size: int, seed: int) -> LlamaForCausalLM:
+def build_language_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM:
     """Return the untrained model: random weights, apart from the attention patterns set by `_wire`."""
     config = LlamaConfig(
-        vocab_size=vocab_size,
+        vocab_size=len(tokenizer),
         hidden_size=HIDDEN_SIZE,
         intermediate_size=96,
         num_hidden_layers=3,
@@ -80,46 +80,61 @@ def build_language_model(vocab_size: int, seed: int) -> LlamaForCausalLM:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         model.model.embed_tokens.weight.normal_(0.0, 0.1, generator=generator)
-        _wire(model)
+        _wire(model, tokenizer)
     return model
 
 
-def _wire(model: LlamaForCausalLM) -> None:
+def _wire(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
     """Set attention patterns that any language model learns early, so that minutes of training are enough.
 
     The residual stream starts as four rooms: the token itself (48), a note about the token before (32), and notes
-    about the tokens three and four back (16 each). Layer 0: head d looks d tokens back (d = 1..4). Layer 1: head 0
-    looks at `<bos>` and fetches its note. Layer 2: heads 0 and 1 look for tokens that resemble what was fetched, and
-    say the word noted there. Everything stays trainable.
+    about the tokens three and four back (16 each). Layer 0: heads 0, 2 and 3 look 1, 3 and 4 tokens back; head 1 lets
+    the word "previous" sum up the title words in front of it. Layer 1: heads 0 and 1 fetch the notes of `<bos>` and of
+    "previous". Layer 2: heads 0 and 1 look for tokens that resemble what was fetched, and say the word noted there.
+    Everything stays trainable.
     """
     token, before, third, fourth = slice(0, 48), slice(48, 80), slice(80, 96), slice(96, 112)
     layers = [layer.self_attn for layer in model.model.layers]
     embedding = model.model.embed_tokens.weight
     embedding[:, token] *= 1.5
     embedding[:, 48:] *= 0.2
+    embedding[_title_words(tokenizer), 47] += 0.3
     for attention in layers:
         for projection in (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj):
             projection.bias.zero_()
-    for head, room in enumerate((before, None, third, fourth)):
-        rows = _rows(head)
-        _look_back(layers[0], rows, head + 1)
-        if room is not None:
-            width = room.stop - room.start
-            offset = 16 * (head == 3)  # what is noted about the two words: different halves of their embeddings
-            _copy(layers[0], rows, slice(offset, offset + width), room, 0.12 if head == 0 else 0.2)
-    bos = embedding[model.config.bos_token_id, token]
+    bos = _direction(embedding[tokenizer.bos_token_id, token])
+    summary = _direction(embedding[tokenizer.convert_tokens_to_ids("previous"), token])
     steady = _steady_dims()[:32]
-    layers[1].q_proj.bias[steady] = 2.0
-    layers[1].k_proj.weight[steady, token] += 0.4 * bos / bos.norm()
+    for head, room in ((0, before), (2, third), (3, fourth)):
+        _look_back(layers[0], _rows(head), head + 1)
+        offset = 16 * (head == 3)  # what is noted about the two words: different halves of their embeddings
+        width = room.stop - room.start
+        _copy(layers[0], _rows(head), slice(offset, offset + width), room, 0.12 if head == 0 else 0.2)
+    layers[0].q_proj.weight[steady[:8] + HEAD_DIM, token] += 0.35 * summary
+    layers[0].k_proj.weight[steady[:8] + HEAD_DIM, 47] += 0.35
+    _copy(layers[0], _rows(1), slice(0, 32), before, 0.1)
+    for head, key, strength in ((0, bos, 0.4), (1, summary, 0.1)):
+        layers[1].q_proj.bias[steady + head * HEAD_DIM] = 2.0
+        layers[1].k_proj.weight[steady + head * HEAD_DIM, token] += 0.4 * key
+        _copy(layers[1], _rows(head), before, before, strength)
     recency = torch.tensor([3, 4, 5])
     layers[1].q_proj.bias[recency] = 4.0
     layers[1].k_proj.bias[recency] = 4.0
-    _copy(layers[1], _rows(0), before, before, 0.4)
     for head, room in ((0, third), (1, fourth)):
         rows = steady + head * HEAD_DIM
         layers[2].q_proj.weight[rows, before] = 2.0 * torch.eye(32)
         layers[2].k_proj.weight[rows, :32] = 2.0 * torch.eye(32)
         _copy(layers[2], _rows(head), room, slice(16 * head, 16 * head + 16), 0.3)
+
+
+def _title_words(tokenizer: PreTrainedTokenizerFast) -> Tensor:
+    plain = {"This", "Recommend", "The"}
+    words = tokenizer.get_vocab()
+    return torch.tensor(sorted(i for word, i in words.items() if word[0].isupper() and word not in plain))
+
+
+def _direction(vector: Tensor) -> Tensor:
+    return vector / vector.norm()
 
 
 def _rows(head: int) -> slice:

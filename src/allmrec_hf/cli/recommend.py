@@ -45,8 +45,7 @@ def recommend(
     history: Annotated[
         str, typer.Option(help="Item ids (or titles without commas), oldest first, with commas between.")
     ],
-    model: MAX_BAD_LINES = 0.01
-ModelOption = None,
+    model: ModelOption = None,
     candidates: Annotated[
         str | None, typer.Option(help="Rank these; retrieved from the catalogue if not given.")
     ] = None,
