@@ -34,17 +34,21 @@ class Batch:
 
 
 @dataclass
-class _Document:
+class Document:
+    """One document under construction: token ids, their weights in the loss, and mixtures by position."""
+
     ids: list[int] = field(default_factory=list)
     weights: list[float] = field(default_factory=list)
     slots: dict[int, NDArray[np.float64]] = field(default_factory=dict)
     basis: NDArray[np.int64] = field(default_factory=lambda: np.zeros(MAX_BASIS, dtype=np.int64))
 
     def text(self, ids: list[int], weight: float) -> None:
+        """Append tokens that count `weight` in the loss."""
         self.ids += ids
         self.weights += [weight] * len(ids)
 
     def slot(self, coefficients: NDArray[np.float64] | None) -> None:
+        """Append a mixture of the document's basis words, `(32,)`; nothing for `None`."""
         if coefficients is not None:
             self.slots[len(self.ids)] = coefficients
             self.ids.append(0)
@@ -86,16 +90,16 @@ class ExerciseWriter:
 
     def batch(self, num_tokens: int, num_candidates: int, num_questions: int, shares: Sequence[float]) -> Batch:
         """Return documents of about `num_tokens` tokens together."""
-        documents: list[_Document] = []
+        documents: list[Document] = []
         while sum(len(document.ids) for document in documents) < num_tokens:
             kind = KINDS[self.generator.choice(len(KINDS), p=shares)]
             documents.append(self.document(kind, num_candidates, num_questions))
-        return _stack(documents)
+        return stack(documents)
 
-    def document(self, kind: str, num_candidates: int, num_questions: int) -> _Document:
+    def document(self, kind: str, num_candidates: int, num_questions: int) -> Document:
         """Return one document: a list of titles, then questions about it with their answers."""
         rng = self.generator
-        document = _Document()
+        document = Document()
         topical = kind in ("topic_word", "history", "blend")
         watched_topics = self._watched_topics(int(rng.integers(1, 11)), topical)
         candidates, topics = self._candidates(num_candidates, kind, int(watched_topics[-1]))
@@ -122,7 +126,7 @@ class ExerciseWriter:
             document.text([*candidates[target], self.quote, self.eos], 1.0)
         return document
 
-    def _title(self, document: _Document, title: list[int], comma: bool, tag: NDArray[np.float64] | None) -> None:
+    def _title(self, document: Document, title: list[int], comma: bool, tag: NDArray[np.float64] | None) -> None:
         document.text([self.comma, self.quote] if comma else [self.quote], 0.0)
         document.text([*title, self.quote], 0.1)
         document.slot(tag)
@@ -143,7 +147,7 @@ class ExerciseWriter:
             topics = rng.integers(len(TOPICS), size=count)
         return [self.titles[rng.choice(self.by_topic[t])] for t in topics], topics
 
-    def _basis(self, document: _Document, kind: str, num_candidates: int) -> int:
+    def _basis(self, document: Document, kind: str, num_candidates: int) -> int:
         rng = self.generator
         document.basis[:] = rng.choice(self.words, MAX_BASIS, replace=False)
         if kind in ("topic_word", "blend") or (kind == "mixture" and rng.random() < 0.7):
@@ -190,7 +194,8 @@ def _unit(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
     return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
 
 
-def _stack(documents: list[_Document]) -> Batch:
+def stack(documents: list[Document]) -> Batch:
+    """Return documents side by side, padded on the right."""
     longest = max(len(document.ids) for document in documents)
     shape = (len(documents), longest)
     ids, weights = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.float32)

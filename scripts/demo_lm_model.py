@@ -114,12 +114,12 @@ def _wire(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
     layers[0].k_proj.weight[steady[:8] + HEAD_DIM, 47] += 0.35
     _copy(layers[0], _rows(1), slice(0, 32), before, 0.1)
     for head, key, strength in ((0, bos, 0.4), (1, summary, 0.1)):
-        layers[1].q_proj.bias[steady + head * HEAD_DIM] = 2.0
-        layers[1].k_proj.weight[steady + head * HEAD_DIM, token] += 0.4 * key
+        layers[1].q_proj.bias[steady + head * HEAD_DIM] = 3.0
+        layers[1].k_proj.weight[steady + head * HEAD_DIM, token] += 0.6 * key
         _copy(layers[1], _rows(head), before, before, strength)
     recency = torch.tensor([3, 4, 5])
-    layers[1].q_proj.bias[recency] = 4.0
-    layers[1].k_proj.bias[recency] = 4.0
+    layers[1].q_proj.bias[recency] = 3.0
+    layers[1].k_proj.bias[recency] = 3.0
     for head, room in ((0, third), (1, fourth)):
         rows = steady + head * HEAD_DIM
         layers[2].q_proj.weight[rows, before] = 2.0 * torch.eye(32)

@@ -68,7 +68,7 @@ def test_cross_entropy_of_equal_logits_is_log_n():
 
 def test_cross_entropy_in_slices_equals_cross_entropy_at_once(monkeypatch):
     torch.manual_seed(0)
-    states, table, targets = torch.randn(200, 6), torch.randn(31, 6), torch.randint(1, 31, (200,))
+    states, table, targets = torch.randn(600, 6), torch.randn(31, 6), torch.randint(1, 31, (600,))
     gradients = []
     for limit in (2**26, 31 * 7):
         monkeypatch.setattr(cf_encoder, "_MAX_LOGITS", limit)

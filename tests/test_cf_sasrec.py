@@ -90,6 +90,17 @@ def test_a_state_does_not_depend_on_later_items(attend_padding):
     assert not moved[[0, 3, 4]].any()
 
 
+@pytest.mark.parametrize("attend_padding", [False, True])
+@torch.no_grad()
+def test_user_representation_is_the_last_state(attend_padding):
+    model = tiny(attend_padding=attend_padding)
+    batch = pad_histories(HISTORIES, 10)
+    expected = model.sequence_states(*batch)[:, -1]
+    torch.testing.assert_close(model.encode_users(*batch), expected, rtol=1e-5, atol=1e-5)
+    short = tiny(attend_padding=attend_padding, max_history_length=3)
+    torch.testing.assert_close(short.encode_users(*batch), short.sequence_states(*batch)[:, -1], rtol=1e-5, atol=1e-5)
+
+
 @torch.no_grad()
 def test_an_empty_history_gives_a_zero_user_and_finite_scores():
     model = tiny()

@@ -71,10 +71,6 @@ def text_encoder():
     return SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_dim=12)], device="cpu")
 
 
-def expected(model, processor):
-    return model.score(**processor(HISTORIES, CANDIDATES)).tolist()
-
-
 @pytest.fixture(scope="module")
 def parts():
     processor = tiny_processor()
@@ -92,6 +88,12 @@ def folder(parts, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def expected(folder, parts):
+    """Scores of the checkpoint in this process; loaded, because a file's layout in memory shows in the last bit."""
+    return ALLMRecModel.from_pretrained(folder).score(**parts[1](HISTORIES, CANDIDATES)).tolist()
+
+
+@pytest.fixture(scope="module")
 def exported(parts, tmp_path_factory):
     model, processor = parts
     path = tmp_path_factory.mktemp("checkpoints") / "exported"
@@ -101,10 +103,11 @@ def exported(parts, tmp_path_factory):
 
 
 def content(path):
-    """Return a file's text or JSON; the dtypes of sub-configs, which transformers fills in on loading, left out."""
+    """Return a file's text or JSON without what transformers fills in on loading: sub-configs' dtypes, `is_local`."""
     if path.suffix != ".json":
         return path.read_text()
     values = json.loads(path.read_text())
+    values.pop("is_local", None)
     for name in ("cf_config", "text_config"):
         if name in values:
             values[name] = {key: value for key, value in values[name].items() if key != "dtype"}
@@ -133,51 +136,16 @@ print(json.dumps([type(model).__module__, scores(model, processor), ranking(reco
     return run(code), again
 
 
-def test_shim_loads_without_the_import(through_shim, parts):
+def test_shim_loads_without_the_import(through_shim, expected):
     (module, found, ranking), _ = through_shim
     assert module == "allmrec_hf.modeling_allmrec"
-    assert found == expected(*parts)
+    assert found == expected
     assert {item for item, _ in ranking} == set(REQUEST["candidates"])
 
 
 def test_shim_survives_saving_what_it_loaded(through_shim, folder):
     assert readable_files(through_shim[1]) == readable_files(folder)
     assert {path.name for path in through_shim[1].glob("*.py")} == {"allmrec_remote.py"}
-
-
-@pytest.fixture(scope="module")
-def without_package(run, folder, exported, tmp_path_factory):
-    """Load, save and load exported code where the package cannot be imported; before that, try the shim."""
-    again = tmp_path_factory.mktemp("code") / "again"
-    code = f"""
-try:
-    AutoModel.from_pretrained({str(folder)!r}, trust_remote_code=True)
-except ImportError as error:
-    refusal = str(error)
-model, processor, recommend = load({str(exported)!r}, trust_remote_code=True)
-found = [type(model).__module__, scores(model, processor), ranking(recommend)]
-recommend.save_pretrained({str(again)!r})
-model, processor, recommend = load({str(again)!r}, trust_remote_code=True)
-assert "sentence_transformers" not in sys.modules and "allmrec_hf" not in sys.modules
-print(json.dumps([refusal, found, [type(model).__module__, scores(model, processor), ranking(recommend)]]))
-"""
-    return run(WITHOUT_PACKAGE + code), again
-
-
-def test_shim_without_the_package_says_what_to_install(without_package):
-    assert "Run `pip install allmrec_hf`" in without_package[0][0]
-
-
-def test_exported_code_works_without_the_package(without_package, parts):
-    _, first, second = without_package[0]
-    assert first[0].startswith("transformers_modules.exported.")
-    assert second[0].startswith("transformers_modules.again.")
-    assert first[1] == second[1] == expected(*parts)
-    assert first[2] == second[2]
-
-
-def test_exported_code_survives_saving_what_it_loaded(without_package, exported):
-    assert readable_files(without_package[1]) == readable_files(exported)
 
 
 # -- the Hub
@@ -213,6 +181,7 @@ model.push_to_hub("me/light", include_llm=False, private=True, revision="tested"
 processor.push_to_hub("me/light", revision="tested")
 model.model_card = "# By hand\\n"
 recommend = pipeline("recommendation", model=model, processor=processor)
+recommend.push_to_hub("me/code", include_llm=True, export_code=True)
 recommend.push_to_hub("me/piped", include_llm=True, export_code=True)
 recommend.push_to_hub("me/piped", include_llm=False, export_code=False)
 push_checkpoint({str(path / "whole")!r}, "me/whole", revision="v2")
@@ -278,15 +247,15 @@ print(json.dumps([refusals, [scores(*light[:2]), scores(*piped[:2]), before, aft
     return *run(code), grown
 
 
-def test_light_checkpoint_loads_with_its_base_llm_at_its_revision(pulled, parts):
+def test_light_checkpoint_loads_with_its_base_llm_at_its_revision(pulled, expected):
     light, piped, _, _ = pulled[1]
-    assert light == piped == expected(*parts)
+    assert light == piped == expected
     assert pulled[2] == "# By hand\n"
 
 
-def test_self_contained_checkpoint_fetches_its_text_encoder_only_to_add_items(pulled, pushed, parts):
+def test_self_contained_checkpoint_fetches_its_text_encoder_only_to_add_items(pulled, pushed, expected):
     _, _, before, after = pulled[1]
-    assert before == after == expected(*parts)
+    assert before == after == expected
     fetched = [path for _, path in pushed.requests if "/me/whole/resolve/" in path]
     first = next(number for number, path in enumerate(fetched) if "/text_encoder/" in path)
     rest = [
@@ -315,7 +284,7 @@ def test_refusals_of_the_hub_are_explained(pulled):
     assert found["malformed"].startswith("ALLMRecError: 'not an id' is no repository id")
 
 
-def test_downloaded_checkpoint_loads_offline(pulled, run, parts):
+def test_downloaded_checkpoint_loads_offline(pulled, run, expected):
     code = """
 import allmrec_hf
 try:
@@ -326,4 +295,49 @@ print(json.dumps([refusal, scores(*load("me/light", revision="tested")[:2])]))
 """
     refusal, found = run(code, HF_HUB_OFFLINE="1")
     assert refusal.startswith("cannot load the checkpoint me/other")
-    assert found == expected(*parts)
+    assert found == expected
+
+
+# -- exported code
+
+
+@pytest.fixture(scope="module")
+def without_package(run, folder, exported, pushed, tmp_path_factory):
+    """Where the package cannot be imported, try the shim, then exported code of a folder, of the Hub, saved again."""
+    again = tmp_path_factory.mktemp("code") / "again"
+    code = f"""
+try:
+    AutoModel.from_pretrained({str(folder)!r}, trust_remote_code=True)
+except ImportError as error:
+    refusal = str(error)
+found = []
+for path in ({str(exported)!r}, "me/code", {str(again)!r}):
+    model, processor, recommend = load(path, trust_remote_code=True)
+    found.append([type(model).__module__, scores(model, processor), ranking(recommend)])
+    if path == "me/code":
+        recommend.save_pretrained({str(again)!r})
+assert "sentence_transformers" not in sys.modules and "allmrec_hf" not in sys.modules
+print(json.dumps([refusal, found]))
+"""
+    return run(WITHOUT_PACKAGE + code), again
+
+
+def test_shim_without_the_package_says_what_to_install(without_package):
+    assert "Run `pip install allmrec_hf`" in without_package[0][0]
+
+
+def test_exported_code_works_without_the_package(without_package, expected):
+    modules, found, rankings = zip(*without_package[0][1], strict=True)
+    starts = ("transformers_modules.exported.", "transformers_modules.me.code.", "transformers_modules.again.")
+    assert all(module.startswith(start) for module, start in zip(modules, starts, strict=True))
+    assert found == (expected, expected, expected)
+    assert rankings[0] == rankings[1] == rankings[2]
+
+
+def test_exported_code_survives_saving_what_it_loaded(without_package, exported):
+    saved, original = readable_files(without_package[1]), readable_files(exported)
+    assert saved.pop("README.md") == "# By hand\n"
+    original.pop("README.md")
+    for name in ("base_model_name_or_path", "base_model_revision"):
+        assert saved["config.json"].pop(name) != original["config.json"].pop(name)
+    assert saved == original

@@ -248,13 +248,13 @@ def full_cross_entropy(states: Tensor, item_embeddings: Tensor, targets: Tensor)
     """
     if not len(targets):
         return states.sum() * 0.0
-    num_rows = len(item_embeddings)
-    slice_size = max(64, _CACHED_LOGITS // num_rows) if states.device.type == "cpu" else _MAX_LOGITS // num_rows
-    slice_size = max(1, slice_size)
-    keep = len(targets) * num_rows <= _MAX_LOGITS
+    table = item_embeddings[1:]  # (N, d_cf), without padding
+    on_cpu = states.device.type == "cpu"
+    slice_size = max(256, _CACHED_LOGITS // len(table)) if on_cpu else max(1, _MAX_LOGITS // len(table))
+    keep = len(targets) * len(table) <= _MAX_LOGITS
     total = states.new_zeros((), dtype=torch.float32)
     for part, part_targets in zip(states.split(slice_size), targets.split(slice_size), strict=True):
-        inputs = (part, item_embeddings, part_targets)
+        inputs = (part, table, part_targets)
         loss = (
             _summed_cross_entropy(*inputs) if keep else checkpoint(_summed_cross_entropy, *inputs, use_reentrant=False)
         )
@@ -262,8 +262,8 @@ def full_cross_entropy(states: Tensor, item_embeddings: Tensor, targets: Tensor)
     return total / len(targets)
 
 
-def _summed_cross_entropy(states: Tensor, item_embeddings: Tensor, targets: Tensor) -> Tensor:
-    logits = states @ item_embeddings[1:].T  # (P, N)
+def _summed_cross_entropy(states: Tensor, table: Tensor, targets: Tensor) -> Tensor:
+    logits = states @ table.T  # (P, N)
     return F.cross_entropy(logits.float(), targets - 1, reduction="sum")
 
 

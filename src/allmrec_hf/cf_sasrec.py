@@ -47,6 +47,8 @@ class SASRecConfig(CFEncoderConfig):
         heads = self.num_heads
         if isinstance(heads, int) and isinstance(self.hidden_size, int) and (heads < 1 or self.hidden_size % heads):
             raise ALLMRecError(f"num_heads must divide hidden_size {self.hidden_size} (d_cf), got {heads}")
+        if isinstance(self.num_layers, int) and self.num_layers < 1:
+            raise ALLMRecError(f"num_layers must be at least 1, got {self.num_layers}")
         super().__post_init__(**kwargs)
 
 
@@ -66,14 +68,14 @@ class SASRecAttention(nn.Module):
         self.output = nn.Linear(config.hidden_size, config.hidden_size)
 
     def forward(self, queries: Tensor, states: Tensor, mask: Tensor) -> Tensor:
-        """Return `(B, L, d_cf)` for queries and states `(B, L, d_cf)` and an additive mask `(B, 1, L, keys)`."""
+        """Return `(B, K, d_cf)` for queries `(B, K, d_cf)`, states `(B, L, d_cf)`, additive mask `(B, 1, K, keys)`."""
         batch, length, width = queries.shape
         if self.config.attend_padding:
             states = F.pad(states, (0, 0, 1, 0))  # the one padding key, (B, 1 + L, d_cf)
         query, key, value = (
             projected.view(batch, -1, self.config.num_heads, width // self.config.num_heads).transpose(1, 2)
             for projected in (self.query(queries), self.key(states), self.value(states))
-        )  # (B, heads, L or keys, d_head)
+        )  # (B, heads, K or keys, d_head)
         dropout = float(self.config.dropout) if self.training else 0.0
         if self.config._attn_implementation == "eager":
             weights = (query @ key.transpose(2, 3) / math.sqrt(query.shape[-1]) + mask).softmax(dim=-1)
@@ -96,9 +98,16 @@ class SASRecLayer(nn.Module):
         self.feed_forward_outer = nn.Linear(width, width)
         self.dropout = nn.Dropout(float(config.dropout))
 
-    def forward(self, states: Tensor, mask: Tensor, real: Tensor) -> Tensor:
-        """Return the next states `(B, L, d_cf)`, zeros where `real (B, L, 1)` is 0."""
-        queries = self.attention_norm(states)
+    def forward(self, own: Tensor, states: Tensor, mask: Tensor, real: Tensor) -> Tensor:
+        """Return the next states of some positions, zeros where `real` is 0.
+
+        Args:
+            own: `(B, K, d_cf)` the states of these positions.
+            states: `(B, L, d_cf)` the states of all positions.
+            mask: `(B, 1, K, keys)` what is added to attention logits.
+            real: `(B, K, 1)` 1 at real items.
+        """
+        queries = self.attention_norm(own)
         states = self.feed_forward_norm(queries + self.attention(queries, states, mask))
         inner = F.relu(self.dropout(self.feed_forward_inner(states)))
         return (states + self.dropout(self.feed_forward_outer(inner))) * real
@@ -136,23 +145,32 @@ class SASRecModel(CFEncoder):
         real = item_ids != 0 if attention_mask is None else attention_mask.bool()
         length, limit = item_ids.shape[1], self.config.max_history_length
         if length > limit:
+            states = self._last_states(item_ids, real, limit)
+            return F.pad(states, (0, 0, length - limit, 0))
+        return self._last_states(item_ids, real, length)
+
+    def encode_users(self, item_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Return `(B, d_cf)`, as `CFEncoder.encode_users`; the last block works on the last position only."""
+        real = item_ids != 0 if attention_mask is None else attention_mask.bool()
+        return self._last_states(item_ids, real, 1)[:, 0]
+
+    def _last_states(self, item_ids: Tensor, real: Tensor, count: int) -> Tensor:
+        """Return the states of the last `count` positions, `(B, count, d_cf)`."""
+        length, limit = item_ids.shape[1], self.config.max_history_length
+        if length > limit:
             logger.warning_once(
                 f"histories of up to {length} items are cut to the {limit} most recent ones (max_history_length)"
             )
-            states = self._states(item_ids[:, -limit:], real[:, -limit:])
-            return F.pad(states, (0, 0, length - limit, 0))
-        return self._states(item_ids, real)
-
-    def _states(self, item_ids: Tensor, real: Tensor) -> Tensor:
-        limit = self.config.max_history_length
+            item_ids, real = item_ids[:, -limit:], real[:, -limit:]
         positions = self.position_embedding.weight[limit - item_ids.shape[1] :]  # the last item has the last position
         states = self.item_embedding(item_ids) * math.sqrt(self.config.hidden_size) + positions
         keep = real.unsqueeze(-1).to(states.dtype)  # (B, L, 1)
         states = self.dropout(states) * keep
         mask = self._attention_bias(real, states.dtype)
-        for layer in self.layers:
-            states = layer(states, mask, keep)
-        return self.final_norm(states) * keep
+        for layer in self.layers[:-1]:
+            states = layer(states, states, mask, keep)
+        keep = keep[:, -count:]
+        return self.final_norm(self.layers[-1](states[:, -count:], states, mask[:, :, -count:], keep)) * keep
 
     def _attention_bias(self, real: Tensor, dtype: torch.dtype) -> Tensor:
         """Return what is added to attention logits, `(B, 1, L, keys)`: 0 where a key may be seen, else `-inf`.

@@ -155,6 +155,7 @@ def _included(directory: Path) -> set[str]:
         LANGUAGE_MODEL_FOLDER: config.get("language_model_included"),
         TEXT_ENCODER_FOLDER: config.get("text_encoder_included"),
         "code": config.get("code_exported"),
+        "card": True,
     }
     return {name for name, carried in flags.items() if carried}
 
@@ -162,8 +163,8 @@ def _included(directory: Path) -> set[str]:
 def leftovers(directory: Path, written: set[str], kept: Iterable[str | None] = ()) -> list[Path]:
     """Return files of an earlier checkpoint that a new one does not replace, and that would shadow or bloat it.
 
-    Weights under other names (sharded or not), the LLM and the text encoder where the earlier checkpoint carried
-    them, and code it had exported. Files that are no checkpoint's are never named.
+    Weights under other names (sharded or not); the LLM, the text encoder and exported code where the earlier
+    checkpoint carried them; the numbers of its model card. Files that are no checkpoint's are never named.
 
     Args:
         directory: The folder, before the new checkpoint is moved into it.
@@ -176,6 +177,8 @@ def leftovers(directory: Path, written: set[str], kept: Iterable[str | None] = (
         used = any(path and Path(path).resolve() == (directory / folder).resolve() for path in kept)
         if folder in carried and not used:
             patterns.append(f"{folder}/**/*")
+    if "card" in carried:
+        patterns.append(CARD_DATA_FILE)
     if "code" in carried:
         patterns += [path.name for path in Path(__file__).parent.glob("*.py") if not path.name.startswith("_")]
     found = {path for pattern in patterns for path in directory.glob(pattern) if path.is_file()}

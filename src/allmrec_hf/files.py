@@ -65,7 +65,8 @@ def folder_written_whole(directory: str | os.PathLike[str]) -> Iterator[Path]:
         directory.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", suffix=".tmp", dir=directory.parent))
         yield temporary
-        files = sorted(path for path in temporary.rglob("*") if path.is_file())
+        files = [path for path in temporary.rglob("*") if path.is_file()]
+        files.sort(key=lambda path: (path.name == "config.json", path))  # what makes a folder a checkpoint comes last
         for path in files:
             _sync(path)
         for path in files:

@@ -143,9 +143,9 @@ class ALLMRecPreTrainedModel(PreTrainedModel):
         Args:
             save_directory: A folder; files of the same names are replaced, weights and exported code of an earlier
                 checkpoint are removed.
-            include_llm: Also write the LLM, to `language_model/`; by default as the loaded checkpoint had it.
+            include_llm: Also write the LLM, to `language_model/`; by default as it was last loaded or saved.
             export_code: Copy the package's core into the folder, so that `trust_remote_code=True` works without it;
-                by default as the loaded checkpoint had it.
+                by default as it was last loaded or saved.
             push_to_hub: Upload afterwards, to `repo_id` or the folder's name.
             **kwargs: Arguments of `push_to_hub`; the rest goes to transformers, such as `max_shard_size`.
         """
@@ -248,7 +248,7 @@ class ALLMRecPreTrainedModel(PreTrainedModel):
         if config is not None and getattr(config, "_attn_implementation_internal", None):
             llm_kwargs.setdefault("attn_implementation", config._attn_implementation_internal)
         kwargs.pop("trust_remote_code", None)
-        if config is None:
+        if config is None and not kwargs.get("subfolder"):
             cls._check_model_type(path, {**hub, **revision})
         try:
             loaded: Any = super().from_pretrained(
@@ -312,7 +312,7 @@ class ALLMRecPreTrainedModel(PreTrainedModel):
             where = {}
         try:
             return AutoModelForCausalLM.from_pretrained(name, **where, **kwargs)
-        except (OSError, SafetensorError) as error:
+        except (OSError, SafetensorError, ValueError) as error:
             raise CheckpointError(
                 f"the base LLM {name!r} of this checkpoint cannot be loaded: {error}. Check the name, your access "
                 "to it and the network; or pass language_model= (a path, an id or a loaded LM) to from_pretrained"

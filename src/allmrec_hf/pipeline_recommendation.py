@@ -14,6 +14,7 @@ from transformers import Pipeline
 
 from .checkpoint_code import push_saved, replaced_on_the_hub
 from .errors import CheckpointError, DataError
+from .files import folder_written_whole
 from .prompt import clean_title
 
 logger = logging.getLogger(__name__)
@@ -78,17 +79,8 @@ class RecommendationPipeline(Pipeline):
             raise CheckpointError(
                 'the recommendation pipeline needs a processor: pipeline(..., processor="path or id")'
             )
-        expected = getattr(self.model.config, "tokenizer_fingerprint", None)
-        if expected is not None and expected != self.processor.fingerprint:
-            raise CheckpointError(
-                "the tokenizer is not the one this model was trained with (their vocabularies differ): load the "
-                "processor from the model's own checkpoint"
-            )
-        items, rows = len(self.processor.catalog), self.model.cf_encoder.num_items
-        if items != rows:
-            raise CheckpointError(
-                f"the catalogue has {items} items but the model's item table {rows}; load both from one checkpoint"
-            )
+        fingerprint = getattr(self.model.config, "tokenizer_fingerprint", None)
+        self.processor.check_fits(fingerprint, self.model.cf_encoder.num_items)
         self.tokenizer = copy.copy(self.processor.tokenizer)  # only the base class's collator asks for it
         if self.tokenizer.pad_token_id is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token or self.tokenizer.convert_ids_to_tokens(0)
@@ -278,8 +270,11 @@ class RecommendationPipeline(Pipeline):
             raise CheckpointError(f"{save_directory} is a file; give a folder")
         push, repo_id = kwargs.pop("push_to_hub", False), kwargs.pop("repo_id", Path(save_directory).name)
         hub = {name: kwargs.pop(name) for name in _PUSH_ARGUMENTS if name in kwargs}
-        self.model.save_pretrained(save_directory, **kwargs)
-        self.processor.save_pretrained(save_directory)
+        with folder_written_whole(
+            save_directory
+        ) as folder:  # full disk: neither is changed; a table fits its catalogue
+            self.processor.save_pretrained(folder)
+            self.model.save_pretrained(save_directory, **kwargs)
         if push:
             self.push_to_hub(repo_id, **hub, **kwargs)
 

@@ -113,6 +113,27 @@ class ALLMRecProcessor(ProcessorMixin):
         """A short hash of the tokenizer's vocabulary; a checkpoint remembers it."""
         return tokenizer_fingerprint(self.tokenizer)
 
+    def check_fits(self, fingerprint: str | None, num_items: int) -> None:
+        """Check that tokenizer and catalogue are those of a model.
+
+        Args:
+            fingerprint: What the model's config remembers of the tokenizer; None where it was never told.
+            num_items: N, the number of items in the model's table.
+
+        Raises:
+            CheckpointError: when one is not.
+        """
+        if fingerprint is not None and fingerprint != self.fingerprint:
+            raise CheckpointError(
+                "the tokenizer is not the one this model was trained with (their vocabularies differ): load the "
+                "processor from the model's own checkpoint"
+            )
+        if len(self.catalog) != num_items:
+            raise CheckpointError(
+                f"the catalogue has {len(self.catalog)} items but the model's item table {num_items}; load both from "
+                "one checkpoint"
+            )
+
     def _start_tokens(self) -> list[int]:
         bare = self.tokenizer("a", add_special_tokens=False)["input_ids"]
         full = self.tokenizer("a", add_special_tokens=True)["input_ids"]
@@ -336,11 +357,17 @@ class ALLMRecProcessor(ProcessorMixin):
         """Load tokenizer, settings and catalogue from a folder or a Hub repository.
 
         Raises:
-            CheckpointError: when the catalogue cannot be read.
+            CheckpointError: when tokenizer, settings or catalogue cannot be read.
         """
         for name in _MODEL_KWARGS:  # pipeline() gives the model's arguments to the processor too
             kwargs.pop(name, None)
-        processor = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        try:
+            processor = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        except (OSError, ValueError) as error:
+            raise CheckpointError(
+                f"tokenizer and processor of {pretrained_model_name_or_path} cannot be loaded: {error}; download or "
+                "save them again"
+            ) from error
         hub = {key: kwargs[key] for key in ("cache_dir", "revision", "token", "local_files_only") if kwargs.get(key)}
         path = cached_file(
             pretrained_model_name_or_path, CATALOG_FILE, _raise_exceptions_for_missing_entries=False, **hub

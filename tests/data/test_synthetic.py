@@ -1,7 +1,14 @@
+import re
+from pathlib import Path
+
 import numpy as np
 import polars as pl
 import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
+import allmrec_hf
 from allmrec_hf.data.synthetic import SyntheticWorld, description_vocabulary, invent_titles, vocabulary
 from allmrec_hf.errors import DataError
 
@@ -125,3 +132,63 @@ def test_impossible_sizes_are_refused(arguments, message):
 def test_asking_for_more_titles_than_the_grammar_holds_is_refused():
     with pytest.raises(DataError, match="lower num_items"):
         invent_titles(20_000, np.random.default_rng(0), num_topics=4)
+
+
+DEMO = Path(allmrec_hf.__file__).parent / "demo"
+PROMPT = (
+    'is a user representation.This user has watched "{}","{}" in the previous. Recommend one next movie for this user '
+    'to watch next from the following movie title set, "{}","{}". The recommendation is '
+)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerFast:
+    return AutoTokenizer.from_pretrained(DEMO / "language_model")
+
+
+def test_demo_tokenizer_knows_every_word_of_the_world_and_the_prompt(world, tokenizer):
+    titles = world.items()["title"].to_list()
+    text = PROMPT.format(*titles[:4]) + " ".join(titles)
+    assert tokenizer.unk_token_id not in tokenizer(text)["input_ids"]
+
+
+def test_demo_tokenizer_gives_pieces_the_tokens_of_the_whole(world, tokenizer):
+    text = PROMPT.format(*world.items()["title"].to_list()[:4])
+    pieces = [*re.split(r'(?<=")|(?=")', text)]
+    ids = [i for piece in pieces for i in tokenizer(piece, add_special_tokens=False)["input_ids"]]
+    assert [tokenizer.bos_token_id, *ids] == tokenizer(text)["input_ids"]
+
+
+def test_demo_tokenizer_decodes_an_answer_to_the_quoted_title(world, tokenizer):
+    for title in world.items()["title"].to_list()[:50]:
+        ids = tokenizer(f'"{title}"', add_special_tokens=False)["input_ids"]
+        assert tokenizer.decode([*ids, tokenizer.eos_token_id], skip_special_tokens=True) == f'"{title}"'
+
+
+def test_demo_parts_are_as_small_as_promised():
+    assert (DEMO / "language_model" / "model.safetensors").stat().st_size < 2_000_000
+    assert (DEMO / "text_encoder" / "model.safetensors").stat().st_size < 200_000
+
+
+def test_demo_language_model_finds_the_title_behind_the_word_in_front(tokenizer):
+    model = AutoModelForCausalLM.from_pretrained(DEMO / "language_model")
+    documents = list(SyntheticWorld(seed=1, num_items=120, num_users=20).corpus(seed=3, num_documents=20))
+    right = 0
+    for document in documents:
+        word, rest = document.split(" ", 1)
+        question, answer, _ = rest.rsplit('"', 2)
+        # The user's slot stands in front of <bos>.
+        ids = [tokenizer.convert_tokens_to_ids(word), *tokenizer(question + '"')["input_ids"]]
+        said = model.generate(torch.tensor([ids]), attention_mask=torch.ones(1, len(ids)), max_new_tokens=8)
+        right += tokenizer.decode(said[0, len(ids) :], skip_special_tokens=True) == f'{answer}"'
+    assert right >= 17
+
+
+def test_demo_text_encoder_puts_films_of_a_topic_together(world):
+    items = world.items()
+    encoder = SentenceTransformer(str(DEMO / "text_encoder"), device="cpu")
+    vectors = encoder.encode((items["title"] + ", " + items["description"]).to_list(), normalize_embeddings=True)
+    similarity = vectors @ vectors.T
+    np.fill_diagonal(similarity, -1.0)
+    topics = items["topic"].to_numpy()
+    assert (topics[similarity.argmax(axis=1)] == topics).mean() > 0.9

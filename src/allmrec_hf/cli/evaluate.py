@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,6 +13,7 @@ import typer
 from .options import ConfigOption, JsonOption, emit, say, user_errors
 
 if TYPE_CHECKING:
+    from ..catalog import ItemCatalog
     from ..data.prepared import PreparedData
     from ..evaluation.protocol import Ranker
 
@@ -30,11 +33,37 @@ class Split(str, Enum):
     validation = "validation"
 
 
-def load_rankers(model: str, data: PreparedData, batch_size: int, num_permutations: int) -> list[Ranker]:
+@contextlib.contextmanager
+def checkpoint_errors(model: str) -> Iterator[None]:
+    """Say of any error of loading which checkpoint it is about."""
+    from safetensors import SafetensorError
+
+    from ..errors import ALLMRecError, CheckpointError
+
+    try:
+        yield
+    except ALLMRecError as error:
+        if model in str(error):
+            raise
+        raise type(error)(f"{model}: {error}") from error
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise CheckpointError(f"{model} is no checkpoint that can be loaded, or a damaged one: {error}") from error
+
+
+def load_rankers(
+    model: str, data: PreparedData, batch_size: int, num_permutations: int, whole: bool = False
+) -> list[Ranker]:
     """Return the model, its CF backbone alone and popularity, for a checkpoint of either kind.
 
+    Args:
+        model: Folder or Hub id.
+        data: Prepared data.
+        batch_size: Users that the LLM reads at once.
+        num_permutations: Candidate orders whose scores are averaged.
+        whole: Whether the whole catalogue will be ranked; the checkpoint's may then not be larger than the data's.
+
     Raises:
-        CheckpointError: when the checkpoint's catalogue is not that of the data.
+        CheckpointError: when the checkpoint cannot be loaded, or its catalogue is not that of the data.
     """
     from transformers import AutoConfig, AutoModel
 
@@ -45,23 +74,26 @@ def load_rankers(model: str, data: PreparedData, batch_size: int, num_permutatio
     from ..evaluation.rankers import CFRanker, PopularityRanker
     from ..processing_allmrec import ALLMRecProcessor
 
-    try:
+    with checkpoint_errors(model):
         config = AutoConfig.from_pretrained(model)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{model} is no checkpoint of this package: {error}") from error
-    popularity = PopularityRanker(data.item_counts("train"))
-    if config.model_type != "a-llmrec":
-        cf_encoder = AutoModel.from_pretrained(model)
-        if not isinstance(cf_encoder, CFEncoder):
-            raise CheckpointError(f"{model} is a {config.model_type} model, neither A-LLMRec nor a CF backbone")
-        if Path(model).is_dir():
-            check_catalogs(ItemCatalog.load(model), data)
-        return [CFRanker(cf_encoder), popularity]
-    processor = ALLMRecProcessor.from_pretrained(model)
-    check_catalogs(processor.catalog, data)
-    loaded = AutoModel.from_pretrained(model)
-    backbone = Path(model) / "cf"  # as trained, before cold items got embeddings from their texts
-    cf_ranker = CFRanker(AutoModel.from_pretrained(backbone) if backbone.is_dir() else loaded.cf_encoder)
+        popularity = PopularityRanker(data.item_counts("train"))
+        if config.model_type != "a-llmrec":
+            cf_encoder = AutoModel.from_pretrained(model)
+            if not isinstance(cf_encoder, CFEncoder):
+                raise CheckpointError(f"{model} is a {config.model_type} model, neither A-LLMRec nor a CF backbone")
+            if Path(model).is_dir():
+                check_catalogs(ItemCatalog.load(model), data)
+            return [CFRanker(cf_encoder), popularity]
+        if config.llm_dim is None:
+            raise CheckpointError(
+                f"{model} is trained to stage 1 only; run `allmrec train --stage project` into the same folder first, "
+                "or evaluate its folder cf/"
+            )
+        processor = ALLMRecProcessor.from_pretrained(model)
+        check_catalogs(processor.catalog, data, whole)
+        loaded = AutoModel.from_pretrained(model)
+        backbone = Path(model) / "cf"  # as trained, before cold items got embeddings from their texts
+        cf_ranker = CFRanker(AutoModel.from_pretrained(backbone) if backbone.is_dir() else loaded.cf_encoder)
     return [
         ALLMRecRanker(loaded, processor, batch_size=batch_size, num_permutations=num_permutations),
         cf_ranker,
@@ -69,17 +101,21 @@ def load_rankers(model: str, data: PreparedData, batch_size: int, num_permutatio
     ]
 
 
-def check_catalogs(catalog: object, data: PreparedData) -> None:
-    """Refuse data whose items are not the checkpoint's, in the same order."""
-    from ..catalog import ItemCatalog
+def check_catalogs(catalog: ItemCatalog, data: PreparedData, whole: bool = True) -> None:
+    """Refuse data whose items are not the checkpoint's, in the same order; items added later stand behind them."""
     from ..errors import CheckpointError
 
-    if isinstance(catalog, ItemCatalog) and catalog.item_ids != data.catalog.item_ids:
+    if catalog.item_ids[: data.num_items] != data.catalog.item_ids:
         missing = [item_id for item_id in data.catalog.item_ids if item_id not in catalog]
         raise CheckpointError(
             f"the checkpoint's catalogue ({len(catalog)} items) is not that of {data.name} ({data.num_items} items); "
             f"{len(missing)} items of the data are not in it, first {missing[:5]}; evaluate on the data it "
             "was trained on"
+        )
+    if whole and len(catalog) > data.num_items:
+        raise CheckpointError(
+            f"the checkpoint's catalogue has {len(catalog) - data.num_items} items that {data.name} lacks, so the "
+            "whole catalogue is not the same for every method; use --protocol candidates"
         )
 
 
@@ -120,7 +156,7 @@ def evaluate(
         if update_card and not Path(model).is_dir():
             raise ALLMRecError(f"--update-card needs a run folder; {model} is none")
         prepared = PreparedData.load(data)
-        rankers = load_rankers(model, prepared, batch_size, num_permutations)
+        rankers = load_rankers(model, prepared, batch_size, num_permutations, whole=protocol is Protocol.full)
         result = run(rankers, prepared, protocol.value, split.value, max_users=max_users, seed=seed)
         if output is not None:
             result.write_json(output)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 
 import typer
 
@@ -36,6 +37,7 @@ def _common(
 ) -> None:
     setup_logging(verbose)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     from transformers.utils import logging as transformers_logging
 
     if not stderr.is_terminal:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,18 @@ from ..errors import ALLMRecError
 
 USER_ERROR = 2
 stderr = Console(stderr=True, highlight=False)
+# Control characters (but tab and line break), line separators, lone surrogates and changes of direction.
+_INVISIBLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def visible(text: str) -> str:
+    """Return text in which characters that would command a terminal are written as `\\uXXXX`."""
+    return _INVISIBLE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
+class _VisibleFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return visible(super().format(record))
 
 
 def load_config(context: typer.Context, path: Path | None) -> Path | None:
@@ -35,14 +48,26 @@ def load_config(context: typer.Context, path: Path | None) -> Path | None:
         raise typer.BadParameter(f"{path} cannot be read as YAML: {error}") from error
     if not isinstance(values, dict):
         raise typer.BadParameter(f"{path} must be a mapping of option names to values, such as `epochs: 3`")
-    values = {str(name).replace("-", "_"): value for name, value in values.items()}
-    known = {parameter.name for parameter in context.command.params}
-    unknown = sorted(set(values) - known)
+    known = {_plain_name(flag): option for option in context.command.params for flag in option.opts}
+    known = {name: option for name, option in known.items() if name not in ("config", "help")}
+    given = {_plain_name(str(name)): value for name, value in values.items()}
+    unknown = sorted(set(given) - set(known))
     if unknown:
-        names = ", ".join(sorted(str(name) for name in known if name not in ("config", "help")))
-        raise typer.BadParameter(f"{path} names unknown options {unknown}; known are {names}")
-    context.default_map = {**(context.default_map or {}), **values}
+        raise typer.BadParameter(f"{path} names unknown options {unknown}; known are {', '.join(sorted(known))}")
+    defaults = {}
+    for name, value in given.items():
+        option = known[name]
+        many = bool(getattr(option, "multiple", False))
+        if isinstance(value, dict) or (isinstance(value, list) and not many):
+            raise typer.BadParameter(f"{path}: {name} takes one value, got {value!r}")
+        if value is not None:  # an empty value leaves the option's own default
+            defaults[str(option.name)] = [value] if many and not isinstance(value, list) else value
+    context.default_map = {**(context.default_map or {}), **defaults}
     return path
+
+
+def _plain_name(flag: str) -> str:
+    return flag.lstrip("-").replace("-", "_")
 
 
 ConfigOption = Annotated[
@@ -62,7 +87,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON alone on st
 def setup_logging(verbose: bool = False) -> None:
     """Send this package's log to standard error."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
+    handler.setFormatter(_VisibleFormatter("%(levelname)s %(message)s"))
     logger = logging.getLogger("allmrec_hf")
     logger.handlers = [handler]
     logger.propagate = False
@@ -71,12 +96,12 @@ def setup_logging(verbose: bool = False) -> None:
 
 def emit(value: Any) -> None:
     """Print a value as JSON on standard output."""
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    click.echo(visible(json.dumps(value, indent=2, ensure_ascii=False)))
 
 
 def say(text: str) -> None:
     """Print text for a person on standard output, never as markup."""
-    click.echo(text)
+    click.echo(visible(text))
 
 
 @contextlib.contextmanager
@@ -92,4 +117,4 @@ def user_errors() -> Iterator[None]:
 def _plain(text: str) -> str:
     from rich.markup import escape
 
-    return escape(text)
+    return escape(visible(text))

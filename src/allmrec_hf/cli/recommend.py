@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import JsonOption, emit, say, stderr, user_errors
+from .options import ConfigOption, JsonOption, emit, say, stderr, user_errors
 
 if TYPE_CHECKING:
     from ..pipeline_recommendation import RecommendationPipeline
@@ -25,16 +25,20 @@ def load_pipeline(model: str | None) -> RecommendationPipeline:
     Raises:
         CheckpointError: when it cannot be loaded.
     """
-    from transformers import pipeline
+    from transformers import AutoConfig, pipeline
 
-    from ..errors import ALLMRecError, CheckpointError
+    from ..errors import CheckpointError
+    from .evaluate import checkpoint_errors
 
-    try:
+    with checkpoint_errors(str(model)):
+        config = None if model is None else AutoConfig.from_pretrained(model)
+        if config is not None and config.model_type != "a-llmrec":
+            raise CheckpointError(f"{model} is a {config.model_type} model; only an A-LLMRec model recommends here")
+        if config is not None and config.llm_dim is None:
+            raise CheckpointError(
+                f"{model} is trained to stage 1 only; run `allmrec train --stage project` into the same folder first"
+            )
         return pipeline("recommendation", model=model)  # type: ignore[call-overload, no-any-return]
-    except ALLMRecError:
-        raise
-    except (OSError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"{model} is no checkpoint that the recommendation pipeline can load: {error}") from error
 
 
 def _split(ids: str) -> list[str]:
@@ -52,6 +56,7 @@ def recommend(
     top_k: Annotated[int, typer.Option(help="Items to recommend.")] = 10,
     num_permutations: Annotated[int, typer.Option(help="Candidate orders whose scores are averaged.")] = 1,
     json_output: JsonOption = False,
+    config: ConfigOption = None,
 ) -> None:
     """Recommend catalogue items after a history.
 
@@ -71,7 +76,9 @@ def recommend(
             warnings.simplefilter("ignore", UserWarning)
             found = pipe(request, top_k=top_k, num_permutations=num_permutations)
         if resolved.unknown_history:
-            stderr.print(f"not in the catalogue, left out: {', '.join(resolved.unknown_history)}", markup=False)
+            stderr.print(
+                f"not in the catalogue, left out: {', '.join(resolved.unknown_history)}", markup=False, soft_wrap=True
+            )
         if json_output:
             emit({"recommendations": found, "unknown_history": resolved.unknown_history, "notes": resolved.notes})
             return
@@ -88,6 +95,7 @@ def add_items(
     items: Annotated[Path, typer.Option(help="CSV, parquet or JSON lines with item_id, title, description.")],
     output: Annotated[Path | None, typer.Option(help="Write the grown checkpoint here; in place by default.")] = None,
     json_output: JsonOption = False,
+    config: ConfigOption = None,
 ) -> None:
     """Add items by their text alone, without retraining; they can then be recommended.
 
@@ -102,6 +110,8 @@ def add_items(
 
         if output is None and not Path(model).is_dir():
             raise ALLMRecError(f"{model} is no folder that could be changed in place; give --output")
+        if output is not None and output.exists() and not output.is_dir():
+            raise ALLMRecError(f"the output {output} is a file; give a folder")
         if output is not None and output.exists() and any(output.iterdir()):
             raise ALLMRecError(f"the output folder {output} is not empty; choose another")
         frame, _ = read_table(items, MAX_BAD_LINES, lambda names: item_names(names, {}, items))
@@ -121,6 +131,8 @@ def push(
     repo: Annotated[str, typer.Option(help="Repository on the Hub, such as org/a-llmrec-games.")],
     private: Annotated[bool, typer.Option(help="Make a new repository private.")] = False,
     revision: Annotated[str | None, typer.Option(help="Branch to push to.")] = None,
+    json_output: JsonOption = False,
+    config: ConfigOption = None,
 ) -> None:
     """Upload a run folder's checkpoint to the Hub, model card included.
 
@@ -131,4 +143,5 @@ def push(
     with user_errors():
         from ..hub.publish import push_checkpoint
 
-        say(push_checkpoint(model, repo, private=private or None, revision=revision))
+        address = push_checkpoint(model, repo, private=private or None, revision=revision)
+        emit({"url": address}) if json_output else say(address)

@@ -107,7 +107,17 @@ def train(
     targets: Annotated[
         Targets | None, typer.Option(help="Stage 2: validation items (unseen by the backbone) or last training items.")
     ] = None,
-    projection_loss: Annotated[Loss, typer.Option(help="Stage 2: LM loss (paper) or listwise.")] = Loss.lm,
+    num_candidates: Annotated[
+        int | None,
+        typer.Option(help="Stage 2: candidates in a prompt; 20, or fewer where the data's sets are smaller."),
+    ] = None,
+    projection_loss: Annotated[Loss | None, typer.Option(help="Stage 2: lm (the paper's) or listwise.")] = None,
+    cross_reconstruction: Annotated[
+        float | None, typer.Option(help="Stage 1: weight of the CF embedding decoded from text; 0 in the paper.")
+    ] = None,
+    warm_start_steps: Annotated[
+        int | None, typer.Option(help="Stage 2: steps of the projectors' warm start; 0 in the paper.")
+    ] = None,
     item_embedding: Annotated[ItemEmbedding | None, typer.Option(help="Vectors from CF, text, or by rule.")] = None,
     dtype: Annotated[str | None, typer.Option(help="dtype of the LLM, such as bfloat16.")] = None,
     device_map: Annotated[str | None, typer.Option(help="device_map of the LLM, such as auto.")] = None,
@@ -145,6 +155,9 @@ def train(
             "fine_tune_text_encoder": fine_tune_text_encoder,
             "targets": targets and targets.value,
             "item_embedding": item_embedding and item_embedding.value,
+            "projection_loss": projection_loss and projection_loss.value,
+            "cross_reconstruction": cross_reconstruction,
+            "warm_start_steps": warm_start_steps,
         }
         settings = run_settings(preset.value)
         settings = replace(
@@ -157,7 +170,6 @@ def train(
             alpha=alpha,
             beta=beta,
             positions=positions.value,
-            projection_loss=projection_loss.value,
             checkpoint_activations=checkpoint_activations,
             include_llm=include_llm,
             **{name: value for name, value in given.items() if value is not None},
@@ -172,11 +184,14 @@ def train(
             "mixed_precision": mixed_precision and mixed_precision.value,
         }
         loop = {name: value for name, value in loop.items() if value is not None}
+        prepared = PreparedData.load(data)
+        count = num_candidates or min(settings.num_candidates, int(prepared.info["num_candidates"]))
+        settings = replace(settings, num_candidates=count)
         arguments = {
             name: replace(stage_preset(preset.value, name), seed=seed, report_to=report_to.value, **loop)
             for name in STAGES
         }
-        run(PreparedData.load(data), output, settings, stages, arguments, preset.value, resume)
+        run(prepared, output, settings, stages, arguments, preset.value, resume)
         if json_output:
             emit({"output": str(output), "stages": list(stages)})
         else:

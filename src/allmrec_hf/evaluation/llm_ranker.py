@@ -27,6 +27,9 @@ class ALLMRecRanker:
         batch_size: Users that the LLM reads at once.
         num_ranked: Of what is retrieved, the best items that the LLM ranks; the rest follow in the CF encoder's order.
         num_permutations: Orders of the candidate list whose scores are averaged.
+
+    Raises:
+        CheckpointError: when the processor's tokenizer or catalogue is not the model's.
     """
 
     def __init__(
@@ -38,6 +41,7 @@ class ALLMRecRanker:
         num_ranked: int = 20,
         num_permutations: int = 1,
     ) -> None:
+        processor.check_fits(model.config.tokenizer_fingerprint, model.cf_encoder.num_items)
         self.model = model.eval()
         self.processor = processor
         self.name = name

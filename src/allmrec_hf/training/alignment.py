@@ -12,7 +12,7 @@ from torch import nn
 from ..aligner import ItemTextAligner
 from ..cf_encoder import CFEncoder, pad_histories
 from ..data.prepared import PreparedData
-from ..losses import alignment_losses
+from ..losses import alignment_losses, reconstruction_loss
 from .arguments import StageArguments
 from .samples import NegativeSampler, Samples, bucketed_batches, drawn, last_of_training, validation_targets
 from .task import Batch, StageTask
@@ -54,6 +54,8 @@ class AlignmentModule(nn.Module):
         fine_tune: Whether the text encoder is trained too (the paper); if not, every text is embedded once.
         alpha: Weight of the item reconstruction.
         beta: Weight of the text reconstruction.
+        cross_reconstruction: Weight of the CF embedding decoded from the text's joint embedding, which is what a cold
+            item lives on; 0 in the paper.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class AlignmentModule(nn.Module):
         fine_tune: bool,
         alpha: float,
         beta: float,
+        cross_reconstruction: float = 0.0,
     ) -> None:
         super().__init__()
         self.cf_encoder = cf_encoder.requires_grad_(False).eval()
@@ -72,6 +75,7 @@ class AlignmentModule(nn.Module):
         self.texts = texts
         self.text_encoder = text_encoder if fine_tune else None
         self.alpha, self.beta = alpha, beta
+        self.cross_reconstruction = cross_reconstruction
         table = None if fine_tune else text_embedding_table(text_encoder, texts)
         self.register_buffer("text_table", table, persistent=False)
 
@@ -103,7 +107,14 @@ class AlignmentModule(nn.Module):
         positives = (self.cf_encoder.item_embeddings[positive], positive_texts)
         negatives = (self.cf_encoder.item_embeddings[negative], negative_texts)
         outputs = self.aligner(*positives), self.aligner(*negatives)
-        return alignment_losses(users, *outputs, positives, negatives, alpha=self.alpha, beta=self.beta)
+        terms = alignment_losses(users, *outputs, positives, negatives, alpha=self.alpha, beta=self.beta)
+        if self.cross_reconstruction:
+            pairs = ((outputs[0].text_joint, positives[0]), (outputs[1].text_joint, negatives[0]))
+            terms["cross_reconstruction"] = sum(
+                (reconstruction_loss(self.aligner.decode_items(text), cf) for text, cf in pairs), users.new_zeros(())
+            )
+            terms["loss"] = terms["loss"] + self.cross_reconstruction * terms["cross_reconstruction"]
+        return terms
 
 
 class AlignmentTask(StageTask):

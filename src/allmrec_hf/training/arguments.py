@@ -11,7 +11,7 @@ from typing import Any, get_args, get_type_hints
 from ..errors import ALLMRecError
 
 STAGES = ("cf", "align", "project")
-PRESETS = ("default", "paper", "quick")
+PRESETS = ("default", "paper", "quick", "demo")
 CHOICES = {
     "mixed_precision": ("no", "fp16", "bf16"),
     "schedule": ("constant", "linear", "cosine"),
@@ -208,11 +208,33 @@ _PRESETS: dict[str, dict[str, StageArguments]] = {
             save_every_steps=100,
         ),
     },
+    # For the invented world: three minutes of training on one core.
+    "demo": {
+        "cf": StageArguments(
+            epochs=20,
+            learning_rate=3e-3,
+            weight_decay=0.01,
+            schedule="linear",
+            eval_every=5,
+            max_validation_users=1_000,
+        ),
+        "align": StageArguments(epochs=20, learning_rate=1e-3, max_validation_users=1_000),
+        "project": StageArguments(
+            epochs=1,
+            batch_size=24,
+            learning_rate=1e-3,
+            weight_decay=0.01,
+            schedule="linear",
+            warmup=10,
+            max_grad_norm=1.0,
+            max_validation_users=300,
+        ),
+    },
 }
 
 
 def preset(name: str, stage: str) -> StageArguments:
-    """Return the settings of a preset (`default`, `paper` or `quick`) for a stage (`cf`, `align` or `project`).
+    """Return the settings of a preset (`default`, `paper`, `quick` or `demo`) for a stage (`cf`, `align` or `project`).
 
     Raises:
         ALLMRecError: when the preset or the stage is unknown.

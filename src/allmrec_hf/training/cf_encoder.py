@@ -19,7 +19,7 @@ from .loop import run_stage
 from .samples import NegativeSampler, bucketed_batches, drawn, validation_targets
 from .task import Batch, StageTask
 
-VALIDATION_SCORES = 2**24  # scores held at once while validating
+VALIDATION_SCORES = 2**20  # scores held at once while validating: few enough for a CPU's cache
 
 
 class CFEncoderModule(nn.Module):

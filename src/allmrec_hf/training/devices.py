@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -13,6 +15,19 @@ from torch import nn
 
 from ..errors import ALLMRecError
 from .arguments import StageArguments
+from .task import Batch
+
+
+class Entry(nn.Module):
+    """Stand between the loop and the task's module, so that Accelerate's wrappers never touch the latter."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, batch: Batch) -> Mapping[str, Any]:
+        """Return what the stage's module returns."""
+        return self.module(batch)
 
 
 def place(module: nn.Module, device: torch.device) -> None:

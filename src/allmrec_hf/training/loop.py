@@ -21,9 +21,9 @@ from ..errors import ALLMRecError, CheckpointError
 from . import checkpoint as ckpt
 from .arguments import StageArguments
 from .batches import BatchShares, Share, step_groups
-from .devices import make_accelerator, place
+from .devices import Entry, make_accelerator, place
 from .provenance import write_record
-from .task import Batch, StageResult, StageTask, set_training_mode
+from .task import StageResult, StageTask, set_training_mode
 
 logger = logging.getLogger(__name__)
 
@@ -82,18 +82,6 @@ class _Progress:
     history: list[dict[str, float]] = field(default_factory=list)
 
 
-class _Entry(nn.Module):
-    """Stand between the loop and the task's module, so that Accelerate's wrappers never touch the latter."""
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = module
-
-    def forward(self, batch: Batch) -> Mapping[str, Any]:
-        """Return what the stage's module returns."""
-        return self.module(batch)
-
-
 class _StageRun:
     def __init__(self, task: StageTask, arguments: StageArguments, output_dir: Path, progress: bool | None) -> None:
         self.task, self.arguments, self.output_dir = task, arguments, output_dir
@@ -114,7 +102,7 @@ class _StageRun:
         self.names = matrices + vectors  # the order of the optimizer's parameters
         self.parameters = [parameters[name] for name in self.names]
         self.module, self.optimizer = self.accelerator.prepare(
-            _Entry(task.module), self._optimizer([parameters[n] for n in matrices], [parameters[n] for n in vectors])
+            Entry(task.module), self._optimizer([parameters[n] for n in matrices], [parameters[n] for n in vectors])
         )
         self.sums: dict[str, Tensor] = {}  # kept on the device, so that no step waits for it
         self.sum_dtype = torch.float32 if self.device.type == "mps" else torch.float64

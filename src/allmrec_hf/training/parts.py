@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from ..cf_encoder import MODEL_TYPE_PREFIX, CFEncoder
 from ..data.prepared import PreparedData
@@ -29,11 +32,34 @@ def load_text_encoder(name: str) -> Any:
 
     try:
         return SentenceTransformer(name)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(
             f"the text encoder {name!r} cannot be loaded: {error}; --text-encoder takes a sentence-transformers id or "
             "folder"
         ) from error
+
+
+@contextlib.contextmanager
+def _llm_errors(name: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise CheckpointError(
+            f"the LLM {name!r} cannot be loaded: {error}; --llm takes a Hub id or the folder of a causal LM with its "
+            "tokenizer"
+        ) from error
+
+
+def check_llm(name: str, revision: str | None) -> None:
+    """Check that config and tokenizer of an LLM are there, before anything is trained for it.
+
+    Raises:
+        CheckpointError: when one cannot be loaded.
+    """
+    where = {} if revision is None else {"revision": revision}
+    with _llm_errors(name):
+        AutoConfig.from_pretrained(name, **where)
+        AutoTokenizer.from_pretrained(name, **where)
 
 
 def load_llm(name: str, revision: str | None, options: dict[str, Any]) -> tuple[Any, Any]:
@@ -48,18 +74,13 @@ def load_llm(name: str, revision: str | None, options: dict[str, Any]) -> tuple[
         CheckpointError: when one cannot be loaded, or the tokenizer has tokens that the LLM does not embed.
     """
     where = {} if revision is None else {"revision": revision}
-    try:
+    with _llm_errors(name):
         tokenizer = AutoTokenizer.from_pretrained(name, **where)
         llm: Any = AutoModelForCausalLM.from_pretrained(name, **where, **options)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"the LLM {name!r} cannot be loaded: {error}; --llm takes a Hub id or the folder of a causal LM with its "
-            "tokenizer"
-        ) from error
     rows = int(llm.get_input_embeddings().weight.shape[0])
     if len(tokenizer) > rows:
         raise CheckpointError(
-            f"the tokenizer of {name!r} has {len(tokenizer)} tokens but the LLM embeds {rows}: it belongs to another one"
+            f"the tokenizer of {name!r} has {len(tokenizer)} tokens but the LLM embeds {rows}: it is another's"
         )
     return llm, tokenizer
 

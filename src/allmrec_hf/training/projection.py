@@ -47,6 +47,8 @@ class ProjectionModule(nn.Module):
         rest: dict[str, Any] = {
             name: value for name, value in batch.items() if name not in ("candidate_ids", "target_columns")
         }
+        if self.training and self.model._checkpoints_activations and self.model.scoring_method == "prefix_cache":
+            rest["method"] = "naive"  # transformers keeps no key-value cache while it checkpoints activations
         tokens = self.model.candidate_log_likelihoods(**rest)
         scores = tokens.sum(dim=-1) / batch["answer_mask"].sum(dim=-1).clamp(min=1)
         return {"loss": listwise_loss(scores, batch["target_columns"], self.temperature)}
@@ -79,7 +81,7 @@ class ProjectionTask(StageTask):
         num_candidates: int,
         arguments: StageArguments,
     ) -> None:
-        self.module: ProjectionModule = module
+        self.module = module
         self.processor = processor
         self.num_candidates = num_candidates
         self.batch_size = arguments.batch_size

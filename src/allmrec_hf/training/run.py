@@ -10,33 +10,53 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from accelerate import PartialState
+from transformers import PreTrainedConfig
 
-from ..cf_encoder import CFEncoder, cf_encoder_class
+from ..cf_encoder import CFEncoder, CFEncoderConfig, cf_config_from_dict, cf_encoder_class
 from ..configuration_allmrec import ALLMRecConfig
 from ..data.prepared import PreparedData
 from ..errors import ALLMRecError
-from ..files import folder_written_whole, written_whole
+from ..files import folder_written_whole
 from ..hub.card import write_card
 from ..modeling_allmrec import ALLMRecModel
 from ..processing_allmrec import ALLMRecProcessor
 from ..prompt import PromptTemplate
 from .alignment import AlignmentModule, AlignmentTask, text_embedding_table
-from .arguments import StageArguments, preset
+from .arguments import PRESETS, StageArguments, preset
 from .cf_encoder import train_cf_encoder
 from .loop import run_stage
-from .parts import fill_item_table, load_llm, load_text_encoder, model_card, text_dim
+from .parts import check_llm, fill_item_table, load_llm, load_text_encoder, model_card, text_dim
 from .projection import ProjectionModule, ProjectionTask
+from .provenance import write_record
+from .warm_start import MatchingModule, WarmStartTask, prepare_projectors
 
 logger = logging.getLogger(__name__)
 
 STAGES = ("cf", "align", "project")
 RUN_FILE = "run.json"
+WARM_START_BATCH = 256
+WARM_START_LEARNING_RATE = 2e-3
+WARM_START_EVAL_EVERY = 20
 DEFAULT_TEXT_ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
+# Settings that a stage leaves in the folder; a later stage run alone takes them over from `run.json`.
+SETTINGS_OF_STAGE = {
+    "cf": ("cf", "cf_options"),
+    "align": (
+        "text_encoder",
+        "fine_tune_text_encoder",
+        "joint_dim",
+        "alpha",
+        "beta",
+        "cross_reconstruction",
+        "positions",
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -54,10 +74,12 @@ class RunSettings:
         joint_dim: d_joint.
         alpha: Weight of the item reconstruction.
         beta: Weight of the text reconstruction.
+        cross_reconstruction: Weight of the CF embedding decoded from text in stage 1, not in the paper.
         positions: Stage 1 trains on the `"last"` position of each user or on `"all"`.
         targets: Stage 2's targets, `"validation"` items that the backbone has not seen, or the last of `"train"`.
         projection_loss: `"lm"` (the paper) or `"listwise"`.
         temperature: Of the listwise softmax.
+        warm_start_steps: Steps of the projectors' warm start before stage 2, not in the paper; 0 for none.
         history_in_prompt: History items that the prompt names.
         num_candidates: Candidates in a training prompt.
         prompt: A prompt template of one's own; the paper's in the words of the data's domain where not given.
@@ -77,10 +99,12 @@ class RunSettings:
     joint_dim: int = 128
     alpha: float = 0.5
     beta: float = 0.5
+    cross_reconstruction: float = 0.0
     positions: Literal["last", "all"] = "last"
     targets: Literal["validation", "train"] = "validation"
     projection_loss: Literal["lm", "listwise"] = "lm"
     temperature: float = 1.0
+    warm_start_steps: int = 0
     history_in_prompt: int = 10
     num_candidates: int = 20
     prompt: dict[str, str] | None = None
@@ -94,16 +118,17 @@ def run_settings(preset_name: str) -> RunSettings:
     """Return the settings of a preset.
 
     `"default"` is the strongest recipe we know, `"paper"` the published one (arXiv 2404.11343), `"quick"` a few
-    minutes on two cores whatever the data.
+    minutes on two cores whatever the data, `"demo"` the default on the invented world.
     """
     if preset_name == "paper":
         options = {"hidden_size": 50, "dropout": 0.5, "loss": "bce", "attend_padding": True}
         return RunSettings(cf_options=options, targets="train", item_embedding="cf")
+    beyond = RunSettings(cross_reconstruction=1.0, warm_start_steps=600)
+    if preset_name in ("default", "demo"):
+        return beyond
     if preset_name == "quick":
-        return RunSettings(fine_tune_text_encoder=False)
-    if preset_name == "default":
-        return RunSettings()
-    raise ALLMRecError(f"unknown preset {preset_name!r}; known are default, paper, quick")
+        return replace(beyond, fine_tune_text_encoder=False)
+    raise ALLMRecError(f"unknown preset {preset_name!r}; known are {', '.join(PRESETS)}")
 
 
 def train(
@@ -130,7 +155,10 @@ def train(
         ALLMRecError: when the folder is not empty, an earlier stage is missing, or a part cannot be loaded.
     """
     run = _Run(data, Path(output_dir), settings, preset_name, arguments or {}, resume)
-    run.check(stages)
+    run.inherit(stages)
+    if run.writes:
+        run.check(stages)
+    PartialState().wait_for_everyone()
     for stage in STAGES:
         if stage in stages:
             logger.info("stage %s", stage)
@@ -156,14 +184,25 @@ class _Run:
         self.preset = preset_name
         self.arguments = {stage: arguments.get(stage) or preset(preset_name, stage) for stage in STAGES}
         self.resume = resume
+        self.writes = PartialState().is_main_process  # of several processes, all train and one writes
 
     # -- before anything is trained
 
-    def check(self, stages: tuple[str, ...]) -> None:
+    def inherit(self, stages: tuple[str, ...]) -> None:
+        """Take over what the folder says of the stages before the first one to be run."""
         unknown = set(stages) - set(STAGES)
         if unknown or not stages:
             raise ALLMRecError(f"unknown stages {sorted(unknown)}; known are {', '.join(STAGES)}, in this order")
-        cf_encoder_class(self.settings.cf)
+        if self.output.exists() and not self.output.is_dir():
+            raise ALLMRecError(f"the output {self.output} is a file; give a folder")
+        before = self._recorded()
+        for stage in STAGES[: min(map(STAGES.index, stages))] if before else ():
+            names = [name for name in SETTINGS_OF_STAGE[stage] if name in before["settings"]]
+            self.settings = replace(self.settings, **{name: before["settings"][name] for name in names})
+            self.arguments[stage] = StageArguments.from_dict(before["stages"][stage])
+
+    def check(self, stages: tuple[str, ...]) -> None:
+        self._cf_config()
         first = min(stages, key=STAGES.index)
         needed = {"cf": None, "align": "cf", "project": "align"}[first]
         if needed is not None and not (self.output / needed / "config.json").exists():
@@ -177,11 +216,52 @@ class _Run:
             )
         if "project" in stages and self.settings.llm is None:
             raise ALLMRecError("stage project needs an LLM: --llm ID_OR_PATH, such as facebook/opt-1.3b")
-        if self.resume and (self.output / RUN_FILE).exists():
-            before = json.loads((self.output / RUN_FILE).read_text(encoding="utf-8"))
+        before = self._recorded()
+        if self.resume and before:
             self._check_unchanged(before)
-        self.output.mkdir(parents=True, exist_ok=True)
-        self._write_run_file()
+        elif self.resume and (self.output / "config.json").exists():
+            raise ALLMRecError(f"{self.output} has no {RUN_FILE}, so it is no run to go on with; choose another folder")
+        again = [stage for stage in stages if (self._stage_directory(stage) / "checkpoints").exists()]
+        if again and not self.resume:
+            raise ALLMRecError(
+                f"{self.output} holds an earlier run of stage {again[0]}; pass --resume to go on with it, or choose "
+                "another folder"
+            )
+        self._check_parts(stages)
+        write_record(self.output / RUN_FILE, self._record())
+
+    def _check_parts(self, stages: tuple[str, ...]) -> None:
+        """Refuse what a later stage would fail on, before hours are spent on an earlier one."""
+        if "project" not in stages:
+            return
+        check_llm(str(self.settings.llm), self.settings.llm_revision)
+        if self.settings.num_candidates > self.data.num_items:
+            raise ALLMRecError(
+                f"a training prompt lists {self.settings.num_candidates} candidates (num_candidates), but "
+                f"{self.data.name} has {self.data.num_items} items; lower num_candidates"
+            )
+
+    def _cf_config(self) -> CFEncoderConfig:
+        config_class = cf_encoder_class(self.settings.cf).config_class
+        options = self.settings.cf_options or {}
+        known = {field.name for field in fields(config_class)}  # type: ignore[arg-type]
+        unknown = sorted(set(options) - (known - {"num_items"}))
+        if unknown:
+            own = sorted(known - {"num_items"} - {field.name for field in fields(PreTrainedConfig)})  # type: ignore[arg-type]
+            raise ALLMRecError(f"the CF backbone {self.settings.cf} has no options {unknown}; it has {', '.join(own)}")
+        values = {"model_type": config_class.model_type, "num_items": self.data.num_items, **options}
+        return cf_config_from_dict(values)
+
+    def _recorded(self) -> dict[str, Any]:
+        """Return what `run.json` holds; nothing where there is none."""
+        path = self.output / RUN_FILE
+        if not path.exists():
+            return {}
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            return {key: dict(record[key]) for key in ("data", "settings", "stages")}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ALLMRecError(f"{path} is damaged ({error}); choose another output folder") from error
 
     def _record(self) -> dict[str, Any]:
         return {
@@ -193,22 +273,19 @@ class _Run:
 
     def _check_unchanged(self, before: dict[str, Any]) -> None:
         now = self._record()
-        changed = [key for key in ("data", "settings", "stages") if before.get(key) != now[key]]
+        changed = [
+            f"{name} {before[key].get(name)!r} -> {now[key].get(name)!r}"
+            for key in ("data", "settings")
+            for name in sorted({*before[key], *now[key]})
+            if before[key].get(name) != now[key].get(name)
+        ]
+        for stage, arguments in self.arguments.items():
+            changed += [f"{change} (stage {stage})" for change in arguments.changes_since(before["stages"][stage])]
         if changed:
-            names = [
-                f"{key}.{name}: {before[key].get(name)!r} -> {now[key].get(name)!r}"
-                for key in changed
-                for name in sorted({*before[key], *now[key]})
-                if before[key].get(name) != now[key].get(name)
-            ]
             raise ALLMRecError(
                 f"--resume goes on with the same settings, but these differ from {self.output / RUN_FILE}: "
-                f"{'; '.join(names[:5])}; give the old ones, or train into another folder"
+                f"{'; '.join(changed[:5])}; give the old ones, or train into another folder"
             )
-
-    def _write_run_file(self) -> None:
-        with written_whole(self.output / RUN_FILE) as temporary:
-            temporary.write_text(json.dumps(self._record(), indent=2) + "\n", encoding="utf-8")
 
     def _finished(self, stage: str) -> bool:
         """Tell whether a resumed run has this stage behind it; `config.json` is a stage's last file to be written."""
@@ -223,16 +300,16 @@ class _Run:
     def stage_cf(self) -> None:
         if self._finished("cf"):
             return
-        config = cf_encoder_class(self.settings.cf).config_class(
-            num_items=self.data.num_items, **(self.settings.cf_options or {})
-        )
         arguments = self.arguments["cf"]
-        cf_encoder = train_cf_encoder(self.data, config, arguments, self._stage_directory("cf"), self.resume)
-        for directory in (self.output / "cf", self.output):
-            with folder_written_whole(directory) as folder:
-                cf_encoder.save_pretrained(str(folder))
-                self.data.catalog.save(folder)
-        self._write_card(cf_encoder, None)
+        cf_encoder = train_cf_encoder(self.data, self._cf_config(), arguments, self._stage_directory("cf"), self.resume)
+        if self.writes:
+            for directory in (self.output, self.output / "cf"):  # the stage's own folder last: it says "finished"
+                with folder_written_whole(directory) as folder:
+                    cf_encoder.save_pretrained(str(folder))
+                    self.data.catalog.save(folder)
+                if directory == self.output:
+                    self._write_card(cf_encoder, None)
+        PartialState().wait_for_everyone()
 
     def _load_cf(self) -> CFEncoder:
         return cf_encoder_class(self.settings.cf).from_pretrained(str(self.output / "cf")).eval()
@@ -259,14 +336,23 @@ class _Run:
         model.attach_text_encoder(text_encoder)
         texts = self.data.catalog.texts()
         module = AlignmentModule(
-            model.cf_encoder, model.aligner, texts, text_encoder, fine_tune, self.settings.alpha, self.settings.beta
+            model.cf_encoder,
+            model.aligner,
+            texts,
+            text_encoder,
+            fine_tune,
+            self.settings.alpha,
+            self.settings.beta,
+            self.settings.cross_reconstruction,
         )
         task = AlignmentTask(module, self.data, self.settings.positions, arguments)
         run_stage(task, arguments, self._stage_directory("align"), self.resume)
         fill_item_table(model.cpu(), self.data, text_embedding_table(text_encoder, texts))
-        model.save_pretrained(self.output / "align")
-        model.save_pretrained(self.output)
-        self._write_card(model.cf_encoder, model)
+        if self.writes:
+            model.save_pretrained(self.output)
+            self._write_card(model.cf_encoder, model)
+            model.save_pretrained(self.output / "align")
+        PartialState().wait_for_everyone()
 
     def stage_project(self) -> None:
         if self._finished("project"):
@@ -279,6 +365,8 @@ class _Run:
         torch.manual_seed(arguments.seed)
         model.config.base_model_name_or_path = self.settings.llm
         model.config.base_model_revision = self.settings.llm_revision
+        model.config.item_embedding = self.settings.item_embedding
+        model.config.score_normalization = self.settings.score_normalization
         model.attach_language_model(language_model)
         processor = self._processor(tokenizer, model)
         model.config.tokenizer_fingerprint = processor.fingerprint
@@ -288,12 +376,32 @@ class _Run:
         task = ProjectionTask(
             module, processor, self.data, self.settings.targets, self.settings.num_candidates, arguments
         )
+        if self.settings.warm_start_steps:
+            self._warm_start(model, task)
         run_stage(task, arguments, self._stage_directory("project"), self.resume)
-        processor.save_pretrained(self.output)
-        model.save_pretrained(self.output, include_llm=self.settings.include_llm)
-        self._write_card(model.cf_encoder, model)
-        (self.output / "project").mkdir(exist_ok=True)
-        (self.output / "project" / "done").touch()
+        if self.writes:
+            processor.save_pretrained(self.output)
+            model.save_pretrained(self.output, include_llm=self.settings.include_llm)
+            self._write_card(model.cf_encoder, model)
+            (self.output / "project").mkdir(exist_ok=True)
+            (self.output / "project" / "done").touch()
+        PartialState().wait_for_everyone()
+
+    def _warm_start(self, model: ALLMRecModel, task: ProjectionTask) -> None:
+        arguments = self.arguments["project"].replaced(
+            max_steps=self.settings.warm_start_steps,
+            epochs=self.settings.warm_start_steps,
+            eval_every=WARM_START_EVAL_EVERY,
+            batch_size=WARM_START_BATCH,
+            learning_rate=WARM_START_LEARNING_RATE,
+            early_stopping_patience=None,
+        )
+        prepare_projectors(model, task, arguments.seed)
+        settings = self.settings
+        warm = WarmStartTask(
+            MatchingModule(model), task.processor, self.data, settings.targets, settings.num_candidates, arguments
+        )
+        run_stage(warm, arguments, self._stage_directory("warm-start"), self.resume)
 
     def _processor(self, tokenizer: Any, model: ALLMRecModel) -> ALLMRecProcessor:
         text_config: Any = model.config.text_config

@@ -64,7 +64,9 @@ def drawn(samples: Samples, count: int | None, seed: int) -> Samples:
 class NegativeSampler:
     """Draws items that a user touched neither in the training nor in the validation part.
 
-    The test item may be drawn, as any other: training must not know which one it is.
+    Only items that somebody touched in these parts are drawn: an item that is first seen at test time does not exist
+    yet, and one that were only ever a negative would be learnt as such. Which item a user's test target is, training
+    does not know.
 
     Args:
         data: Prepared data.
@@ -73,23 +75,28 @@ class NegativeSampler:
     def __init__(self, data: PreparedData) -> None:
         sequences = data.sequences("train+validation")
         users = np.repeat(np.arange(len(sequences)), [len(sequence) for sequence in sequences])
-        self._touched = Touched(users, np.concatenate(sequences), data.num_items)
-        self._groups = title_groups(data.catalog.frame["title"])
+        items = np.concatenate(sequences)
+        self._known = np.unique(np.append(items, 0))  # catalogue index of each place, place 0 is padding
+        self._touched = Touched(users, self._places(items), len(self._known) - 1)
+        self._groups = title_groups(data.catalog.frame["title"])[self._known]
         self._user_ids = data.user_ids
-        self._num_items = data.num_items
+
+    def _places(self, items: np.ndarray) -> np.ndarray:
+        return np.searchsorted(self._known, items)
 
     def candidates(self, samples: Samples, num_candidates: int, generator: np.random.Generator) -> np.ndarray:
         """Return `(S, C)` the target and C - 1 negatives of each sample, shuffled, no title twice."""
-        return sample_candidates(
+        drawn = sample_candidates(
             samples.users,
-            samples.targets,
+            self._places(samples.targets),
             self._touched,
             self._groups,
             num_candidates,
             seed=int(generator.integers(2**63)),
             split="train",
             user_ids=self._user_ids,
-        ).items
+        )
+        return self._known[drawn.items]
 
     def negatives(self, users: np.ndarray, generator: np.random.Generator) -> np.ndarray:
         """Return `(P,)` one uniform negative for each of `users` `(P,)`, which may repeat.
@@ -97,16 +104,17 @@ class NegativeSampler:
         Raises:
             DataError: when a user touched (nearly) every item.
         """
-        items = np.zeros(len(users), dtype=np.int64)
+        places = np.zeros(len(users), dtype=np.int64)
         open_rows = np.arange(len(users))
         for _ in range(REJECTION_ROUNDS):
-            items[open_rows] = generator.integers(1, self._num_items + 1, len(open_rows))
-            open_rows = open_rows[self._touched.contains(users[open_rows], items[open_rows, None])[:, 0]]
+            places[open_rows] = generator.integers(1, len(self._known), len(open_rows))
+            open_rows = open_rows[self._touched.contains(users[open_rows], places[open_rows, None])[:, 0]]
             if not len(open_rows):
-                return items
+                return self._known[places]
         user = self._user_ids[int(users[open_rows[0]])]
         raise DataError(
-            f"user {user!r} touched nearly all of the {self._num_items} items; there is no negative for them"
+            f"user {user!r} touched nearly all of the {len(self._known) - 1} items that anybody touched; there is no "
+            "negative for them"
         )
 
 

@@ -1,0 +1,139 @@
+"""A warm start for stage 2, not in the paper: projectors that match users with items before the LLM reads them.
+
+The frozen LLM finds a candidate by comparing what stands in the user's slot with what stands behind the titles. Trained
+through the LLM alone, projectors take long to speak in vectors that it can compare at all. Here they first learn, with
+no LLM pass, to put a user near the target and away from the other candidates, at the length of word embeddings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from ..cf_encoder import pad_histories
+from ..losses import listwise_loss
+from ..modeling_allmrec import ALLMRecModel
+from ..projector import Projector
+from ..ranking import ndcg_at_k, target_ranks
+from .projection import ProjectionTask
+from .task import Batch
+
+TEMPERATURE = 0.1
+STATISTICS_USERS = 2048
+
+
+@torch.no_grad()
+def centre_inputs(projector: Projector, inputs: torch.Tensor) -> None:
+    """Fold the standardisation of the inputs `(S, input_dim)` into the projector's first layer.
+
+    Joint embeddings are sigmoids that vary by hundredths around 0.5; without this, LayerNorm sees their common part.
+    """
+    first = projector.layers[0]
+    mean, std = inputs.mean(dim=0), inputs.std(dim=0).clamp(min=1e-4)
+    first.weight.div_(std)
+    first.bias.sub_(first.weight @ mean)
+
+
+@torch.no_grad()
+def start_near_words(projector: Projector, words: torch.Tensor, generator: torch.Generator) -> None:
+    """Make the last layer's outputs random mixtures of the LLM's word embeddings `(V, d_llm)` around their mean."""
+    last = projector.layers[3]
+    words = words.float()
+    mixture = torch.randn(last.in_features, len(words), generator=generator).to(words.device)
+    mean = words.mean(dim=0)
+    last.weight.copy_((mixture @ (words - mean)).T / (last.in_features * len(words)) ** 0.5)
+    last.bias.copy_(mean)
+
+
+def prepare_projectors(model: ALLMRecModel, task: ProjectionTask, seed: int) -> None:
+    """Give fresh projectors a start that fits their inputs and the LLM's word embeddings.
+
+    Args:
+        model: The model with its LLM attached.
+        task: Stage 2, whose users give the statistics.
+        seed: The seed.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    words = model.language_model.get_input_embeddings().weight
+    histories = [
+        history.tolist() for history in task.samples.take(np.arange(min(len(task.samples), STATISTICS_USERS))).histories
+    ]
+    tensors = {name: value.to(model.device) for name, value in task.processor.history_tensors(histories).items()}
+    with torch.no_grad():
+        users = model.cf_encoder.encode_users(tensors["history_ids"], tensors["history_mask"])
+        items = model.item_vectors(torch.arange(1, model.cf_encoder.num_items + 1, device=model.device))
+    for projector, inputs in ((model.user_projector, users), (model.item_projector, items)):
+        centre_inputs(projector, inputs)
+        start_near_words(projector, words.to(inputs.device), generator)
+
+
+class MatchingModule(nn.Module):
+    """Softmax over the candidates' cosines with the user, both as projected; no LLM pass.
+
+    Args:
+        model: The model with its LLM attached; only its projectors train.
+    """
+
+    def __init__(self, model: ALLMRecModel) -> None:
+        super().__init__()
+        self.model = model
+        words = model.language_model.get_input_embeddings().weight.detach().float()
+        self.word_norm = float(words.norm(dim=-1).mean())
+
+    def cosines(self, batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return cosines `(B, C)` and how far the projections' lengths are from those of words (a mean square)."""
+        with torch.no_grad():
+            users = self.model.cf_encoder.encode_users(batch["history_ids"], batch["history_mask"])
+            items = self.model.item_vectors(batch["candidate_ids"])
+        users, items = self.model.user_projector(users), self.model.item_projector(items)
+        lengths = [(vectors.norm(dim=-1) / self.word_norm - 1).square().mean() for vectors in (users, items)]
+        cosines = torch.einsum("bd,bcd->bc", F.normalize(users, dim=-1), F.normalize(items, dim=-1))
+        return cosines, (lengths[0] + lengths[1]) / 2
+
+    def forward(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Return the loss and its two parts."""
+        cosines, length = self.cosines(batch)
+        matching = listwise_loss(cosines, batch["target_columns"], TEMPERATURE)
+        return {"loss": matching + length, "matching": matching, "length": length}
+
+
+class WarmStartTask(ProjectionTask):
+    """The warm start for the training loop: stage 2's users and candidates, without prompts."""
+
+    name = "warm-start"
+    module: MatchingModule  # type: ignore[assignment]
+
+    def collate(self, examples: np.ndarray, generator: np.random.Generator) -> Batch:
+        """Return histories, candidates `(B, C)` and the targets' columns `(B,)`."""
+        samples = self.samples.take(examples)
+        candidates = self.sampler.candidates(samples, self.num_candidates, generator)
+        columns = (candidates == samples.targets[:, None]).argmax(axis=1)
+        return {**self._histories(samples.histories), **_tensors(candidates, columns)}
+
+    def loss_weight(self, batch: Batch) -> float:
+        """Return the number of users."""
+        return float(len(batch["candidate_ids"]))
+
+    def _histories(self, histories: object) -> Batch:
+        ids, mask = pad_histories(histories, self.processor.max_history_length)  # type: ignore[arg-type]
+        return {"history_ids": ids, "history_mask": mask}
+
+    @torch.no_grad()
+    def validate(self, examples: np.ndarray, device: torch.device) -> dict[str, np.ndarray]:
+        """Return the NDCG@10 of the cosines of some validation users."""
+        candidates = self.validation_candidates.take(examples)
+        batch = {
+            **self._histories(self.validation.take(examples).histories),
+            **_tensors(candidates.items, candidates.target_columns),
+        }
+        cosines, _ = self.module.cosines({name: value.to(device) for name, value in batch.items()})
+        ranks = target_ranks(cosines.cpu().numpy(), candidates.target_columns)
+        return {"ndcg@10": ndcg_at_k(ranks, 10)}
+
+
+def _tensors(candidates: np.ndarray, columns: np.ndarray) -> Batch:
+    return {"candidate_ids": torch.from_numpy(candidates), "target_columns": torch.from_numpy(columns)}

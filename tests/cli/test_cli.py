@@ -1,0 +1,319 @@
+"""The command line: every verb, its help, its JSON, its YAML file and its exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from allmrec_hf import __version__
+from tests.command_line import refused, run, succeeded
+from tests.small_run import write_data
+
+COMMANDS = ("prepare", "train", "evaluate", "recommend", "add-items", "push", "demo")
+
+
+@pytest.fixture
+def copied(finished_run, tmp_path):
+    return Path(shutil.copytree(finished_run, tmp_path / "copied"))
+
+
+@pytest.fixture(scope="module")
+def tables(small_data, tmp_path_factory):
+    """Return a folder with the small world as raw tables."""
+    folder = tmp_path_factory.mktemp("tables")
+    small_data.interactions.drop("split").write_csv(folder / "log.csv")
+    small_data.catalog.frame.write_csv(folder / "films.csv")
+    return folder
+
+
+def train_options(parts, **changes):
+    options = {
+        "--llm": parts / "llm",
+        "--text-encoder": parts / "text_encoder",
+        "--max-steps": 3,
+        "--warm-start-steps": 2,
+        "--joint-dim": 8,
+        "--batch-size": 16,
+        **changes,
+    }
+    return [text for name, value in options.items() for text in (name, value)]
+
+
+# -- help, version, exit codes
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_every_command_has_an_example(command):
+    text = succeeded(command, "--help").stdout
+    assert re.search(r"Examples?", text)
+    assert f"allmrec {command}" in text
+
+
+def test_help_lists_every_command_and_version_is_printed():
+    text = succeeded("--help").stdout
+    assert all(command in text for command in COMMANDS)
+    assert succeeded("--version").stdout == f"{__version__}\n"
+
+
+def test_unknown_commands_and_options_end_with_two(small_parts):
+    assert "No such command" in refused("recomend")
+    assert "No such option" in refused("train", "--data", small_parts / "data", "--epoch", 3)
+    assert "Missing option" in refused("train")
+    assert "'slow' is not one of" in refused("train", "--preset", "slow")
+
+
+# -- the whole path
+
+
+def test_prepare_train_evaluate_recommend_add_items_evaluate(tables, small_parts, tmp_path):
+    data, output = tmp_path / "data", tmp_path / "run"
+    raw = ["--interactions", tables / "log.csv", "--items", tables / "films.csv", "--domain", "movie"]
+    info = json.loads(
+        succeeded("prepare", *raw, "--output", data, "--k-core", 2, "--num-candidates", 5, "--json").stdout
+    )
+    assert info["num_candidates"] == 5
+    options = train_options(small_parts)
+    done = json.loads(succeeded("train", "--data", data, "--output", output, *options, "--json").stdout)
+    assert done == {"output": str(output), "stages": ["cf", "align", "project"]}
+    again = succeeded("train", "--data", data, "--output", output, *options, "--resume")
+    assert "Trained cf, align, project" in again.stdout
+    evaluation = ["evaluate", "--data", data, "--max-users", 10, "--json"]
+    first = json.loads(succeeded(*evaluation, "--model", output).stdout)
+    assert list(first["methods"]) == ["a-llmrec", "sasrec", "popularity"]
+    history = pl.read_csv(tables / "films.csv")["item_id"].to_list()[:2]
+    (tmp_path / "new.csv").write_text("item_id,title,description\nN1,Silent River II,a quiet film\n")
+    grown = tmp_path / "grown"
+    added = json.loads(
+        succeeded("add-items", "--model", output, "--items", tmp_path / "new.csv", "--output", grown, "--json").stdout
+    )
+    assert added == {"added": ["N1"], "items": info["counts"]["items"] + 1, "output": str(grown)}
+    ranked = json.loads(
+        succeeded(
+            "recommend", "--model", grown, "--history", ",".join(history), "--candidates", f"N1,{history[0]}", "--json"
+        ).stdout
+    )
+    assert {item["item_id"] for item in ranked["recommendations"]} == {"N1", history[0]}
+    second = json.loads(succeeded(*evaluation, "--model", grown).stdout)
+    for method in ("a-llmrec", "popularity"):
+        assert second["methods"][method] == first["methods"][method]  # old items keep their scores
+    told = refused(*evaluation, "--model", grown, "--protocol", "full")
+    assert "has 1 items that log lacks, so the whole catalogue is not the same" in told
+
+
+def test_backbone_alone_is_trained_evaluated_and_refused_where_an_llm_is_needed(small_parts, tmp_path):
+    output = tmp_path / "run"
+    succeeded("train", "--data", small_parts / "data", "--stage", "cf", "--max-steps", 3, "--output", output)
+    report = json.loads(succeeded("evaluate", "--model", output, "--data", small_parts / "data", "--json").stdout)
+    assert list(report["methods"]) == ["sasrec", "popularity"]
+    assert "is a allmrec-sasrec model; only an A-LLMRec model" in refused(
+        "recommend", "--model", output, "--history", "M0001"
+    )
+
+
+def test_stage_one_alone_is_named_where_an_llm_is_needed(finished_run, small_parts):
+    evaluation = ("evaluate", "--model", finished_run / "align", "--data", small_parts / "data")
+    assert "trained to stage 1 only" in refused(*evaluation)
+    assert "trained to stage 1 only" in refused("recommend", "--model", finished_run / "align", "--history", "M0001")
+
+
+@pytest.mark.parametrize("protocol", ["candidates", "full", "paper"])
+def test_evaluation_json_has_the_promised_shape(finished_run, small_parts, protocol):
+    found = run(
+        *("evaluate", "--model", finished_run, "--data", small_parts / "data"),
+        *("--protocol", protocol, "--max-users", 12, "--json"),
+    )
+    report = json.loads(found.stdout)
+    assert list(report["methods"]) == ["a-llmrec", "sasrec", "popularity"]
+    for groups in report["methods"].values():
+        assert {"overall", "warm", "cold"} <= set(groups)
+        assert groups["overall"]["users"] == 12
+        assert 0 <= groups["overall"]["hit@1"] <= 1
+        if protocol != "paper":
+            assert 0 <= groups["overall"]["ndcg@10"] <= 1
+    assert report["protocol"] == protocol
+
+
+def test_evaluation_is_written_to_table_files_and_card(copied, small_parts, tmp_path):
+    report, ranks = tmp_path / "report.json", tmp_path / "ranks.parquet"
+    found = succeeded(
+        *("evaluate", "--model", copied, "--data", small_parts / "data", "--max-users", 10),
+        *("--output", report, "--per-user", ranks, "--update-card"),
+    )
+    stored = json.loads(report.read_text())
+    hit = stored["methods"]["a-llmrec"]["overall"]["hit@1"]
+    assert f"{hit:.4f}" in found.stdout
+    assert pl.read_parquet(ranks).height == 30
+    assert f"{hit:.4f}" in (copied / "README.md").read_text()
+
+
+def test_recommend_prints_ranks_titles_and_reports_unknown_items(finished_run, small_data):
+    history = f"M0001, Nowhere,{small_data.catalog.title(2)}"
+    found = succeeded("recommend", "--model", finished_run, "--history", history, "--top-k", 3)
+    lines = found.stdout.splitlines()
+    assert [line.split()[0] for line in lines] == ["rank", "1", "2", "3"]
+    assert "not in the catalogue, left out: Nowhere" in found.stderr
+    report = json.loads(succeeded("recommend", "--model", finished_run, "--history", history, "--json").stdout)
+    assert report["unknown_history"] == ["Nowhere"]
+    assert len(report["recommendations"]) == 10
+    assert set(report["recommendations"][0]) == {"item_id", "title", "score", "rank"}
+
+
+def test_items_are_added_in_place(copied, tmp_path):
+    (tmp_path / "new.jsonl").write_text('{"item_id": "N1", "title": "Silent River II"}\n')
+    told = succeeded("add-items", "--model", copied, "--items", tmp_path / "new.jsonl").stdout
+    assert "Added 1 items; the catalogue has 121 now" in told
+    succeeded("recommend", "--model", copied, "--history", "N1,M0001")
+    assert "1 item ids are in the catalogue already" in refused(
+        "add-items", "--model", copied, "--items", tmp_path / "new.jsonl"
+    )
+
+
+# -- standard output and standard error
+
+
+def test_json_stands_alone_on_standard_output_of_a_real_process(finished_run, small_parts, tmp_path):
+    command = [
+        *(sys.executable, "-c", "from allmrec_hf.cli.main import main; main()"),
+        *("--verbose", "train", "--data", small_parts / "data", "--stage", "cf", "--max-steps", 3),
+        *("--output", tmp_path / "run", "--json"),
+    ]
+    done = subprocess.run(
+        [str(part) for part in command],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=200,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["stages"] == ["cf"]
+    assert "INFO stage cf" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+# -- the YAML file
+
+
+def test_yaml_gives_options_and_flags_win(small_parts, tmp_path):
+    config = tmp_path / "train.yaml"
+    config.write_text(
+        f"data: {small_parts / 'data'}\nstage: cf\nmax-steps: 3\nseed: 5\nlearning_rate: 1e-3\n"
+        "cf-option: [hidden_size=16, num_layers=1]\njson: true\nepochs:\n"
+    )
+    found = succeeded("train", "--config", config, "--seed", 9, "--output", tmp_path / "run")
+    assert json.loads(found.stdout)["stages"] == ["cf"]
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["stages"]["cf"]["seed"] == 9
+    assert record["stages"]["cf"]["max_steps"] == 3
+    assert record["stages"]["cf"]["learning_rate"] == 1e-3
+    assert record["settings"]["cf_options"] == {"hidden_size": 16, "num_layers": 1}
+
+
+def test_one_value_stands_for_a_list_of_one(small_parts, tmp_path):
+    config = tmp_path / "train.yaml"
+    config.write_text(f"data: {small_parts / 'data'}\nstage: cf\nmax-steps: 1\ncf-option: hidden_size=16\n")
+    succeeded("train", "--config", config, "--output", tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "cf" / "config.json").read_text())["hidden_size"] == 16
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("epohcs: 3", r"unknown options \['epohcs'\]; known are .*epochs"),
+        ("epochs: many", "Invalid value for '--epochs': .*valid integer"),
+        ("epochs: [1, 2]", r"epochs takes one value, got \[1, 2\]"),
+        ("stage: everything", "'everything' is not one of"),
+        ("- epochs", "must be a mapping"),
+        ("epochs: [", "cannot be read as YAML"),
+        ("", "must be a mapping"),
+    ],
+)
+def test_bad_yaml_is_named(small_parts, tmp_path, text, message):
+    (tmp_path / "bad.yaml").write_text(text)
+    output = tmp_path / "run"
+    told = refused("train", "--config", tmp_path / "bad.yaml", "--data", small_parts / "data", "--output", output)
+    assert re.search(message, told), told
+    assert not output.exists()
+
+
+def test_recommend_and_evaluate_take_yaml_too(finished_run, small_parts, tmp_path):
+    (tmp_path / "recommend.yaml").write_text(f"model: {finished_run}\ntop-k: 2\nhistory: M0001,M0002\n")
+    assert len(succeeded("recommend", "--config", tmp_path / "recommend.yaml").stdout.splitlines()) == 3
+    (tmp_path / "evaluate.yaml").write_text(f"model: {finished_run}\ndata: {small_parts / 'data'}\nmax_users: 5\n")
+    assert "a sample of 5 of 200 users" in succeeded("evaluate", "--config", tmp_path / "evaluate.yaml").stdout
+
+
+# -- user errors
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["--cf-option", "hidden_size"], "--cf-option takes NAME=VALUE"),
+        (["--cf-option", "width=3"], r"has no options \['width'\]"),
+        (["--cf", "unheard"], "unknown CF backbone 'unheard'"),
+        (["--epochs", "0"], "epochs must be at least 1, got 0"),
+        (["--learning-rate", "nan"], "learning_rate must be a finite number"),
+        (["--llm", "/no/such/folder"], "the LLM '/no/such/folder' cannot be loaded"),
+        (["--stage", "align"], "stage align builds on stage cf"),
+        (["--num-candidates", "500"], "lists 500 candidates"),
+        (["--data", "/no/such/data"], "/no/such/data does not exist"),
+    ],
+)
+def test_wrong_training_options_end_with_two_and_leave_nothing(small_parts, tmp_path, changes, message):
+    output = tmp_path / "run"
+    given = [*train_options(small_parts), "--data", small_parts / "data", "--output", output, *changes]
+    assert re.search(message, refused("train", *given))
+    assert not output.exists()
+
+
+def test_an_llm_is_asked_for_where_none_is_given(small_parts, tmp_path):
+    told = refused("train", "--data", small_parts / "data", "--output", tmp_path / "run")
+    assert "stage project needs an LLM: --llm" in told
+
+
+def test_output_folders_that_are_not_empty_are_refused_by_every_command(tables, finished_run, small_parts, tmp_path):
+    (tmp_path / "kept.txt").write_text("mine")
+    raw = ("--interactions", tables / "log.csv", "--items", tables / "films.csv")
+    (tmp_path.parent / "new.csv").write_text("item_id,title\nN1,New\n")
+    for command in (
+        ("prepare", *raw),
+        ("train", "--data", small_parts / "data", *train_options(small_parts)),
+        ("add-items", "--model", finished_run, "--items", tmp_path.parent / "new.csv"),
+        ("demo",),
+    ):
+        assert "is not empty" in refused(*command, "--output", tmp_path), command
+        assert [path.name for path in tmp_path.iterdir()] == ["kept.txt"]
+
+
+def test_data_of_another_catalogue_are_refused(finished_run, small_data, tmp_path):
+    write_data(tmp_path / "data", keep_items="interacted")
+    told = refused("evaluate", "--model", finished_run, "--data", tmp_path / "data")
+    assert re.search("catalogue .* is not that of small", told)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--history", ""], "the history is empty"),
+        (["--history", "X1,X2"], "none of the 2 history items"),
+        (["--history", "M0001", "--candidates", "X1"], "1 of 1 candidates are not in the catalogue"),
+        (["--history", "M0001", "--top-k", "0"], "top_k must be a whole number of at least 1"),
+    ],
+)
+def test_requests_that_cannot_be_answered_end_with_two(finished_run, arguments, message):
+    assert message in refused("recommend", "--model", finished_run, *arguments)
+
+
+def test_models_that_are_not_there_end_with_two(small_parts, tmp_path):
+    assert "nothing" in refused("evaluate", "--model", tmp_path / "nothing", "--data", small_parts / "data")
+    assert "nothing" in refused("recommend", "--model", tmp_path / "nothing", "--history", "M0001")
+    assert "nothing" in refused("push", "--model", tmp_path / "nothing", "--repo", "org/name")

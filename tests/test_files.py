@@ -1,0 +1,120 @@
+"""Files and folders are written whole or not at all."""
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from allmrec_hf.errors import ALLMRecError
+from allmrec_hf.files import disk_error, folder_written_whole, written_whole
+
+
+def full(*_, **__):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def names(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def test_a_file_appears_when_its_block_ends(tmp_path):
+    path = tmp_path / "new" / "report.json"
+    with written_whole(path) as temporary:
+        temporary.write_text("whole")
+        assert not path.exists()
+        assert temporary.parent == path.parent  # a rename within one file system
+    assert path.read_text() == "whole"
+    assert names(tmp_path) == ["new/report.json"]
+
+
+def test_a_failing_block_leaves_the_old_file(tmp_path):
+    path = tmp_path / "report.json"
+    path.write_text("old")
+    with pytest.raises(KeyError), written_whole(path) as temporary:
+        temporary.write_text("half")
+        raise KeyError("stop")
+    assert path.read_text() == "old"
+    assert names(tmp_path) == ["report.json"]
+
+
+@pytest.mark.parametrize("step", ["write", "fsync", "replace"])
+def test_a_full_disk_leaves_the_old_file_and_says_so(tmp_path, monkeypatch, step):
+    path = tmp_path / "report.json"
+    path.write_text("old")
+    if step != "write":
+        monkeypatch.setattr(*{"fsync": (os, "fsync"), "replace": (Path, "replace")}[step], full)
+
+    def write():
+        with written_whole(path) as temporary:
+            temporary.write_text("half")
+            if step == "write":
+                full()
+
+    with pytest.raises(
+        ALLMRecError, match=r"no space left on the disk while writing .*report.json; nothing was changed"
+    ):
+        write()
+    monkeypatch.undo()
+    assert path.read_text() == "old"
+    assert names(tmp_path) == ["report.json"]
+
+
+def test_a_folder_keeps_what_is_not_replaced(tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for name in ("config.json", "notes.txt"):
+        (folder / name).write_text("old")
+    with folder_written_whole(folder) as temporary:
+        (temporary / "sub").mkdir()
+        (temporary / "sub" / "weights").write_text("new")
+        (temporary / "config.json").write_text("new")
+        assert (folder / "config.json").read_text() == "old"
+    assert names(folder) == ["config.json", "notes.txt", "sub/weights"]
+    assert (folder / "config.json").read_text() == "new"
+    assert (folder / "notes.txt").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_what_makes_a_folder_a_checkpoint_comes_last(tmp_path, monkeypatch):
+    moved, replace = [], Path.replace
+    monkeypatch.setattr(Path, "replace", lambda self, target: (moved.append(self.name), replace(self, target))[1])
+    with folder_written_whole(tmp_path / "model") as temporary:
+        for name in ("config.json", "a.json", "model.safetensors"):
+            (temporary / name).write_text("x")
+    assert moved == ["a.json", "model.safetensors", "config.json"]
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "full"), RuntimeError("other")])
+def test_a_failing_block_leaves_the_folder_as_it_was(tmp_path, error):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text("old")
+
+    def write():
+        with folder_written_whole(folder) as temporary:
+            (temporary / "config.json").write_text("half")
+            raise error
+
+    with pytest.raises(ALLMRecError if isinstance(error, OSError) else RuntimeError):
+        write()
+    assert (folder / "config.json").read_text() == "old"
+    assert names(tmp_path) == ["model/config.json"]
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_new_folder_that_fails_is_not_left_behind(tmp_path):
+    def write():
+        with folder_written_whole(tmp_path / "model"):
+            full()
+
+    with pytest.raises(ALLMRecError, match="no space left on the disk"):
+        write()
+    assert not list(tmp_path.iterdir())
+
+
+def test_other_errors_of_the_system_are_passed_on_in_words():
+    text = str(disk_error(PermissionError(errno.EACCES, "Permission denied"), "/x"))
+    assert "cannot write /x" in text
+    assert "Permission denied" in text
+    assert "no space" in str(disk_error(OSError(errno.EDQUOT, "quota"), "/x"))

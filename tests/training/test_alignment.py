@@ -1,0 +1,218 @@
+"""Stage 1: what the loss is, what it trains, and what is encoded how often."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+from allmrec_hf import SASRecConfig
+from allmrec_hf.aligner import ItemTextAligner
+from allmrec_hf.cf_encoder import build_cf_encoder
+from allmrec_hf.training.alignment import AlignmentModule, AlignmentTask, text_embedding_table
+from allmrec_hf.training.arguments import StageArguments
+from allmrec_hf.training.parts import fill_item_table
+from tests.small_run import text_encoder
+from tests.tiny import tiny_model
+
+ALPHA, BETA, LENGTH = 0.5, 0.2, 12
+
+
+def module_of(data, fine_tune=True, encoder=None):
+    torch.manual_seed(0)
+    cf_encoder = build_cf_encoder(SASRecConfig(num_items=data.num_items, hidden_size=16, max_history_length=LENGTH))
+    aligner = ItemTextAligner(16, 12, 8)
+    encoder = encoder or text_encoder()
+    return AlignmentModule(cf_encoder, aligner, data.catalog.texts(), encoder, fine_tune, ALPHA, BETA)
+
+
+def task_of(data, positions="last", fine_tune=True, **changes):
+    return AlignmentTask(module_of(data, fine_tune), data, positions, StageArguments(batch_size=8, **changes))
+
+
+def batch_of(task, rows=(0, 1), seed=0):
+    return task.collate(np.array(rows), np.random.default_rng(seed))
+
+
+def softplus(value):
+    return math.log1p(math.exp(-abs(value))) + max(value, 0.0)
+
+
+def by_hand(module, batch):
+    """Redo the loss of the last positions with loops over plain numbers."""
+    aligner = module.aligner
+    states = module.cf_encoder.sequence_states(batch["item_ids"], batch["attention_mask"])
+    embeddings = module.cf_encoder.item_embeddings
+    total, users = 0.0, len(states)
+    for user in range(users):
+        for item, is_target in ((batch["targets"][user, -1], True), (batch["negatives"][user, -1], False)):
+            original = embeddings[item]
+            text = module.text_encoder.encode([module.texts[int(item) - 1]], convert_to_tensor=True)[0]
+            joint = 1 / (1 + torch.exp(-aligner.item_autoencoder.encoder(original)))
+            text_joint = 1 / (1 + torch.exp(-aligner.text_autoencoder.encoder(text)))
+            decoded, text_decoded = aligner.decode_items(joint), aligner.decode_texts(text_joint)
+            logit = sum(float(a) * float(b) for a, b in zip(states[user, -1], decoded, strict=True)) / len(decoded)
+            total += float(((joint - text_joint) ** 2).mean()) / users
+            total += ALPHA * float(((decoded - original) ** 2).mean()) / users
+            total += BETA * float(((text_decoded - text) ** 2).mean()) / users
+            total += softplus(-logit if is_target else logit) / users
+    return total
+
+
+def test_loss_equals_the_sum_of_its_terms_redone_by_hand(small_data):
+    task = task_of(small_data)
+    batch = batch_of(task)
+    with torch.no_grad():
+        terms = task.module.eval()(batch)
+        assert float(terms["loss"]) == pytest.approx(by_hand(task.module, batch), rel=1e-5)  # fp32 against doubles
+    parts = {name: float(value) for name, value in terms.items() if name != "loss"}
+    weights = {"item_reconstruction": ALPHA, "text_reconstruction": BETA}
+    weighted = sum(weights.get(name.rpartition("_")[0], 1.0) * value for name, value in parts.items())
+    assert float(terms["loss"]) == pytest.approx(weighted, rel=1e-6)
+    assert len(parts) == 8
+
+
+def test_fine_tuning_gives_gradients_to_aligner_and_text_encoder_only(small_data):
+    task = task_of(small_data)
+    task.module.train()
+    task.module(batch_of(task))["loss"].backward()
+    reached = {name for name, p in task.module.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    wanted = {name for name, _ in task.module.named_parameters() if not name.startswith("cf_encoder.")}
+    assert reached == wanted
+    assert any(name.startswith("text_encoder.") for name in wanted)
+    assert not task.module.cf_encoder.training
+
+
+def test_frozen_text_encoder_is_no_part_of_what_is_trained(small_data):
+    task = task_of(small_data, fine_tune=False)
+    task.module(batch_of(task))["loss"].backward()
+    trained = {name for name, p in task.module.named_parameters() if p.requires_grad}
+    assert all(name.startswith("aligner.") for name in trained)
+    assert all(p.grad is not None for p in task.module.aligner.parameters())
+
+
+def test_frozen_and_fine_tuned_text_encoder_start_with_the_same_loss(small_data):
+    losses = []
+    for fine_tune in (True, False):
+        task = task_of(small_data, fine_tune=fine_tune)
+        losses.append(float(task.module.eval()(batch_of(task))["loss"].detach()))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+
+
+def test_frozen_text_encoder_reads_every_text_once_for_the_whole_stage(small_data, monkeypatch):
+    encoder, read = text_encoder(), Counter()
+    encode = encoder.encode
+    monkeypatch.setattr(encoder, "encode", lambda texts, **kw: (read.update(texts), encode(texts, **kw))[1])
+    module = module_of(small_data, fine_tune=False, encoder=encoder)
+    monkeypatch.setattr(encoder, "forward", None)  # any further use would fail
+    task = AlignmentTask(module, small_data, "all", StageArguments(batch_size=8))
+    for rows in task.batches(0)[:3]:
+        module(task.collate(rows, np.random.default_rng(0)))
+    assert read == Counter(small_data.catalog.texts())
+
+
+def test_fine_tuned_text_encoder_reads_each_item_of_a_step_once(small_data, monkeypatch):
+    task, read = task_of(small_data, positions="all"), Counter()
+    encoder = task.module.text_encoder
+    name = "preprocess" if hasattr(encoder, "preprocess") else "tokenize"
+    original = getattr(encoder, name)
+    monkeypatch.setattr(encoder, name, lambda texts, **kw: (read.update(texts), original(texts, **kw))[1])
+    batch = batch_of(task, rows=range(8))
+    task.module(batch)
+    items = set(batch["targets"].unique().tolist()) | set(batch["negatives"].unique().tolist())
+    assert read == Counter(small_data.catalog.text(item) for item in items - {0})
+    assert batch["targets"].count_nonzero() * 2 > len(items)  # there was something to save
+
+
+def test_last_position_trains_one_target_for_each_user(small_data):
+    batch = batch_of(task_of(small_data), rows=range(5))
+    assert batch["targets"].count_nonzero(dim=1).tolist() == [1] * 5
+    for user in range(5):
+        sequence = small_data.sequences("train")[user]
+        assert batch["targets"][user, -1] == sequence[-1]
+        assert batch["item_ids"][user][batch["attention_mask"][user]].tolist() == sequence[:-1][-LENGTH:].tolist()
+
+
+def test_all_positions_train_on_what_follows_every_real_item_and_at_no_padding(small_data):
+    task = task_of(small_data, positions="all")
+    batch = batch_of(task, rows=range(20))
+    assert torch.equal(batch["targets"] > 0, batch["attention_mask"])
+    assert torch.equal(batch["negatives"] > 0, batch["attention_mask"])
+    assert not batch["attention_mask"].all()
+    for user in range(20):
+        sequence = small_data.sequences("train")[user]
+        assert batch["targets"][user][batch["attention_mask"][user]].tolist() == sequence[1:][-LENGTH:].tolist()
+
+
+def test_loss_of_all_positions_is_the_mean_over_them_whatever_the_padding(small_data):
+    task = task_of(small_data, positions="all")
+    batch = batch_of(task, rows=range(6))
+    with torch.no_grad():
+        together = float(task.module.eval()(batch)["loss"])
+        alone = [
+            (float(task.module({name: value[user : user + 1] for name, value in batch.items()})["loss"]), count)
+            for user, count in enumerate(batch["attention_mask"].sum(dim=1).tolist())
+        ]
+    assert together == pytest.approx(sum(loss * n for loss, n in alone) / sum(n for _, n in alone), rel=1e-5)
+    assert task.loss_weight(batch) == sum(n for _, n in alone)
+
+
+def test_negatives_are_items_the_user_touched_neither_in_training_nor_validation(small_data):
+    task = task_of(small_data, positions="all")
+    known = small_data.sequences("train+validation")
+    for seed in range(10):
+        batch = batch_of(task, rows=range(40), seed=seed)
+        for user in range(40):
+            drawn = set(batch["negatives"][user].tolist()) - {0}
+            assert not drawn & set(known[user].tolist())
+
+
+def test_batches_cover_every_user_once_and_follow_seed_and_epoch(small_data):
+    task = task_of(small_data, seed=5)
+    first, again, second = task.batches(0), task.batches(0), task.batches(1)
+    assert sorted(np.concatenate(first).tolist()) == list(range(len(task.samples)))
+    assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_validation_gives_every_term_for_every_user_twice_the_same(small_data):
+    task = task_of(small_data, max_validation_users=10)
+    task.module.eval()
+    found, again = (task.validate(np.arange(10), torch.device("cpu")) for _ in range(2))
+    assert task.num_validation_examples == 10
+    assert {name: values.shape for name, values in found.items()} == dict.fromkeys(found, (10,))
+    assert all(np.array_equal(found[name], again[name]) for name in found)
+    assert task.metric in found
+
+
+def test_item_table_holds_text_embeddings_and_counts_and_decodes_cold_items(small_data):
+    model = tiny_model(None, num_items=small_data.num_items)
+    before = model.cf_encoder.item_embeddings.detach().clone()
+    embeddings = text_embedding_table(text_encoder(), small_data.catalog.texts())
+    fill_item_table(model, small_data, embeddings)
+    counts = small_data.item_counts("train")
+    cold = np.flatnonzero(counts == 0)[1:]
+    warm = np.flatnonzero(counts)
+    assert len(cold) > 10
+    with torch.no_grad():
+        joint = model.aligner.encode_texts(embeddings)
+        decoded = model.aligner.decode_items(joint)
+    table = model.item_table.text_joint_embeddings
+    assert torch.equal(table[1:], joint[1:])
+    assert not table[0].any()
+    assert model.item_table.interaction_counts.tolist() == counts.tolist()
+    after = model.cf_encoder.item_embeddings
+    assert torch.equal(after[warm], before[warm])
+    assert torch.equal(after[cold], decoded[cold])
+    assert not after[0].any()
+
+
+def test_text_table_has_zeros_for_padding_and_rows_in_catalogue_order(small_data):
+    encoder, texts = text_encoder(), small_data.catalog.texts()
+    table = text_embedding_table(encoder, texts)
+    assert table.shape == (len(texts) + 1, 12)
+    assert not table[0].any()
+    assert torch.allclose(table[7], encoder.encode([texts[6]], convert_to_tensor=True)[0], atol=1e-6)

@@ -1,0 +1,200 @@
+"""Stage 2: what is trained, on which candidates, and by which losses."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from allmrec_hf.errors import DataError
+from allmrec_hf.training.arguments import StageArguments
+from allmrec_hf.training.loop import run_stage
+from allmrec_hf.training.projection import ProjectionModule, ProjectionTask
+from tests.tiny import tiny_model, tiny_processor
+
+C = 4
+ARGUMENTS = StageArguments(batch_size=6, max_validation_users=12, seed=7)
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def processor(small_data):
+    return tiny_processor(small_data.catalog, history_in_prompt=3)
+
+
+@pytest.fixture(scope="module")
+def fresh(small_data):
+    return tiny_model("llama", num_items=small_data.num_items)
+
+
+def task_of(model, processor, data, targets="train", loss="lm", arguments=ARGUMENTS, num_candidates=C):
+    module = ProjectionModule(model, loss)
+    return ProjectionTask(module, processor, data, targets, num_candidates, arguments)
+
+
+def candidates_of(batch, row):
+    """Return the items whose vectors the prompt of one row shows behind the history's."""
+    slots = batch["slot_ids"][row]
+    return slots[slots > 0].tolist()[-C:]
+
+
+def test_candidates_of_a_prompt_hold_the_target_once_and_nothing_touched(fresh, processor, small_data):
+    task = task_of(fresh, processor, small_data)
+    known = small_data.sequences("train+validation")
+    for seed in range(5):
+        rows = np.arange(30)
+        batch = task.collate(rows, np.random.default_rng(seed))
+        for row in rows:
+            user, target = task.samples.users[row], task.samples.targets[row]
+            shown = candidates_of(batch, row)
+            assert shown.count(target) == 1
+            assert not (set(shown) - {target}) & set(known[user].tolist())
+
+
+def test_a_target_stands_at_every_place_equally_often(fresh, processor, small_data):
+    task = task_of(fresh, processor, small_data)
+    rows = np.arange(len(task.samples))
+    places = np.zeros(C)
+    for seed in range(5):
+        batch = task.collate(rows, np.random.default_rng(seed))
+        for row in rows:
+            places[candidates_of(batch, row).index(task.samples.targets[row])] += 1
+    expected = 5 * len(rows) / C
+    assert np.abs(places - expected).max() < 5 * (expected * (1 - 1 / C)) ** 0.5
+
+
+@pytest.mark.parametrize("loss", ["lm", "listwise"])
+def test_a_batch_is_a_function_of_its_generator(fresh, processor, small_data, loss):
+    task = task_of(fresh, processor, small_data, loss=loss)
+    first, again, other = (task.collate(np.arange(6), np.random.default_rng(seed)) for seed in (1, 1, 2))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert first["input_ids"].shape != other["input_ids"].shape or not first["slot_ids"].equal(other["slot_ids"])
+
+
+def test_order_of_users_follows_seed_and_epoch(fresh, processor, small_data):
+    task = task_of(fresh, processor, small_data)
+    flat = [np.concatenate(task.batches(epoch)).tolist() for epoch in (0, 0, 1)]
+    assert flat[0] == flat[1] != flat[2]
+    assert sorted(flat[0]) == list(range(len(task.samples)))
+
+
+def test_training_targets_are_the_last_training_items(fresh, processor, small_data):
+    task = task_of(fresh, processor, small_data, targets="train")
+    assert task.samples.targets.tolist() == [sequence[-1] for sequence in small_data.sequences("train")]
+    assert task.num_validation_examples == 12
+
+
+def test_with_validation_targets_no_user_both_trains_and_validates(fresh, processor, small_data):
+    for limit in (12, None):
+        task = task_of(
+            fresh, processor, small_data, "validation", arguments=ARGUMENTS.replaced(max_validation_users=limit)
+        )
+        trains, validates = set(task.samples.users.tolist()), set(task.validation.users.tolist())
+        assert not trains & validates
+        assert len(trains | validates) == len(small_data.candidates("validation").users)
+        assert len(validates) == (12 if limit else 20)
+        assert task.validation_candidates.users.tolist() == task.validation.users.tolist()
+    assert all(len(task.samples.histories[row]) for row in range(len(task.samples)))
+    target = {
+        int(u): t
+        for u, t in zip(*[getattr(small_data.candidates("validation"), n) for n in ("users", "targets")], strict=True)
+    }
+    assert [target[int(user)] for user in task.samples.users] == task.samples.targets.tolist()
+
+
+@pytest.mark.parametrize("loss", ["lm", "listwise"])
+def test_training_lowers_the_loss_and_changes_the_projectors_alone(fresh, processor, small_data, tmp_path, loss):
+    model = copy.deepcopy(fresh)
+    before = {name: value.clone() for name, value in [*model.named_parameters(), *model.named_buffers()]}
+    task = task_of(model, processor, small_data, loss=loss)
+    arguments = ARGUMENTS.replaced(epochs=4, max_steps=40, batch_size=6, learning_rate=3e-3, max_validation_users=4)
+    task.samples = task.samples.take(np.arange(12))  # so few that they can be learned by heart
+    fixed = [task.collate(np.arange(12), np.random.default_rng(seed)) for seed in range(3)]
+
+    def mean_loss():
+        with torch.no_grad():
+            return float(np.mean([float(task.module(batch)["loss"]) for batch in fixed]))
+
+    start = mean_loss()
+    run_stage(task, arguments.replaced(epochs=20), tmp_path)
+    assert mean_loss() < start - 0.1
+    after = dict([*model.named_parameters(), *model.named_buffers()])
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    projectors = {name for name in before if "_projector." in name}
+    assert changed == projectors
+
+
+def test_weight_of_a_batch_is_its_answer_tokens_or_its_users(fresh, processor, small_data):
+    task = task_of(fresh, processor, small_data)
+    batch = task.collate(np.arange(5), np.random.default_rng(0))
+    assert task.loss_weight(batch) == sum(len(processor.answer_tokens(int(t))) for t in task.samples.targets[:5])
+    listwise = task_of(fresh, processor, small_data, loss="listwise")
+    assert listwise.loss_weight(listwise.collate(np.arange(5), np.random.default_rng(0))) == 5
+
+
+@pytest.mark.parametrize("loss", ["lm", "listwise"])
+def test_loss_of_a_batch_is_the_weighted_mean_of_its_users(fresh, processor, small_data, loss):
+    task = task_of(fresh, processor, small_data, loss=loss)
+    batch = task.collate(np.arange(4), np.random.default_rng(0))
+    with torch.no_grad():
+        together = float(task.module(batch)["loss"])
+        total = weight = 0.0
+        for row in range(4):
+            alone = {name: value[row : row + 1] for name, value in batch.items()}
+            total += float(task.module(alone)["loss"]) * task.loss_weight(alone)
+            weight += task.loss_weight(alone)
+    assert together == pytest.approx(total / weight, rel=1e-4)  # fp32 through two layers, other padding
+
+
+def test_listwise_loss_is_the_softmax_of_mean_log_likelihoods(fresh, processor, small_data):
+    task = task_of(fresh, processor, small_data, loss="listwise")
+    batch = task.collate(np.arange(3), np.random.default_rng(0))
+    with torch.no_grad():
+        found = float(task.module(batch)["loss"])
+        rest = {name: value for name, value in batch.items() if name != "target_columns"}
+        sums = fresh.score(**rest, method="naive")
+        expected = 0.0
+        for row in range(3):
+            lengths = [len(processor.answer_tokens(int(item))) for item in batch["candidate_ids"][row]]
+            means = [float(value) / length for value, length in zip(sums[row], lengths, strict=True)]
+            column = int(batch["target_columns"][row])
+            assert int(batch["candidate_ids"][row, column]) == task.samples.targets[row]
+            expected += (np.log(np.exp(means).sum()) - means[column]) / 3
+    assert found == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize(("loss", "family"), [("lm", "llama"), ("listwise", "llama"), ("listwise", "mistral")])
+def test_checkpointing_activations_changes_neither_loss_nor_gradient(processor, small_data, loss, family):
+    fresh = tiny_model(family, num_items=small_data.num_items)
+    assert fresh.scoring_method == {"llama": "tree", "mistral": "prefix_cache"}[family]
+    results = []
+    for checkpointing in (False, True):
+        model = copy.deepcopy(fresh)
+        if checkpointing:
+            model.checkpoint_activations()
+        task = task_of(model, processor, small_data, loss=loss)
+        task.module.train()
+        value = task.module(task.collate(np.arange(3), np.random.default_rng(0)))["loss"]
+        value.backward()
+        results.append((value.detach(), model.user_projector.layers[0].weight.grad))
+    torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-6)
+
+
+def test_validation_ranks_the_seeded_candidates(fresh, processor, small_data):
+    task = task_of(fresh, processor, small_data, "validation")
+    rows = np.arange(task.num_validation_examples)
+    found = task.validate(rows, CPU)
+    halves = [task.validate(part, CPU) for part in np.array_split(rows, 2)]
+    assert task.metric in found
+    for name, values in found.items():
+        assert values.shape == rows.shape
+        np.testing.assert_allclose(values, np.concatenate([half[name] for half in halves]))
+    assert set(found["hit@1"].tolist()) <= {0.0, 1.0}
+
+
+def test_more_candidates_than_items_are_refused(fresh, processor, small_data):
+    task = task_of(fresh, processor, small_data, num_candidates=200)
+    with pytest.raises(DataError, match="the catalogue has 120 items, but a candidate set needs 200"):
+        task.collate(np.arange(2), np.random.default_rng(0))
