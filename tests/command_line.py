@@ -1,8 +1,11 @@
-"""Run the command line in this process."""
+"""Run the command line, in this process or in one of its own."""
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from typing import Any
 
 from click.testing import Result
@@ -33,3 +36,16 @@ def succeeded(*arguments: Any) -> Result:
     result = run(*arguments)
     assert result.exit_code == 0, result.output
     return result
+
+
+def in_own_process(*arguments: Any, before: str = "") -> subprocess.CompletedProcess[str]:
+    """Run a command in a fresh interpreter, after some lines of Python."""
+    code = f"from allmrec_hf.cli.main import main\n{before}\nmain()\n"
+    return subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=200,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )

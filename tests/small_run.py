@@ -19,7 +19,7 @@ from allmrec_hf.data.prepare import prepare_frames
 from allmrec_hf.data.prepared import PreparedData
 from allmrec_hf.data.synthetic import SyntheticWorld, description_vocabulary
 from allmrec_hf.training.arguments import StageArguments
-from allmrec_hf.training.run import RunSettings, run_settings
+from allmrec_hf.training.settings import RunSettings, run_settings
 from tests.tiny import OPT_TINY, tiny_llm
 
 STAGES = ("cf", "align", "project")

@@ -6,11 +6,8 @@ What concerns raw data alone is tested in `tests/data`.
 from __future__ import annotations
 
 import errno
-import os
 import re
 import shutil
-import subprocess
-import sys
 import unicodedata
 from pathlib import Path
 
@@ -21,7 +18,7 @@ from transformers import AutoModel, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from allmrec_hf.data.prepared import PreparedData
 from allmrec_hf.errors import ALLMRecError, CheckpointError
 from allmrec_hf.training.parts import load_llm
-from tests.command_line import refused, run
+from tests.command_line import in_own_process, refused, run
 from tests.small_run import write_data, write_llm
 from tests.tiny import tiny_llm
 
@@ -274,31 +271,13 @@ def test_a_disk_that_fills_while_training_says_so_and_can_be_resumed(small_parts
 
 
 def test_a_real_limit_on_file_size_leaves_no_half_checkpoint(small_parts, tmp_path):
-    code = (
-        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        "from allmrec_hf.cli.main import main\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))\n"
-        "main()\n"
+    limit = (
+        "import resource, signal\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))"
     )
-    command = (
-        "train",
-        "--data",
-        small_parts / "data",
-        "--stage",
-        "cf",
-        "--max-steps",
-        "2",
-        "--output",
-        tmp_path / "run",
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, *map(str, command)],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=200,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-    )
+    stage = ("train", "--data", small_parts / "data", "--stage", "cf", "--max-steps", 2)
+    done = in_own_process(*stage, "--output", tmp_path / "run", before=limit)
     assert done.returncode == 2, done.stderr
     assert "error: cannot write" in done.stderr
     assert "Traceback" not in done.stderr

@@ -31,9 +31,14 @@ def test_a_file_appears_when_its_block_ends(tmp_path):
 def test_a_failing_block_leaves_the_old_file(tmp_path):
     path = tmp_path / "report.json"
     path.write_text("old")
-    with pytest.raises(KeyError), written_whole(path) as temporary:
-        temporary.write_text("half")
-        raise KeyError("stop")
+
+    def write():
+        with written_whole(path) as temporary:
+            temporary.write_text("half")
+            raise KeyError("stop")
+
+    with pytest.raises(KeyError):
+        write()
     assert path.read_text() == "old"
     assert names(tmp_path) == ["report.json"]
 

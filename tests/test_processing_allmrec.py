@@ -28,7 +28,7 @@ def test_user_vector_stands_before_the_start_token(processor):
 
 
 def test_every_item_has_one_slot_right_after_its_title(processor):
-    tokens, slots, _ = processor.encode_prompt([1, 2], [3, 4, 5])
+    tokens, slots, *_ = processor.encode_prompt([1, 2], [3, 4, 5])
     assert [slot for slot in slots if slot > 0] == [1, 2, 3, 4, 5]
     for index in (1, 2, 3, 4, 5):
         at = slots.index(index)
@@ -40,7 +40,7 @@ def test_tokens_equal_the_tokens_of_the_whole_text(processor):
     """Segments are tokenized alone; with placeholders as special tokens the whole text gives the same."""
     tokenizer = copy.deepcopy(processor.tokenizer)
     tokenizer.add_special_tokens({"additional_special_tokens": ["[SLOT]"]})
-    tokens, slots, _ = processor.encode_prompt([1, 2, 3], [4, 5])
+    tokens, slots, *_ = processor.encode_prompt([1, 2, 3], [4, 5])
     template = processor._template
     from allmrec_hf.prompt import Title
 
@@ -105,7 +105,7 @@ HOSTILE = [
 def test_hostile_titles_break_no_prompt():
     processor = tiny_processor(catalog_of(HOSTILE), max_length=4000)
     size = len(HOSTILE)
-    tokens, slots, _ = processor.encode_prompt(list(range(1, size + 1)), list(range(1, size + 1)))
+    tokens, slots, *_ = processor.encode_prompt(list(range(1, size + 1)), list(range(1, size + 1)))
     assert [slot for slot in slots if slot > 0] == [*range(1, size + 1)] * 2
     end = processor.tokenizer.eos_token_id
     assert tokens[2:].count(end) == 0  # only the start token of this tokenizer has the same id
@@ -125,14 +125,18 @@ def test_items_without_a_title_never_share_one():
 
 def test_long_prompts_lose_history_first_then_ends_of_titles_and_say_so(caplog):
     processor = tiny_processor(catalog_of([f"{'long ' * 12}{i}" for i in range(40)]), max_length=400)
-    _, slots, note = processor.encode_prompt([1, 2, 3, 4, 5, 6], [10, 11])
+    _, slots, note, _ = processor.encode_prompt([1, 2, 3, 4, 5, 6], [10, 11])
     kept = [slot for slot in slots if slot > 0]
     assert kept[-2:] == [10, 11]
     assert kept[0] > 1
     assert note == f"prompt shortened to {len(kept) - 2} of 6 history items to fit the LLM's context of 400 tokens"
-    tokens, slots, note = processor.encode_prompt([1, 2, 3], list(range(10, 16)))
+    tokens, slots, note, limit = processor.encode_prompt([1, 2, 3], list(range(10, 16)))
     assert "1 of 3 history items and titles of" in note
-    assert len(tokens) <= 400
+    assert len(tokens) + len(processor.answer_tokens(10, limit)) <= 400
+    batch = processor([[1, 2, 3]], [list(range(10, 16))])
+    assert (
+        batch["answer_mask"].sum(-1).max() == len(processor.answer_tokens(10, limit)) < len(processor.answer_tokens(10))
+    )
     processor([[1, 2, 3]], [list(range(10, 16))])
     assert "prompt shortened" in caplog.text
 

@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -43,6 +43,15 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
 def _prompt_order(history: Sequence[int], candidates: Sequence[int], permutation: int) -> list[int]:
     generator = np.random.default_rng([permutation, *history])
     return generator.permutation(np.sort(np.asarray(candidates, dtype=np.int64))).tolist()
+
+
+class EncodedPrompt(NamedTuple):
+    """One prompt: token ids (0 at slots), slots, what was shortened, and the characters left of each title."""
+
+    tokens: list[int]
+    slots: list[int]
+    note: str | None
+    title_limit: int
 
 
 class ALLMRecProcessor(ProcessorMixin):
@@ -158,9 +167,14 @@ class ALLMRecProcessor(ProcessorMixin):
             self._segments[text] = tokens
         return self._segments[text]
 
-    def answer_tokens(self, index: int) -> list[int]:
-        """Return the tokens of the answer that names an item, with the end of sequence where the tokenizer has one."""
-        tokens = self._tokenize(self._template.render_answer(self.title(index)))
+    def answer_tokens(self, index: int, title_limit: int | None = None) -> list[int]:
+        """Return the tokens of the answer that names an item, with the end of sequence where the tokenizer has one.
+
+        Args:
+            index: Catalogue index.
+            title_limit: Characters of the title where its prompt had to cut titles.
+        """
+        tokens = self._tokenize(self._template.render_answer(self.title(index)[:title_limit].rstrip()))
         return tokens if self.tokenizer.eos_token_id is None else [*tokens, self.tokenizer.eos_token_id]
 
     def _assemble(self, segments: Sequence[Segment]) -> tuple[list[int], list[int]]:
@@ -183,27 +197,20 @@ class ALLMRecProcessor(ProcessorMixin):
     def _titles_of(self, indices: Sequence[int], limit: int) -> list[Title]:
         return [Title(index, self.title(index)[:limit].rstrip()) for index in indices]
 
-    def encode_prompt(
-        self, history: Sequence[int], candidates: Sequence[int], room: int | None = None
-    ) -> tuple[list[int], list[int], str | None]:
-        """Return one prompt as token ids and slots, and what had to be shortened.
+    def encode_prompt(self, history: Sequence[int], candidates: Sequence[int]) -> EncodedPrompt:
+        """Return one prompt that leaves room in the LLM's context for any candidate's answer.
 
         Args:
             history: Catalogue indices in time order; the prompt names the last `history_in_prompt`.
             candidates: Catalogue indices in the order in which the prompt lists them.
-            room: The most tokens the prompt may have; `max_length` less the longest answer where not given.
-
-        Returns:
-            Token ids (0 at slots), slots (`NO_SLOT`, `USER_SLOT` or a catalogue index), and a note on shortening.
 
         Raises:
             DataError: when not even one history item and the shortest titles fit.
         """
-        if room is None:
-            room = self.max_length - max((len(self.answer_tokens(index)) for index in candidates), default=0)
         named = list(history)[-self.history_in_prompt :]
         wanted, limit = len(named), self.max_title_characters
         while True:
+            room = self.max_length - max((len(self.answer_tokens(index, limit)) for index in candidates), default=0)
             segments = self._template.render(self._titles_of(named, limit), self._titles_of(candidates, limit))
             tokens, slots = self._assemble(segments)
             if len(tokens) <= room:
@@ -223,7 +230,7 @@ class ALLMRecProcessor(ProcessorMixin):
             note = f"prompt shortened to {len(named)} of {wanted} history items"
             note += f" and titles of {limit} characters" if limit < self.max_title_characters else ""
             note += f" to fit the LLM's context of {self.max_length} tokens"
-        return tokens, slots, note
+        return EncodedPrompt(tokens, slots, note, limit)
 
     # -- batches
 
@@ -251,7 +258,10 @@ class ALLMRecProcessor(ProcessorMixin):
             self._checked_prompt(history, _prompt_order(history, row, permutation))
             for history, row in zip(histories, candidates, strict=True)
         ]
-        answers = [[self.answer_tokens(index) for index in row] for row in candidates]
+        answers = [
+            [self.answer_tokens(index, prompt.title_limit) for index in row]
+            for prompt, row in zip(prompts, candidates, strict=True)
+        ]
         columns = max(len(row) for row in answers)
         longest = max(len(answer) for row in answers for answer in row)
         answer_ids = torch.zeros(len(answers), columns, longest, dtype=torch.long)
@@ -264,7 +274,7 @@ class ALLMRecProcessor(ProcessorMixin):
                 answer_mask[user, column, : len(answer)] = True
         return BatchFeature(
             {
-                **self._left_padded(prompts),
+                **self._left_padded([(prompt.tokens, prompt.slots) for prompt in prompts]),
                 **self.history_tensors(histories),
                 "candidate_ids": candidate_ids,
                 "answer_ids": answer_ids,
@@ -288,25 +298,25 @@ class ALLMRecProcessor(ProcessorMixin):
         """
         rows, labels = [], []
         for history, row, target in zip(histories, candidates, targets, strict=True):
-            tokens, slots = self._checked_prompt(history, row)
-            answer = self.answer_tokens(target)
-            rows.append((tokens + answer, slots + [NO_SLOT] * len(answer)))
-            labels.append([IGNORED_LABEL] * len(tokens) + answer)
+            prompt = self._checked_prompt(history, row)
+            answer = self.answer_tokens(target, prompt.title_limit)
+            rows.append((prompt.tokens + answer, prompt.slots + [NO_SLOT] * len(answer)))
+            labels.append([IGNORED_LABEL] * len(prompt.tokens) + answer)
         batch = self._left_padded(rows)
         width = batch["input_ids"].shape[1]
         padded = [[IGNORED_LABEL] * (width - len(row)) + row for row in labels]
         return BatchFeature({**batch, **self.history_tensors(histories), "labels": torch.tensor(padded)})
 
-    def _checked_prompt(self, history: Sequence[int], candidates: Sequence[int]) -> tuple[list[int], list[int]]:
+    def _checked_prompt(self, history: Sequence[int], candidates: Sequence[int]) -> EncodedPrompt:
         if not len(history):
             raise DataError("the history is empty; a recommendation needs at least one known item")
         if not len(candidates):
             raise DataError("the candidate list is empty; give candidates, or none at all to retrieve them")
-        tokens, slots, note = self.encode_prompt(history, candidates)
-        if note is not None and note not in self._notes:
-            self._notes[note] = True  # said once, not for every user of a run
-            logger.warning("%s.", note)
-        return tokens, slots
+        prompt = self.encode_prompt(history, candidates)
+        if prompt.note is not None and not self._notes:
+            self._notes[prompt.note] = True  # said once, not for every user of a run
+            logger.warning("%s; others may be shortened too.", prompt.note)
+        return prompt
 
     def _left_padded(self, rows: Sequence[tuple[list[int], list[int]]]) -> dict[str, torch.Tensor]:
         width = max(len(tokens) for tokens, _ in rows)

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import polars as pl
 import pytest
 
 from allmrec_hf import __version__
-from tests.command_line import refused, run, succeeded
+from tests.command_line import in_own_process, refused, run, succeeded
 from tests.small_run import write_data
 
 COMMANDS = ("prepare", "train", "evaluate", "recommend", "add-items", "push", "demo")
@@ -180,19 +177,8 @@ def test_items_are_added_in_place(copied, tmp_path):
 
 
 def test_json_stands_alone_on_standard_output_of_a_real_process(finished_run, small_parts, tmp_path):
-    command = [
-        *(sys.executable, "-c", "from allmrec_hf.cli.main import main; main()"),
-        *("--verbose", "train", "--data", small_parts / "data", "--stage", "cf", "--max-steps", 3),
-        *("--output", tmp_path / "run", "--json"),
-    ]
-    done = subprocess.run(
-        [str(part) for part in command],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=200,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-    )
+    stage = ("train", "--data", small_parts / "data", "--stage", "cf", "--max-steps", 3)
+    done = in_own_process("--verbose", *stage, "--output", tmp_path / "run", "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["stages"] == ["cf"]
     assert "INFO stage cf" in done.stderr

@@ -196,5 +196,5 @@ def test_validation_ranks_the_seeded_candidates(fresh, processor, small_data):
 
 def test_more_candidates_than_items_are_refused(fresh, processor, small_data):
     task = task_of(fresh, processor, small_data, num_candidates=200)
-    with pytest.raises(DataError, match="the catalogue has 120 items, but a candidate set needs 200"):
+    with pytest.raises(DataError, match="has 109 items, but a candidate set needs 200"):
         task.collate(np.arange(2), np.random.default_rng(0))

@@ -20,7 +20,8 @@ from allmrec_hf import ALLMRecModel, SASRecModel
 from allmrec_hf.cli.evaluate import load_rankers
 from allmrec_hf.errors import ALLMRecError, CheckpointError
 from allmrec_hf.evaluation.evaluator import evaluate
-from allmrec_hf.training.run import run_settings, train
+from allmrec_hf.training.run import train
+from allmrec_hf.training.settings import run_settings
 from tests.small_run import STAGES, arguments, settings
 
 
@@ -231,11 +232,13 @@ def test_a_damaged_run_file_is_named(copied, small_parts, small_data):
     [
         ({"llm": None}, "stage project needs an LLM"),
         ({"llm": "no/such-llm"}, "the LLM 'no/such-llm' cannot be loaded"),
+        ({"llm_options": {"dtype": "banana"}}, "there is no dtype 'banana'"),
+        ({"text_encoder": "/no/where"}, "the text encoder '/no/where' cannot be loaded"),
         ({"cf": "unheard"}, "unknown CF backbone 'unheard'; known ones: .*sasrec"),
         ({"cf_options": {"hiden_size": 8}}, r"sasrec has no options \['hiden_size'\]; it has .*hidden_size"),
         ({"cf_options": {"num_items": 8}}, r"has no options \['num_items'\]"),
         ({"cf_options": {"hidden_size": "wide"}}, "the config of the CF backbone .* is not valid"),
-        ({"num_candidates": 121}, "lists 121 candidates .* but small has 120 items"),
+        ({"num_candidates": 110}, "lists 110 candidates .* but users of small touched 109 items"),
     ],
 )
 def test_impossible_settings_are_refused_before_anything_is_written(

@@ -19,7 +19,7 @@ from allmrec_hf.training.samples import (
 )
 
 
-def data_of(sequences, num_items=6):
+def data_of(sequences, num_items=7):
     """Prepare sequences of catalogue indices in memory, with one candidate set of the target alone and item 1."""
     rows, candidates = [], []
     for user, sequence in enumerate(sequences):
@@ -39,14 +39,14 @@ def data_of(sequences, num_items=6):
 
 @pytest.fixture(scope="module")
 def toy():
-    return data_of([[1, 2, 3, 4, 5], [3, 1, 2], [4, 6]])
+    return data_of([[1, 2, 3, 4, 5], [3, 1, 2], [4, 6], [6, 5]])
 
 
 def test_training_targets_are_the_last_training_items_of_users_with_two(toy):
     samples = last_of_training(toy)
-    assert samples.users.tolist() == [0, 2]  # the second user keeps one training item only
-    assert [history.tolist() for history in samples.histories] == [[1, 2], [4]]
-    assert samples.targets.tolist() == [3, 6]
+    assert samples.users.tolist() == [0, 2, 3]  # the second user keeps one training item only
+    assert [history.tolist() for history in samples.histories] == [[1, 2], [4], [6]]
+    assert samples.targets.tolist() == [3, 6, 5]
 
 
 def test_validation_targets_follow_the_training_part(toy):
@@ -69,15 +69,24 @@ def test_a_draw_of_users_is_seeded_and_keeps_their_order(toy):
     assert drawn(samples, None, seed=1) is drawn(samples, 50, seed=1) is samples
 
 
-def test_negatives_are_uniform_over_what_the_user_never_touched(toy):
+def test_negatives_are_uniform_over_what_others_touched_and_the_user_did_not(toy):
     sampler = NegativeSampler(toy)
     users = np.array([0, 1] * 3000)
     drawn_items = sampler.negatives(users, np.random.default_rng(0))
-    counts = {user: np.bincount(drawn_items[users == user], minlength=7) for user in (0, 1)}
+    counts = {user: np.bincount(drawn_items[users == user], minlength=8) for user in (0, 1)}
     assert counts[0].nonzero()[0].tolist() == [5, 6]  # its test item 5 may be drawn, training must not know it
     assert counts[1].nonzero()[0].tolist() == [2, 4, 5, 6]
-    assert np.abs(counts[0][5:] - 1500).max() < 150  # five standard deviations
+    assert np.abs(counts[0][[5, 6]] - 1500).max() < 150  # five standard deviations
     assert np.abs(counts[1][[2, 4, 5, 6]] - 750).max() < 120
+
+
+def test_an_item_that_nobody_touched_before_the_test_is_never_drawn():
+    data = data_of([[1, 2, 3, 4, 5], [3, 1, 2], [4, 6]])  # 5 is a test item alone, 7 is nobody's
+    sampler = NegativeSampler(data)
+    drawn_items = sampler.negatives(np.array([1] * 500), np.random.default_rng(0))
+    assert set(drawn_items.tolist()) == {2, 4, 6}
+    sets = sampler.candidates(last_of_training(data), 2, np.random.default_rng(0))
+    assert not set(sets.ravel().tolist()) & {5, 7}
 
 
 def test_candidates_hold_the_target_once_and_nothing_touched(toy):

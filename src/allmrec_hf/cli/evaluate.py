@@ -94,11 +94,11 @@ def load_rankers(
         loaded = AutoModel.from_pretrained(model)
         backbone = Path(model) / "cf"  # as trained, before cold items got embeddings from their texts
         cf_ranker = CFRanker(AutoModel.from_pretrained(backbone) if backbone.is_dir() else loaded.cf_encoder)
-    return [
-        ALLMRecRanker(loaded, processor, batch_size=batch_size, num_permutations=num_permutations),
-        cf_ranker,
-        popularity,
-    ]
+        return [
+            ALLMRecRanker(loaded, processor, batch_size=batch_size, num_permutations=num_permutations),
+            cf_ranker,
+            popularity,
+        ]
 
 
 def check_catalogs(catalog: ItemCatalog, data: PreparedData, whole: bool = True) -> None:

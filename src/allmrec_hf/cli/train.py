@@ -139,16 +139,22 @@ def train(
     """
     with user_errors():
         from ..data.prepared import PreparedData
+        from ..errors import ALLMRecError
+        from ..training.arguments import STAGES
         from ..training.arguments import preset as stage_preset
-        from ..training.run import STAGES, run_settings
         from ..training.run import train as run
+        from ..training.settings import run_settings
 
         llm_options: dict[str, Any] = {
             name: value for name, value in (("dtype", dtype), ("device_map", device_map)) if value is not None
         }
         if load_in_8bit:
+            from importlib.util import find_spec
+
             from transformers import BitsAndBytesConfig
 
+            if find_spec("bitsandbytes") is None:
+                raise ALLMRecError("--load-in-8bit needs bitsandbytes: pip install 'allmrec-hf[quantization]'")
             llm_options["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
         given: dict[str, Any] = {
             "text_encoder": text_encoder,

@@ -43,19 +43,27 @@ def load_text_encoder(name: str) -> Any:
 def _llm_errors(name: str) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except (ImportError, OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(
             f"the LLM {name!r} cannot be loaded: {error}; --llm takes a Hub id or the folder of a causal LM with its "
             "tokenizer"
         ) from error
 
 
-def check_llm(name: str, revision: str | None) -> None:
+def check_llm(name: str, revision: str | None, options: dict[str, Any]) -> None:
     """Check that config and tokenizer of an LLM are there, before anything is trained for it.
+
+    Args:
+        name: Id or folder.
+        revision: Its revision on the Hub.
+        options: As for `load_llm`; a dtype that does not exist is refused.
 
     Raises:
         CheckpointError: when one cannot be loaded.
     """
+    dtype = options.get("dtype")
+    if isinstance(dtype, str) and dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
+        raise CheckpointError(f"there is no dtype {dtype!r}; use auto, float32, bfloat16 or float16")
     where = {} if revision is None else {"revision": revision}
     with _llm_errors(name):
         AutoConfig.from_pretrained(name, **where)

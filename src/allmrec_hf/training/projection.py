@@ -82,6 +82,7 @@ class ProjectionTask(StageTask):
         arguments: StageArguments,
     ) -> None:
         self.module = module
+        self.model = module.model
         self.processor = processor
         self.num_candidates = num_candidates
         self.batch_size = arguments.batch_size
@@ -130,6 +131,6 @@ class ProjectionTask(StageTask):
         candidates = self.validation_candidates.take(examples)
         histories = [history.tolist() for history in self.validation.take(examples).histories]
         batch = self.processor(histories, candidates.items.tolist()).to(device)
-        scores = self.module.model.score(**batch).float().cpu().numpy()
+        scores = self.model.score(**batch).float().cpu().numpy()
         ranks = target_ranks(scores, candidates.target_columns)
         return {"ndcg@10": ndcg_at_k(ranks, 10), "hit@1": hit_at_k(ranks, 1), "mrr": reciprocal_rank(ranks)}

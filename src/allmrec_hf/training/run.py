@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -28,107 +28,21 @@ from ..modeling_allmrec import ALLMRecModel
 from ..processing_allmrec import ALLMRecProcessor
 from ..prompt import PromptTemplate
 from .alignment import AlignmentModule, AlignmentTask, text_embedding_table
-from .arguments import PRESETS, StageArguments, preset
+from .arguments import STAGES, StageArguments, preset
 from .cf_encoder import train_cf_encoder
 from .loop import run_stage
 from .parts import check_llm, fill_item_table, load_llm, load_text_encoder, model_card, text_dim
 from .projection import ProjectionModule, ProjectionTask
 from .provenance import write_record
+from .settings import SETTINGS_OF_STAGE, RunSettings
 from .warm_start import MatchingModule, WarmStartTask, prepare_projectors
 
 logger = logging.getLogger(__name__)
 
-STAGES = ("cf", "align", "project")
 RUN_FILE = "run.json"
 WARM_START_BATCH = 256
 WARM_START_LEARNING_RATE = 2e-3
 WARM_START_EVAL_EVERY = 20
-DEFAULT_TEXT_ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
-# Settings that a stage leaves in the folder; a later stage run alone takes them over from `run.json`.
-SETTINGS_OF_STAGE = {
-    "cf": ("cf", "cf_options"),
-    "align": (
-        "text_encoder",
-        "fine_tune_text_encoder",
-        "joint_dim",
-        "alpha",
-        "beta",
-        "cross_reconstruction",
-        "positions",
-    ),
-}
-
-
-@dataclass(frozen=True)
-class RunSettings:
-    """What a run is made of; what a stage's loop needs is in `StageArguments`.
-
-    Attributes:
-        cf: Name of the CF backbone.
-        cf_options: Fields of its config, such as `hidden_size`; the data give `num_items`.
-        llm: Id or path of the frozen LLM.
-        llm_revision: Its revision on the Hub.
-        llm_options: Passed to `AutoModelForCausalLM.from_pretrained`: dtype, device_map, quantization_config, ...
-        text_encoder: Id or path of the text encoder.
-        fine_tune_text_encoder: Train it in stage 1 (the paper), or embed every text once.
-        joint_dim: d_joint.
-        alpha: Weight of the item reconstruction.
-        beta: Weight of the text reconstruction.
-        cross_reconstruction: Weight of the CF embedding decoded from text in stage 1, not in the paper.
-        positions: Stage 1 trains on the `"last"` position of each user or on `"all"`.
-        targets: Stage 2's targets, `"validation"` items that the backbone has not seen, or the last of `"train"`.
-        projection_loss: `"lm"` (the paper) or `"listwise"`.
-        temperature: Of the listwise softmax.
-        warm_start_steps: Steps of the projectors' warm start before stage 2, not in the paper; 0 for none.
-        history_in_prompt: History items that the prompt names.
-        num_candidates: Candidates in a training prompt.
-        prompt: A prompt template of one's own; the paper's in the words of the data's domain where not given.
-        item_embedding: The rule of `ALLMRecConfig.item_embedding`.
-        score_normalization: As in `ALLMRecConfig`.
-        include_llm: Save the LLM's weights in the run folder too.
-        checkpoint_activations: Trade time for memory in stage 2.
-    """
-
-    cf: str = "sasrec"
-    cf_options: dict[str, Any] | None = None
-    llm: str | None = None
-    llm_revision: str | None = None
-    llm_options: dict[str, Any] | None = None
-    text_encoder: str = DEFAULT_TEXT_ENCODER
-    fine_tune_text_encoder: bool = True
-    joint_dim: int = 128
-    alpha: float = 0.5
-    beta: float = 0.5
-    cross_reconstruction: float = 0.0
-    positions: Literal["last", "all"] = "last"
-    targets: Literal["validation", "train"] = "validation"
-    projection_loss: Literal["lm", "listwise"] = "lm"
-    temperature: float = 1.0
-    warm_start_steps: int = 0
-    history_in_prompt: int = 10
-    num_candidates: int = 20
-    prompt: dict[str, str] | None = None
-    item_embedding: Literal["auto", "cf", "text"] = "auto"
-    score_normalization: Literal["sum", "mean"] = "sum"
-    include_llm: bool = False
-    checkpoint_activations: bool = False
-
-
-def run_settings(preset_name: str) -> RunSettings:
-    """Return the settings of a preset.
-
-    `"default"` is the strongest recipe we know, `"paper"` the published one (arXiv 2404.11343), `"quick"` a few
-    minutes on two cores whatever the data, `"demo"` the default on the invented world.
-    """
-    if preset_name == "paper":
-        options = {"hidden_size": 50, "dropout": 0.5, "loss": "bce", "attend_padding": True}
-        return RunSettings(cf_options=options, targets="train", item_embedding="cf")
-    beyond = RunSettings(cross_reconstruction=1.0, warm_start_steps=600)
-    if preset_name in ("default", "demo"):
-        return beyond
-    if preset_name == "quick":
-        return replace(beyond, fine_tune_text_encoder=False)
-    raise ALLMRecError(f"unknown preset {preset_name!r}; known are {', '.join(PRESETS)}")
 
 
 def train(
@@ -148,7 +62,7 @@ def train(
         settings: What the run is made of.
         stages: Of `"cf"`, `"align"`, `"project"`; a later stage alone builds on what the folder holds.
         arguments: The loop's settings by stage; those of the preset where not given.
-        preset_name: See `run_settings`.
+        preset_name: See `settings.run_settings`.
         resume: Go on where an interrupted run stopped; finished stages are not trained again.
 
     Raises:
@@ -232,13 +146,16 @@ class _Run:
 
     def _check_parts(self, stages: tuple[str, ...]) -> None:
         """Refuse what a later stage would fail on, before hours are spent on an earlier one."""
+        if "align" in stages and not self._finished("align"):
+            load_text_encoder(self.settings.text_encoder)
         if "project" not in stages:
             return
-        check_llm(str(self.settings.llm), self.settings.llm_revision)
-        if self.settings.num_candidates > self.data.num_items:
+        check_llm(str(self.settings.llm), self.settings.llm_revision, self.settings.llm_options or {})
+        known = int((self.data.item_counts("train+validation") > 0).sum())
+        if self.settings.num_candidates > known:
             raise ALLMRecError(
-                f"a training prompt lists {self.settings.num_candidates} candidates (num_candidates), but "
-                f"{self.data.name} has {self.data.num_items} items; lower num_candidates"
+                f"a training prompt lists {self.settings.num_candidates} candidates (num_candidates), but users of "
+                f"{self.data.name} touched {known} items before their test items; lower num_candidates"
             )
 
     def _cf_config(self) -> CFEncoderConfig:

@@ -1,0 +1,96 @@
+"""What a run is made of, by itself and by preset, and which of it each stage leaves behind."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from ..errors import ALLMRecError
+from .arguments import PRESETS
+
+DEFAULT_TEXT_ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
+# Settings that a stage leaves in the folder; a later stage run alone takes them over from `run.json`.
+SETTINGS_OF_STAGE = {
+    "cf": ("cf", "cf_options"),
+    "align": (
+        "text_encoder",
+        "fine_tune_text_encoder",
+        "joint_dim",
+        "alpha",
+        "beta",
+        "cross_reconstruction",
+        "positions",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """What a run is made of; what a stage's loop needs is in `StageArguments`.
+
+    Attributes:
+        cf: Name of the CF backbone.
+        cf_options: Fields of its config, such as `hidden_size`; the data give `num_items`.
+        llm: Id or path of the frozen LLM.
+        llm_revision: Its revision on the Hub.
+        llm_options: Passed to `AutoModelForCausalLM.from_pretrained`: dtype, device_map, quantization_config, ...
+        text_encoder: Id or path of the text encoder.
+        fine_tune_text_encoder: Train it in stage 1 (the paper), or embed every text once.
+        joint_dim: d_joint.
+        alpha: Weight of the item reconstruction.
+        beta: Weight of the text reconstruction.
+        cross_reconstruction: Weight of the CF embedding decoded from text in stage 1, not in the paper.
+        positions: Stage 1 trains on the `"last"` position of each user or on `"all"`.
+        targets: Stage 2's targets, `"validation"` items that the backbone has not seen, or the last of `"train"`.
+        projection_loss: `"lm"` (the paper) or `"listwise"`.
+        temperature: Of the listwise softmax.
+        warm_start_steps: Steps of the projectors' warm start before stage 2, not in the paper; 0 for none.
+        history_in_prompt: History items that the prompt names.
+        num_candidates: Candidates in a training prompt.
+        prompt: A prompt template of one's own; the paper's in the words of the data's domain where not given.
+        item_embedding: The rule of `ALLMRecConfig.item_embedding`.
+        score_normalization: As in `ALLMRecConfig`.
+        include_llm: Save the LLM's weights in the run folder too.
+        checkpoint_activations: Trade time for memory in stage 2.
+    """
+
+    cf: str = "sasrec"
+    cf_options: dict[str, Any] | None = None
+    llm: str | None = None
+    llm_revision: str | None = None
+    llm_options: dict[str, Any] | None = None
+    text_encoder: str = DEFAULT_TEXT_ENCODER
+    fine_tune_text_encoder: bool = True
+    joint_dim: int = 128
+    alpha: float = 0.5
+    beta: float = 0.5
+    cross_reconstruction: float = 0.0
+    positions: Literal["last", "all"] = "last"
+    targets: Literal["validation", "train"] = "validation"
+    projection_loss: Literal["lm", "listwise"] = "lm"
+    temperature: float = 1.0
+    warm_start_steps: int = 0
+    history_in_prompt: int = 10
+    num_candidates: int = 20
+    prompt: dict[str, str] | None = None
+    item_embedding: Literal["auto", "cf", "text"] = "auto"
+    score_normalization: Literal["sum", "mean"] = "sum"
+    include_llm: bool = False
+    checkpoint_activations: bool = False
+
+
+def run_settings(preset_name: str) -> RunSettings:
+    """Return the settings of a preset.
+
+    `"default"` is the strongest recipe we know, `"paper"` the published one (arXiv 2404.11343), `"quick"` a few
+    minutes on two cores whatever the data, `"demo"` the default on the invented world.
+    """
+    if preset_name == "paper":
+        options = {"hidden_size": 50, "dropout": 0.5, "loss": "bce", "attend_padding": True}
+        return RunSettings(cf_options=options, targets="train", item_embedding="cf")
+    beyond = RunSettings(cross_reconstruction=1.0, warm_start_steps=600)
+    if preset_name in ("default", "demo"):
+        return beyond
+    if preset_name == "quick":
+        return replace(beyond, fine_tune_text_encoder=False)
+    raise ALLMRecError(f"unknown preset {preset_name!r}; known are {', '.join(PRESETS)}")
