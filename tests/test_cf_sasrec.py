@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from parity_weights import sasrec_weights
 from safetensors.torch import load_file
 
 from allmrec_hf.cf_encoder import pad_histories
 from allmrec_hf.cf_sasrec import SASRecConfig, SASRecModel
-from parity_weights import sasrec_weights
 
 PARITY = Path(__file__).parent / "parity" / "sasrec.safetensors"
 HISTORIES = [[5, 9, 2, 7], [3], [], [1, 2, 3, 4, 5, 6, 7, 8, 9, 10], [4, 4]]

@@ -11,13 +11,13 @@ import yaml
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
-from tests.tiny import tiny_llm, tiny_model, tiny_processor
 from transformers import AutoModel
 
 import allmrec_hf
 from allmrec_hf import ALLMRecModel, CheckpointError, SASRecConfig, SASRecModel, register_cf_encoder
 from allmrec_hf.checkpoint_code import generated_card, leftovers, needed_modules
 from allmrec_hf.hub.card import ALLMRecCard, read_card, write_card
+from tests.tiny import tiny_llm, tiny_model, tiny_processor
 
 PACKAGE = Path(allmrec_hf.__file__).parent
 BATCH = ([[1, 2, 3]], [[20, 21, 22]])

@@ -6,14 +6,14 @@ import pytest
 import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.models import StaticEmbedding
-from tests.fake_hub import FakeHub
-from tests.tiny import tiny_llm, tiny_model, tiny_processor
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
 from allmrec_hf import ALLMRecModel
 from allmrec_hf.hub.card import ALLMRecCard, read_card, render_card, write_card
+from tests.fake_hub import FakeHub
+from tests.tiny import tiny_llm, tiny_model, tiny_processor
 
 HISTORIES = [[1, 2, 3], [4]]
 CANDIDATES = [[20, 21, 22], [24, 25]]

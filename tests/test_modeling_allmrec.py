@@ -269,7 +269,7 @@ def test_missing_base_llm_is_named_with_a_way_out(checkpoint):
 
 
 def test_llm_of_another_width_is_refused(checkpoint):
-    with pytest.raises(CheckpointError, match="trained for an LLM of width d_llm = 32 .* this one has 16"):
+    with pytest.raises(CheckpointError, match=r"trained for an LLM of width d_llm = 32 .* this one has 16"):
         AutoModel.from_pretrained(checkpoint, language_model=tiny_llm("opt"))
 
 

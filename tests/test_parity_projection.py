@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.parity_weights import sasrec_weights
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from allmrec_hf import ALLMRecConfig, ALLMRecModel, ALLMRecProcessor, ItemCatalog, PromptTemplate, SASRecConfig
 from allmrec_hf.cf_encoder import pad_histories
 from allmrec_hf.prompt import NO_SLOT, USER_SLOT, Title
+from tests.parity_weights import sasrec_weights
 
 PARITY = Path(__file__).parent / "parity"
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}

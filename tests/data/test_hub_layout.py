@@ -8,12 +8,12 @@ import huggingface_hub
 import polars as pl
 import pytest
 from datasets import load_dataset
+from fake_hub import FakeHub
 
 from allmrec_hf.data.hub_layout import read_layout, write_layout
 from allmrec_hf.data.prepare import prepare_frames
 from allmrec_hf.data.prepared import PreparedData
 from allmrec_hf.errors import DataError
-from fake_hub import FakeHub
 
 
 @pytest.fixture

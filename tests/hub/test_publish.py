@@ -6,12 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
+from fake_hub import FakeHub
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import RepositoryNotFoundError
 
 from allmrec_hf.errors import ALLMRecError, CheckpointError
 from allmrec_hf.hub.publish import checkpoint_files, push_checkpoint
-from fake_hub import FakeHub
 
 FILES = {
     "config.json": json.dumps({"model_type": "bert"}),

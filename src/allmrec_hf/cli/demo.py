@@ -16,6 +16,7 @@ from .options import JsonOption, emit, say, stderr, user_errors
 if TYPE_CHECKING:
     from ..data.prepared import PreparedData
     from ..evaluation.evaluator import EvaluationResult
+    from ..evaluation.protocol import Ranker
     from ..training.arguments import StageArguments
     from ..training.settings import RunSettings
 
@@ -182,7 +183,7 @@ def _evaluate(
     tried = evaluate(by_text, data, split="validation", max_users=max_users).to_dict()["methods"]
     text = max(by_text, key=lambda ranker: tried[ranker.name]["overall"]["ndcg@10"])
     text.name = "text alone"
-    rankers = [
+    rankers: list[Ranker] = [
         ALLMRecRanker(model, processor, batch_size=32),
         CFRanker(AutoModel.from_pretrained(output / "cf")),
         CFRanker(fair, name="sasrec, data of stage 2"),
@@ -217,7 +218,7 @@ def _recommend(data: PreparedData, output: Path, tell: Any) -> list[dict[str, An
 
     model = AutoModel.from_pretrained(output)
     tell(f"\nLoaded again: AutoModel gives {type(model).__name__}; pipeline('recommendation') recommends")
-    pipe = pipeline("recommendation", model=str(output))
+    pipe: Any = pipeline("recommendation", model=str(output))  # type: ignore[call-overload]
     shown = []
     for user in data.candidates("test").users[:2]:
         history = [data.catalog.item_id(int(index)) for index in data.history(int(user), "test")]

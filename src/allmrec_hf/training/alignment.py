@@ -85,10 +85,16 @@ class AlignmentModule(nn.Module):
         self.cf_encoder.eval()
         return self
 
+    def embedding_table(self) -> torch.Tensor:
+        """Return `Q_i` of the whole catalogue `(N + 1, d_text)`, by the text encoder as it is now."""
+        if self.text_encoder is None:
+            return self.get_buffer("text_table")
+        return text_embedding_table(self.text_encoder, self.texts)
+
     def text_embeddings(self, indices: torch.Tensor) -> torch.Tensor:
         """Return `Q_i` `(P, d_text)` of items `(P,)`; a text that occurs twice is encoded once."""
         if self.text_encoder is None:
-            return self.text_table[indices]  # type: ignore[index]
+            return self.embedding_table()[indices]
         unique, inverse = torch.unique(indices, return_inverse=True)
         return encode_texts(self.text_encoder, [self.texts[i - 1] for i in unique.tolist()])[inverse]
 

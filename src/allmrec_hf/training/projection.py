@@ -54,11 +54,10 @@ class ProjectionModule(nn.Module):
         return {"loss": listwise_loss(scores, batch["target_columns"], self.temperature)}
 
 
-class ProjectionTask(StageTask):
-    """Stage 2 for the training loop.
+class CandidateTask(StageTask):
+    """What stage 2 and its warm start have in common: users, targets, candidates and who is validated on.
 
     Args:
-        module: The loss.
         processor: Makes the prompts.
         data: Prepared data.
         targets: `"train"`: the last training item of each user, which the frozen backbone has been trained on (the
@@ -69,20 +68,16 @@ class ProjectionTask(StageTask):
         arguments: Batch size, seed and size of the validation.
     """
 
-    name = "project"
     metric = "ndcg@10"
 
     def __init__(
         self,
-        module: ProjectionModule,
         processor: ALLMRecProcessor,
         data: PreparedData,
         targets: Literal["train", "validation"],
         num_candidates: int,
         arguments: StageArguments,
     ) -> None:
-        self.module = module
-        self.model = module.model
         self.processor = processor
         self.num_candidates = num_candidates
         self.batch_size = arguments.batch_size
@@ -96,6 +91,39 @@ class ProjectionTask(StageTask):
         self.validation = held_out.take(rows)
         self.validation_candidates = data.candidates("validation").take(rows)
         self.samples = held_out.take(np.sort(order[count:])) if targets == "validation" else last_of_training(data)
+
+    @property
+    def num_validation_examples(self) -> int:
+        """The number of validation users."""
+        return len(self.validation)
+
+
+class ProjectionTask(CandidateTask):
+    """Stage 2 for the training loop.
+
+    Args:
+        module: The loss.
+        processor: See `CandidateTask`.
+        data: See `CandidateTask`.
+        targets: See `CandidateTask`.
+        num_candidates: See `CandidateTask`.
+        arguments: See `CandidateTask`.
+    """
+
+    name = "project"
+
+    def __init__(
+        self,
+        module: ProjectionModule,
+        processor: ALLMRecProcessor,
+        data: PreparedData,
+        targets: Literal["train", "validation"],
+        num_candidates: int,
+        arguments: StageArguments,
+    ) -> None:
+        super().__init__(processor, data, targets, num_candidates, arguments)
+        self.module: ProjectionModule = module
+        self.model = module.model
         self._title_tokens = np.array([0, *(len(processor.answer_tokens(i)) for i in range(1, data.num_items + 1))])
 
     def batches(self, epoch: int) -> list[np.ndarray]:
@@ -119,11 +147,6 @@ class ProjectionTask(StageTask):
     def loss_weight(self, batch: Batch) -> float:
         """Return the number of answer tokens, or of users for the listwise loss."""
         return float((batch["labels"] != -100).sum()) if "labels" in batch else super().loss_weight(batch)
-
-    @property
-    def num_validation_examples(self) -> int:
-        """The number of validation users."""
-        return len(self.validation)
 
     @torch.no_grad()
     def validate(self, examples: np.ndarray, device: torch.device) -> dict[str, np.ndarray]:

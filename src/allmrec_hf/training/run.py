@@ -27,7 +27,7 @@ from ..hub.card import write_card
 from ..modeling_allmrec import ALLMRecModel
 from ..processing_allmrec import ALLMRecProcessor
 from ..prompt import PromptTemplate
-from .alignment import AlignmentModule, AlignmentTask, text_embedding_table
+from .alignment import AlignmentModule, AlignmentTask
 from .arguments import STAGES, StageArguments, preset
 from .cf_encoder import train_cf_encoder
 from .loop import run_stage
@@ -35,14 +35,11 @@ from .parts import check_llm, fill_item_table, load_llm, load_text_encoder, mode
 from .projection import ProjectionModule, ProjectionTask
 from .provenance import write_record
 from .settings import SETTINGS_OF_STAGE, RunSettings
-from .warm_start import MatchingModule, WarmStartTask, prepare_projectors
+from .warm_start import MatchingModule, WarmStartTask, prepare_projectors, warm_start_arguments
 
 logger = logging.getLogger(__name__)
 
 RUN_FILE = "run.json"
-WARM_START_BATCH = 256
-WARM_START_LEARNING_RATE = 2e-3
-WARM_START_EVAL_EVERY = 20
 
 
 def train(
@@ -264,7 +261,7 @@ class _Run:
         )
         task = AlignmentTask(module, self.data, self.settings.positions, arguments)
         run_stage(task, arguments, self._stage_directory("align"), self.resume)
-        fill_item_table(model.cpu(), self.data, text_embedding_table(text_encoder, texts))
+        fill_item_table(model.cpu(), self.data, module.embedding_table())
         if self.writes:
             model.save_pretrained(self.output)
             self._write_card(model.cf_encoder, model)
@@ -305,16 +302,9 @@ class _Run:
         PartialState().wait_for_everyone()
 
     def _warm_start(self, model: ALLMRecModel, task: ProjectionTask) -> None:
-        arguments = self.arguments["project"].replaced(
-            max_steps=self.settings.warm_start_steps,
-            epochs=self.settings.warm_start_steps,
-            eval_every=WARM_START_EVAL_EVERY,
-            batch_size=WARM_START_BATCH,
-            learning_rate=WARM_START_LEARNING_RATE,
-            early_stopping_patience=None,
-        )
-        prepare_projectors(model, task, arguments.seed)
         settings = self.settings
+        arguments = warm_start_arguments(self.arguments["project"], settings.warm_start_steps)
+        prepare_projectors(model, task, arguments.seed)
         warm = WarmStartTask(
             MatchingModule(model), task.processor, self.data, settings.targets, settings.num_candidates, arguments
         )

@@ -7,7 +7,8 @@ no LLM pass, to put a user near the target and away from the other candidates, a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -15,14 +16,21 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..cf_encoder import pad_histories
+from ..data.prepared import PreparedData
 from ..losses import listwise_loss
 from ..modeling_allmrec import ALLMRecModel
+from ..processing_allmrec import ALLMRecProcessor
 from ..projector import Projector
 from ..ranking import ndcg_at_k, target_ranks
-from .projection import ProjectionTask
+from .arguments import StageArguments
+from .projection import CandidateTask
+from .samples import bucketed_batches
 from .task import Batch
 
 TEMPERATURE = 0.1
+BATCH_SIZE = 256
+LEARNING_RATE = 2e-3
+EVAL_EVERY = 20
 STATISTICS_USERS = 2048
 
 
@@ -32,7 +40,7 @@ def centre_inputs(projector: Projector, inputs: torch.Tensor) -> None:
 
     Joint embeddings are sigmoids that vary by hundredths around 0.5; without this, LayerNorm sees their common part.
     """
-    first = projector.layers[0]
+    first: Any = projector.layers[0]
     mean, std = inputs.mean(dim=0), inputs.std(dim=0).clamp(min=1e-4)
     first.weight.div_(std)
     first.bias.sub_(first.weight @ mean)
@@ -41,7 +49,7 @@ def centre_inputs(projector: Projector, inputs: torch.Tensor) -> None:
 @torch.no_grad()
 def start_near_words(projector: Projector, words: torch.Tensor, generator: torch.Generator) -> None:
     """Make the last layer's outputs random mixtures of the LLM's word embeddings `(V, d_llm)` around their mean."""
-    last = projector.layers[3]
+    last: Any = projector.layers[3]
     words = words.float()
     mixture = torch.randn(last.in_features, len(words), generator=generator).to(words.device)
     mean = words.mean(dim=0)
@@ -49,7 +57,7 @@ def start_near_words(projector: Projector, words: torch.Tensor, generator: torch
     last.bias.copy_(mean)
 
 
-def prepare_projectors(model: ALLMRecModel, task: ProjectionTask, seed: int) -> None:
+def prepare_projectors(model: ALLMRecModel, task: CandidateTask, seed: int) -> None:
     """Give fresh projectors a start that fits their inputs and the LLM's word embeddings.
 
     Args:
@@ -101,11 +109,49 @@ class MatchingModule(nn.Module):
         return {"loss": matching + length, "matching": matching, "length": length}
 
 
-class WarmStartTask(ProjectionTask):
-    """The warm start for the training loop: stage 2's users and candidates, without prompts."""
+def warm_start_arguments(arguments: StageArguments, steps: int) -> StageArguments:
+    """Return the loop's settings of a warm start of some steps before stage 2 with `arguments`."""
+    steps = min(steps, arguments.max_steps or steps)
+    return arguments.replaced(
+        max_steps=steps,
+        epochs=steps,
+        eval_every=EVAL_EVERY,
+        batch_size=BATCH_SIZE,
+        learning_rate=LEARNING_RATE,
+        early_stopping_patience=None,
+    )
+
+
+class WarmStartTask(CandidateTask):
+    """The warm start for the training loop: stage 2's users and candidates, without prompts.
+
+    Args:
+        module: The loss.
+        processor: See `CandidateTask`.
+        data: See `CandidateTask`.
+        targets: See `CandidateTask`.
+        num_candidates: See `CandidateTask`.
+        arguments: See `CandidateTask`.
+    """
 
     name = "warm-start"
-    module: MatchingModule  # type: ignore[assignment]
+
+    def __init__(
+        self,
+        module: MatchingModule,
+        processor: ALLMRecProcessor,
+        data: PreparedData,
+        targets: Literal["train", "validation"],
+        num_candidates: int,
+        arguments: StageArguments,
+    ) -> None:
+        super().__init__(processor, data, targets, num_candidates, arguments)
+        self.module: MatchingModule = module
+
+    def batches(self, epoch: int) -> list[np.ndarray]:
+        """Return the rows of each batch of an epoch."""
+        lengths = np.array([min(len(h), self.processor.max_history_length) for h in self.samples.histories])
+        return bucketed_batches(lengths, self.batch_size, self.seed, epoch)
 
     def collate(self, examples: np.ndarray, generator: np.random.Generator) -> Batch:
         """Return histories, candidates `(B, C)` and the targets' columns `(B,)`."""
@@ -118,8 +164,8 @@ class WarmStartTask(ProjectionTask):
         """Return the number of users."""
         return float(len(batch["candidate_ids"]))
 
-    def _histories(self, histories: object) -> Batch:
-        ids, mask = pad_histories(histories, self.processor.max_history_length)  # type: ignore[arg-type]
+    def _histories(self, histories: Sequence[np.ndarray]) -> Batch:
+        ids, mask = pad_histories(histories, self.processor.max_history_length)
         return {"history_ids": ids, "history_mask": mask}
 
     @torch.no_grad()
