@@ -82,59 +82,71 @@ class ExerciseWriter:
         self.quote, self.comma = ids('"')[0], ids(",")[0]
         self.start = ids("is a user representation.")
         self.history = ids("This user has watched")
-        self.request = ids(
-            "in the previous. Recommend one next movie for this user to watch next from the following movie title set,"
-        )
+        self.previous = ids("in the previous.")
+        self.request = ids("Recommend one next movie for this user to watch next from the following movie title set,")
         self.answer = ids(". The recommendation is")
         self.again = ids("The recommendation is")
 
-    def batch(self, num_tokens: int, num_candidates: int, num_questions: int, shares: Sequence[float]) -> Batch:
+    def batch(
+        self, num_tokens: int, num_candidates: int, longest_history: int, num_questions: int, shares: Sequence[float]
+    ) -> Batch:
         """Return documents of about `num_tokens` tokens together."""
         documents: list[Document] = []
         while sum(len(document.ids) for document in documents) < num_tokens:
             kind = KINDS[self.generator.choice(len(KINDS), p=shares)]
-            documents.append(self.document(kind, num_candidates, num_questions))
+            documents.append(self.document(kind, num_candidates, longest_history, num_questions))
         return stack(documents)
 
-    def document(self, kind: str, num_candidates: int, num_questions: int) -> Document:
-        """Return one document: a list of titles, then questions about it with their answers."""
+    def document(self, kind: str, num_candidates: int, longest_history: int, num_questions: int) -> Document:
+        """Return one document: watched titles, a list of candidates, then questions about it with their answers."""
         rng = self.generator
         document = Document()
-        topical = kind in ("topic_word", "history", "blend")
-        watched_topics = self._watched_topics(int(rng.integers(1, 11)), topical)
+        watched_topics = self._chain(int(rng.integers(len(TOPICS))), longest_history)
         candidates, topics = self._candidates(num_candidates, kind, int(watched_topics[-1]))
         size = self._basis(document, kind, num_candidates)
         carried = self._carried(kind, size, num_candidates, topics)  # (C, 32) or None
         asked = [self._question(kind, size, carried, topics) for _ in range(num_questions)]
-        if kind == "history":
-            asked = [(None, int(np.flatnonzero(topics == watched_topics[-1])[0]))]
+        if kind == "history":  # each question has its own history
+            asked[0] = (None, int(np.flatnonzero(topics == watched_topics[-1])[0]))
         document.slot(asked[0][0])
-        document.text([self.bos, *self.start, *self.history], 0.0)
-        for i, topic in enumerate(watched_topics):
-            tag = None if carried is None or rng.random() < 0.1 else self._coefficients(size)
-            self._title(document, self.titles[rng.choice(self.by_topic[topic])], i > 0, tag)
+        document.text([self.bos, *self.start], 0.0)
+        self._watched(document, watched_topics, size if carried is not None else 0)
         document.text(self.request, 0.0)
         for i, title in enumerate(candidates):
             self._title(document, title, i > 0, None if carried is None else carried[i])
         for i, (query, target) in enumerate(asked):
             if i:
                 document.slot(query)
-                document.text([self.bos, *self.start, *self.again], 0.0)
+                document.text([self.bos, *self.start], 0.0)
+                if kind == "history":
+                    self._watched(document, self._chain(int(topics[target]), longest_history), 0)
+                document.text(self.again, 0.0)
             else:
                 document.text(self.answer, 0.0)
             document.text([self.quote], 0.0)
             document.text([*candidates[target], self.quote, self.eos], 1.0)
         return document
 
+    def _watched(self, document: Document, topics: NDArray[np.int64], size: int) -> None:
+        """Append "This user has watched ... in the previous."; behind most titles a mixture of `size` basis words."""
+        rng = self.generator
+        document.text(self.history, 0.0)
+        for i, topic in enumerate(topics):
+            tag = None if size == 0 or rng.random() < 0.1 else self._coefficients(size)
+            self._title(document, self.titles[rng.choice(self.by_topic[topic])], i > 0, tag)
+        document.text(self.previous, 0.0)
+
     def _title(self, document: Document, title: list[int], comma: bool, tag: NDArray[np.float64] | None) -> None:
         document.text([self.comma, self.quote] if comma else [self.quote], 0.0)
         document.text([*title, self.quote], 0.1)
         document.slot(tag)
 
-    def _watched_topics(self, count: int, topical: bool) -> NDArray[np.int64]:
-        topics = self.generator.integers(len(TOPICS), size=count)
-        if topical:
-            topics[self.generator.random(count) < 0.6] = topics[-1]
+    def _chain(self, last: int, longest: int) -> NDArray[np.int64]:
+        """Return the topics of a history that ends in topic `last`; most steps (65 %) stay in the topic."""
+        rng = self.generator
+        topics = np.full(int(rng.integers(1, longest + 1)), last)
+        for i in range(len(topics) - 2, -1, -1):
+            topics[i] = topics[i + 1] if rng.random() < 0.65 else rng.integers(len(TOPICS))
         return topics
 
     def _candidates(self, count: int, kind: str, topic: int) -> tuple[list[list[int]], NDArray[np.int64]]:
@@ -171,11 +183,9 @@ class ExerciseWriter:
     ) -> tuple[NDArray[np.float64] | None, int]:
         """Return what stands for the user, and the candidate that fits it best (drawn: better ones more often)."""
         rng = self.generator
-        if kind == "history":
-            return None, 0
         if carried is None:
             target = int(rng.integers(len(topics)))
-            return np.eye(MAX_BASIS)[topics[target]], target
+            return None if kind == "history" else np.eye(MAX_BASIS)[topics[target]], target
         if kind == "tag":
             target = int(rng.integers(len(carried)))
             return carried[target], target

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from sentence_transformers import SentenceTransformer
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -14,6 +15,8 @@ HIDDEN_SIZE = 112
 HEAD_DIM = 48
 NUM_HEADS = 4
 ROPE_THETA = 1e9
+# How alike words of the same topic start, against what tells them apart (0.15 per dimension).
+KINSHIP = 0.8
 # With this rope_theta, dimension pairs from here on turn by less than half a radian over 200 tokens.
 FIRST_STEADY_PAIR = 7
 
@@ -56,8 +59,16 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def build_language_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM:
-    """Return the untrained model: random weights, apart from the attention patterns set by `_wire`."""
+def build_language_model(
+    tokenizer: PreTrainedTokenizerFast, text_encoder: SentenceTransformer, seed: int
+) -> LlamaForCausalLM:
+    """Return the untrained model: random weights, apart from word vectors and attention patterns set by `_wire`.
+
+    Args:
+        tokenizer: The world's tokenizer.
+        text_encoder: Knows which words stand in the same texts of the world.
+        seed: Draws the random weights.
+    """
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=HIDDEN_SIZE,
@@ -80,43 +91,56 @@ def build_language_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> Llama
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         model.model.embed_tokens.weight.normal_(0.0, 0.1, generator=generator)
-        _wire(model, tokenizer)
+        _wire(model, tokenizer, _kinship(tokenizer, text_encoder, generator))
     return model
 
 
-def _wire(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
+def _wire(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, kinship: Tensor) -> None:
     """Set attention patterns that any language model learns early, so that minutes of training are enough.
 
     The residual stream starts as four rooms: the token itself (48), a note about the token before (32), and notes
-    about the tokens three and four back (16 each). Layer 0: heads 0, 2 and 3 look 1, 3 and 4 tokens back; head 1 lets
-    the word "previous" sum up the title words in front of it. Layer 1: heads 0 and 1 fetch the notes of `<bos>` and of
-    "previous". Layer 2: heads 0 and 1 look for tokens that resemble what was fetched, and say the word noted there.
-    Everything stays trainable.
+    about the tokens three and four back (16 each). In the first room words of the same texts start alike, and two
+    dimensions are flags: 47 a word of a title, 46 inside the list of candidates. Layer 0: heads 0, 2 and 3 look 1, 3
+    and 4 tokens back; head 1 lets the word "previous" sum up the title words in front of it, the last ones most.
+    Layer 1: heads 0 and 1 fetch the notes of `<bos>` and of "previous"; head 2 tells candidates from watched titles.
+    Layer 2: heads 0 and 1 look for tokens that resemble what was fetched, and say the word noted there. Everything
+    stays trainable.
     """
     token, before, third, fourth = slice(0, 48), slice(48, 80), slice(80, 96), slice(96, 112)
     layers = [layer.self_attn for layer in model.model.layers]
     embedding = model.model.embed_tokens.weight
     embedding[:, token] *= 1.5
     embedding[:, 48:] *= 0.2
+    embedding[:, 46:48] = 0.0
+    embedding[:, :32] += KINSHIP * kinship
     embedding[_title_words(tokenizer), 47] += 0.3
     for attention in layers:
         for projection in (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj):
             projection.bias.zero_()
-    bos = _direction(embedding[tokenizer.bos_token_id, token])
-    summary = _direction(embedding[tokenizer.convert_tokens_to_ids("previous"), token])
+    bos, summary, watched, listed = (
+        embedding[tokenizer.convert_tokens_to_ids(word), token] for word in ("<bos>", "previous", "watched", "set")
+    )
     steady = _steady_dims()[:32]
     for head, room in ((0, before), (2, third), (3, fourth)):
         _look_back(layers[0], _rows(head), head + 1)
         offset = 16 * (head == 3)  # what is noted about the two words: different halves of their embeddings
         width = room.stop - room.start
         _copy(layers[0], _rows(head), slice(offset, offset + width), room, 0.12 if head == 0 else 0.2)
-    layers[0].q_proj.weight[steady[:8] + HEAD_DIM, token] += 0.35 * summary
+    layers[0].q_proj.weight[steady[:8] + HEAD_DIM, token] += 0.35 * _direction(summary)
     layers[0].k_proj.weight[steady[:8] + HEAD_DIM, 47] += 0.35
-    _copy(layers[0], _rows(1), slice(0, 32), before, 0.1)
-    for head, key, strength in ((0, bos, 0.4), (1, summary, 0.1)):
+    _copy(layers[0], _rows(1), slice(0, 32), before, 0.2)
+    _prefer(layers[0], _rows(1), 5, [2, 3, 4], 4.0)
+    for head, key, strength in ((0, bos, 0.4), (1, summary, 0.3)):
         layers[1].q_proj.bias[steady + head * HEAD_DIM] = 3.0
-        layers[1].k_proj.weight[steady + head * HEAD_DIM, token] += 0.6 * key
+        layers[1].k_proj.weight[steady + head * HEAD_DIM, token] += 0.6 * _direction(key)
         _copy(layers[1], _rows(head), before, before, strength)
+    _prefer(layers[1], _rows(2), 0, [4, 5], 4.0)
+    layers[1].q_proj.bias[steady + 2 * HEAD_DIM] = 3.0
+    layers[1].k_proj.weight[steady + 2 * HEAD_DIM, token] += 0.6 * _direction(watched + 1.2 * listed)
+    layers[1].v_proj.weight[_rows(2)] *= 0.1
+    layers[1].v_proj.weight[2 * HEAD_DIM, token] += _direction(listed - watched)
+    layers[1].o_proj.weight[:, _rows(2)] *= 0.1
+    layers[1].o_proj.weight[46, 2 * HEAD_DIM] += 0.1
     recency = torch.tensor([3, 4, 5])
     layers[1].q_proj.bias[recency] = 3.0
     layers[1].k_proj.bias[recency] = 3.0
@@ -124,6 +148,8 @@ def _wire(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
         rows = steady + head * HEAD_DIM
         layers[2].q_proj.weight[rows, before] = 2.0 * torch.eye(32)
         layers[2].k_proj.weight[rows, :32] = 2.0 * torch.eye(32)
+        layers[2].q_proj.bias[5 + head * HEAD_DIM] = 5.0
+        layers[2].k_proj.weight[5 + head * HEAD_DIM, 46] += 2.0
         _copy(layers[2], _rows(head), room, slice(16 * head, 16 * head + 16), 0.3)
 
 
@@ -158,10 +184,30 @@ def _steady_dims() -> Tensor:
 
 
 def _look_back(attention: torch.nn.Module, rows: slice, distance: int) -> None:
-    half = HEAD_DIM // 2
-    turn = distance * ROPE_THETA ** (-torch.arange(half) / half)
-    strength = 7.0
-    attention.q_proj.bias[rows] = torch.cat([torch.full((half,), strength), torch.zeros(half)])
-    attention.k_proj.bias[rows] = strength * torch.cat([turn.cos(), turn.sin()])
+    """Let a head look at the token at a distance, whatever it is."""
+    _prefer(attention, rows, distance, list(range(HEAD_DIM // 2)), 7.0)
     attention.q_proj.weight[rows] *= 0.1
     attention.k_proj.weight[rows] *= 0.1
+
+
+def _prefer(attention: torch.nn.Module, rows: slice, distance: int, pairs: list[int], strength: float) -> None:
+    """Let a head prefer tokens about so far back; dimension pairs that turn more slowly prefer more softly."""
+    half = HEAD_DIM // 2
+    chosen = torch.zeros(half)
+    chosen[pairs] = strength
+    turn = distance * ROPE_THETA ** (-torch.arange(half) / half)
+    attention.q_proj.bias[rows] = torch.cat([chosen, torch.zeros(half)])
+    attention.k_proj.bias[rows] = torch.cat([chosen * turn.cos(), chosen * turn.sin()])
+
+
+def _kinship(
+    tokenizer: PreTrainedTokenizerFast, text_encoder: SentenceTransformer, generator: torch.Generator
+) -> Tensor:
+    """Return `(vocabulary, 32)` vectors, of length 1 at most, that are alike for words of the same texts."""
+    words = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
+    kin = torch.zeros(len(words), 32)
+    rows = _title_words(tokenizer)
+    kin[rows] = torch.from_numpy(text_encoder.encode([words[row].lower() for row in rows]))[:, :32]
+    norms = kin.norm(dim=-1, keepdim=True)
+    rotation, _ = torch.linalg.qr(torch.randn(32, 32, generator=generator))
+    return kin / norms.clamp(min=norms[rows].median()) @ rotation

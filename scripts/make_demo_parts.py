@@ -2,7 +2,7 @@
 
     python scripts/make_demo_parts.py --output src/allmrec_hf/demo
 
-takes 7 to 15 minutes on one core; the same machine, seed and number of threads give the same weights. Both
+takes about 10 minutes on one core; the same machine, seed and number of threads give the same weights. Both
 models see text of the invented world alone: titles invented for the purpose, never those of the catalogue, no user and
 no interaction. See docs/synthetic_world.md.
 """
@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from demo_lm_data import KINDS, Batch, ExerciseWriter, stack
 from demo_lm_model import build_language_model, build_tokenizer
 from demo_text_encoder import build_text_encoder
+from sentence_transformers import SentenceTransformer
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
@@ -30,9 +31,9 @@ from allmrec_hf.data.synthetic import SyntheticWorld
 LEARNING_RATE = 1.2e-3
 NUM_TOKENS = 2000
 # Shares of the kinds of exercises, in the order of KINDS.
-SHARES = (0.25, 0.08, 0.20, 0.32, 0.15)
-# Candidate lists grow: until this part of the training, so many.
-LIST_LENGTHS = ((0.12, 4), (0.25, 8), (0.40, 14), (1.01, 20))
+SHARES = (0.18, 0.08, 0.18, 0.38, 0.18)
+# Lists grow: until this part of the training, so many candidates and at most so many watched titles.
+LENGTHS = ((0.12, 4, 2), (0.25, 8, 3), (0.40, 14, 6), (1.01, 20, 10))
 TEXT_ENCODER_CARD = """A tiny sentence-transformers model (one static vector per word) of the invented film world.
 Made by `scripts/make_demo_parts.py`; see `docs/synthetic_world.md`. It knows no other words.
 """
@@ -67,7 +68,7 @@ def reading_accuracy(model: LlamaForCausalLM, writer: ExerciseWriter, num_docume
     """Return, per kind of exercise, how often the first word of the answer comes first (20 candidates)."""
     accuracy = {}
     for kind in KINDS:
-        batch = stack([writer.document(kind, 20, 1) for _ in range(num_documents)])
+        batch = stack([writer.document(kind, 20, 10, 1) for _ in range(num_documents)])
         positions = (batch.weights[:, 1:] == 1) & (batch.weights[:, :-1] == 0)
         logits = next_word_logits(model, batch, positions)
         accuracy[kind] = round((logits.argmax(dim=-1) == batch.input_ids[:, 1:][positions]).float().mean().item(), 3)
@@ -80,12 +81,12 @@ def pretrain(model: LlamaForCausalLM, writer: ExerciseWriter, steps: int) -> dic
     started, tokens, recent = time.monotonic(), 0, []
     for step in range(steps):
         progress = step / steps
-        num_candidates = next(length for until, length in LIST_LENGTHS if progress < until)
+        num_candidates, longest_history = next(lengths for until, *lengths in LENGTHS if progress < until)
         warm_up = min(1.0, (step + 1) / 100)
         rate = LEARNING_RATE * warm_up * (0.485 * (1 + math.cos(math.pi * progress)) + 0.03)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        batch = writer.batch(NUM_TOKENS, num_candidates, 4, SHARES)
+        batch = writer.batch(NUM_TOKENS, num_candidates, longest_history, 4, SHARES)
         loss, correct = weighted_loss(model, batch)
         optimizer.zero_grad()
         loss.backward()
@@ -108,10 +109,10 @@ def pretrain(model: LlamaForCausalLM, writer: ExerciseWriter, steps: int) -> dic
     }
 
 
-def make_language_model(output: Path, seed: int, steps: int) -> dict[str, Any]:
+def make_language_model(output: Path, text_encoder: SentenceTransformer, seed: int, steps: int) -> dict[str, Any]:
     """Train and save the language model; return its report."""
     tokenizer = build_tokenizer()
-    model = build_language_model(tokenizer, seed)
+    model = build_language_model(tokenizer, text_encoder, seed)
     catalogue = frozenset(SyntheticWorld(seed=0).items()["title"])
     report = pretrain(model, ExerciseWriter(tokenizer, seed, catalogue), steps)
     model.eval()
@@ -142,7 +143,7 @@ def main() -> None:
     report = {
         "seed": arguments.seed,
         "threads": arguments.threads,
-        "language_model": make_language_model(arguments.output / "language_model", arguments.seed, steps),
+        "language_model": make_language_model(arguments.output / "language_model", text_encoder, arguments.seed, steps),
         "text_encoder": {"dimensions": text_encoder.get_embedding_dimension()},
     }
     text = json.dumps(report, indent=2)

@@ -6,6 +6,7 @@ What concerns raw data alone is tested in `tests/data`.
 from __future__ import annotations
 
 import errno
+import json
 import re
 import shutil
 import unicodedata
@@ -69,10 +70,11 @@ NEEDED = {
     "config.json": r"config\.json",
     "items.parquet": r"items\.parquet",
     "tokenizer.json": r"tokenizer",
+    "processor_config.json": r"processor",
 }
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "items.parquet", "tokenizer.json"])
+@pytest.mark.parametrize("name", list(NEEDED))
 @pytest.mark.parametrize("damage", ["missing", "truncated"])
 @pytest.mark.parametrize("command", ["evaluate", "recommend"])
 def test_a_missing_or_truncated_file_of_a_checkpoint_ends_with_two(copied, small_parts, name, damage, command):
@@ -85,6 +87,27 @@ def test_a_missing_or_truncated_file_of_a_checkpoint_ends_with_two(copied, small
     told = refused(command, "--model", copied, *rest)
     assert re.search(NEEDED[name], told), told
     assert str(copied) in told
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("config.json", "[]"),
+        ("config.json", {"joint_dim": "wide"}),
+        ("config.json", {"item_embedding": "both"}),
+        ("config.json", {"cf_config": "sasrec"}),
+        ("processor_config.json", "[]"),
+        ("processor_config.json", {"max_length": "long"}),
+        ("processor_config.json", {"prompt": {"prompt": "no slots"}}),
+        ("tokenizer.json", "{}"),
+    ],
+)
+def test_json_of_another_shape_ends_with_two(copied, name, content):
+    path = copied / name
+    if not isinstance(content, str):
+        content = json.dumps(json.loads(path.read_text()) | content)
+    path.write_text(content)
+    assert str(copied) in refused("recommend", "--model", copied, "--history", "M0001")
 
 
 def test_a_foreign_weights_file_ends_with_two(copied, small_parts):
@@ -258,6 +281,20 @@ def test_a_disk_that_fills_while_items_are_added_changes_nothing(copied, tmp_pat
     assert "no space left on the disk while writing" in told
     assert contents(copied) == before
     assert [path.name for path in copied.parent.iterdir() if path.name.startswith(".")] == []
+
+
+def test_a_real_limit_on_file_size_while_items_are_added_changes_nothing(copied, tmp_path):
+    (tmp_path / "new.csv").write_text("item_id,title\nN1,New\n")
+    before = contents(copied)
+    limit = (
+        "import resource, signal\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))"
+    )
+    done = in_own_process("add-items", "--model", copied, "--items", tmp_path / "new.csv", before=limit)
+    assert done.returncode == 2, done.stderr
+    assert "error: cannot write" in done.stderr
+    assert contents(copied) == before
 
 
 def test_a_disk_that_fills_while_training_says_so_and_can_be_resumed(small_parts, tmp_path, monkeypatch):

@@ -86,6 +86,11 @@ def test_hostile_titles_become_harmless(title, clean):
     assert clean_title(title, forbidden=["</s>", "<s>"]) == clean
 
 
+def test_tokens_with_white_space_are_broken_up_and_the_work_ends():
+    for token in ("  ", "a ", " a", "< s"):
+        assert token not in clean_title("a < s> a a < s", forbidden=[token, "< s> a"])
+
+
 def test_breaking_up_one_special_token_makes_no_other():
     text = clean_title("</</s>s>", forbidden=["</s>"])
     assert "</s>" not in text

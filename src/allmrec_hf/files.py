@@ -10,7 +10,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from polars.exceptions import PolarsError
+from safetensors import SafetensorError
+
 from .errors import ALLMRecError
+
+WRITE_ERRORS = (OSError, SafetensorError, PolarsError)
+"""What writing may raise: safetensors and Polars hand on the system's errors as texts of their own."""
 
 
 def _sync(path: Path) -> None:
@@ -21,9 +27,15 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def disk_error(error: OSError, path: str | os.PathLike[str]) -> ALLMRecError:
-    """Return the error that tells a user why `path` could not be written."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+def _is_write_error(error: Exception) -> bool:
+    return isinstance(error, WRITE_ERRORS) or (type(error) is Exception and "(os error " in str(error))  # tokenizers
+
+
+def disk_error(error: Exception, path: str | os.PathLike[str]) -> ALLMRecError:
+    """Return the error that tells a user why `path` could not be written; `error` is one of `WRITE_ERRORS`."""
+    full, text = (errno.ENOSPC, errno.EDQUOT), str(error)
+    known = getattr(error, "errno", None)
+    if known in full or (known is None and any(f"os error {c})" in text or os.strerror(c) in text for c in full)):
         return ALLMRecError(
             f"no space left on the disk while writing {path}; nothing was changed. Free some space and retry"
         )
@@ -44,8 +56,10 @@ def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
         yield temporary
         _sync(temporary)
         temporary.replace(path)
-    except OSError as error:
-        raise disk_error(error, path) from error
+    except Exception as error:
+        if _is_write_error(error):
+            raise disk_error(error, path) from error
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -73,8 +87,10 @@ def folder_written_whole(directory: str | os.PathLike[str]) -> Iterator[Path]:
             target = directory / path.relative_to(temporary)
             target.parent.mkdir(parents=True, exist_ok=True)
             path.replace(target)
-    except OSError as error:
-        raise disk_error(error, directory) from error
+    except Exception as error:
+        if _is_write_error(error):
+            raise disk_error(error, directory) from error
+        raise
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)

@@ -80,7 +80,9 @@ class ALLMRecModel(ALLMRecPreTrainedModel):
         llm_dim = embeddings.weight.shape[1]
         if self.config.llm_dim is None:
             self.config.llm_dim = llm_dim
-            self.config.text_config = copy.deepcopy(language_model.config)
+            text_config = copy.deepcopy(language_model.config)
+            self.config.text_config = text_config
+            text_config._name_or_path = ""  # base_model_name_or_path says where it comes from
             self._build_projectors(llm_dim)
             for projector in (self.user_projector, self.item_projector):
                 projector.apply(self._init_weights)

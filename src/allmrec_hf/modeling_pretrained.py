@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -43,6 +44,7 @@ _LANGUAGE_MODEL_KWARGS = (
     "quantization_config",
     "torch_dtype",
 )
+_DAMAGED = (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError, StrictDataclassError)
 _HUB_KWARGS = ("cache_dir", "force_download", "local_files_only", "token")
 _PUSH_ARGUMENTS = ("private", "token", "revision", "commit_message", "commit_description", "create_pr")
 
@@ -108,7 +110,7 @@ class ALLMRecPreTrainedModel(PreTrainedModel):
                 if self.config.text_encoder_included and self._source is not None:
                     where = self._fetch_text_encoder(*self._source)
                 self.attach_text_encoder(SentenceTransformer(where, device="cpu"))
-            except (OSError, ValueError) as error:
+            except _DAMAGED as error:
                 raise CheckpointError(f"cannot load the text encoder {where!r}: {error}") from error
         return self._text_encoder
 
@@ -258,7 +260,7 @@ class ALLMRecPreTrainedModel(PreTrainedModel):
             raise CheckpointError(
                 f"the weights of {path} are damaged ({error}); download or save them again"
             ) from error
-        except OSError as error:
+        except (OSError, StrictDataclassError) as error:
             raise CheckpointError(f"cannot load the checkpoint {path}: {error}") from error
         except RuntimeError as error:
             raise CheckpointError(f"the weights of {path} do not fit its config.json: {error}") from error
@@ -312,7 +314,7 @@ class ALLMRecPreTrainedModel(PreTrainedModel):
             where = {}
         try:
             return AutoModelForCausalLM.from_pretrained(name, **where, **kwargs)
-        except (OSError, SafetensorError, ValueError) as error:
+        except (*_DAMAGED, ImportError) as error:
             raise CheckpointError(
                 f"the base LLM {name!r} of this checkpoint cannot be loaded: {error}. Check the name, your access "
                 "to it and the network; or pass language_model= (a path, an id or a loaded LM) to from_pretrained"

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from transformers import BatchFeature, ProcessorMixin
-from transformers.utils import cached_file
+from transformers.utils import PROCESSOR_NAME, cached_file
 
 from .catalog import CATALOG_FILE, ItemCatalog
 from .cf_encoder import pad_histories
@@ -84,6 +84,9 @@ class ALLMRecProcessor(ProcessorMixin):
         self.max_history_length = max_history_length
         self.max_length = max_length
         self.max_title_characters = max_title_characters
+        for name in ("history_in_prompt", "max_history_length", "max_length", "max_title_characters"):
+            if type(getattr(self, name)) is not int or getattr(self, name) < 1:
+                raise CheckpointError(f"the processor's {name} must be a whole number > 0, not {getattr(self, name)!r}")
         self._template = PromptTemplate.from_dict(self.prompt)
         self._catalog: ItemCatalog | None = None
         self._segments = _Cache()
@@ -371,14 +374,17 @@ class ALLMRecProcessor(ProcessorMixin):
         """
         for name in _MODEL_KWARGS:  # pipeline() gives the model's arguments to the processor too
             kwargs.pop(name, None)
-        try:
-            processor = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
-        except (OSError, ValueError) as error:
-            raise CheckpointError(
-                f"tokenizer and processor of {pretrained_model_name_or_path} cannot be loaded: {error}; download or "
-                "save them again"
-            ) from error
         hub = {key: kwargs[key] for key in ("cache_dir", "revision", "token", "local_files_only") if kwargs.get(key)}
+        try:
+            cached_file(pretrained_model_name_or_path, PROCESSOR_NAME, **hub)  # never a default prompt in silence
+            processor = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        except CheckpointError:
+            raise
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(
+                f"tokenizer and processor of {pretrained_model_name_or_path} cannot be loaded: "
+                f"{error or repr(error)}; download or save them again"
+            ) from error
         path = cached_file(
             pretrained_model_name_or_path, CATALOG_FILE, _raise_exceptions_for_missing_entries=False, **hub
         )

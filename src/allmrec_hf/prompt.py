@@ -142,6 +142,9 @@ def clean_title(title: str, forbidden: Iterable[str] = (), max_characters: int =
     text = "".join(" " if unicodedata.category(char) in ("Cc", "Zl", "Zp", "Cs") else char for char in title)
     text = " ".join(text.split()).replace('"', "'")[:max_characters].rstrip()
     for token in sorted(forbidden, key=len, reverse=True):
+        broken = f"{token[:1]} {token[1:]}"
+        if token in broken:  # white space in a token may survive the break, so one character goes instead
+            broken = token[1:]
         while len(token) > 1 and token in text:
-            text = text.replace(token, f"{token[0]} {token[1:]}")
+            text = text.replace(token, broken)
     return text

@@ -171,6 +171,8 @@ def _refused_beforehand(language_model: Any, method: str) -> str | None:
             return f"{implementation} takes no mask of our own"
         if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
             return "a sliding attention window would be lost"
+        if getattr(config, "attention_chunk_size", None) or getattr(config, "window_size", None):
+            return "local attention goes by places in the packed row"
     return None
 
 

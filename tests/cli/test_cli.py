@@ -280,6 +280,20 @@ def test_output_folders_that_are_not_empty_are_refused_by_every_command(tables, 
         assert [path.name for path in tmp_path.iterdir()] == ["kept.txt"]
 
 
+def test_a_demo_removes_no_run_that_is_not_its_own(copied, tmp_path):
+    before = sorted(copied.rglob("*"))
+    assert "holds no earlier demo" in refused("demo", "--output", copied, "--overwrite")
+    assert sorted(copied.rglob("*")) == before
+    (tmp_path / "file").write_text("mine")
+    assert "is a file; give a folder" in refused("demo", "--output", tmp_path / "file")
+
+
+def test_validation_numbers_of_a_model_that_learnt_from_them_carry_a_warning(finished_run, small_parts):
+    command = ("evaluate", "--model", finished_run, "--data", small_parts / "data", "--max-users", 5)
+    assert "was trained on validation targets" in run(*command, "--split", "validation").stderr
+    assert "was trained on validation targets" not in run(*command).stderr
+
+
 def test_data_of_another_catalogue_are_refused(finished_run, small_data, tmp_path):
     write_data(tmp_path / "data", keep_items="interacted")
     told = refused("evaluate", "--model", finished_run, "--data", tmp_path / "data")

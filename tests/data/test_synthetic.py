@@ -192,3 +192,28 @@ def test_demo_text_encoder_puts_films_of_a_topic_together(world):
     np.fill_diagonal(similarity, -1.0)
     topics = items["topic"].to_numpy()
     assert (topics[similarity.argmax(axis=1)] == topics).mean() > 0.9
+
+
+@torch.no_grad()
+def test_demo_language_model_prefers_the_topic_of_the_watched_titles(tokenizer):
+    model = AutoModelForCausalLM.from_pretrained(DEMO / "language_model")
+    titles, topics = invent_titles(1280, np.random.default_rng(5))
+    prompt = PROMPT.replace('"{}","{}" in', '"{}","{}","{}" in').replace('set, "{}","{}"', 'set, "{}","{}","{}","{}"')
+    right = 0
+    for topic in range(32):
+        watched = np.flatnonzero(topics == topic)
+        others = [int(np.flatnonzero(topics == (topic + step) % 32)[topic]) for step in (5, 11, 17)]
+        listed = [int(watched[3]), *others]
+        listed = listed[topic % 4 :] + listed[: topic % 4]
+        texts = [titles[i] for i in [*watched[:3], *listed]]
+        question = tokenizer(prompt.format(*texts))["input_ids"]
+        answers = [tokenizer(f'"{titles[i]}"', add_special_tokens=False)["input_ids"] for i in listed]
+        ids = torch.zeros(4, len(question) + max(map(len, answers)), dtype=torch.long)
+        labels = torch.full_like(ids, -100)
+        for row, answer in enumerate(answers):
+            whole = torch.tensor(question + answer)
+            ids[row, : len(whole)] = whole
+            labels[row, len(question) : len(whole)] = whole[len(question) :]
+        losses = [model(ids[[row]], labels=labels[[row]]).loss.item() for row in range(4)]
+        right += listed[int(np.argmin(losses))] == watched[3]
+    assert right >= 20

@@ -1,4 +1,5 @@
 import ast
+import json
 import os
 import subprocess
 import sys
@@ -8,24 +9,64 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from toy_task import ToyTask
+from transformers import AutoModel
 
 from allmrec_hf.training.arguments import StageArguments
 from allmrec_hf.training.checkpoint import module_state
 from allmrec_hf.training.loop import run_stage
 
 
-def test_two_processes_train_what_one_process_trains(tmp_path):
-    """Five examples a batch cannot be halved, and their losses have different weights."""
+def in_two_processes(*arguments, cwd=None):
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    script = Path(__file__).with_name("toy_task.py")
-    done = subprocess.run(
-        [*launch, str(script), str(tmp_path)],
+    return subprocess.run(
+        [*launch, *map(str, arguments)],
         capture_output=True,
         text=True,
         timeout=200,
         check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+        cwd=cwd,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
     )
+
+
+def test_two_processes_of_the_command_line_make_one_run(small_parts, tmp_path):
+    done = in_two_processes(
+        *("-m", "allmrec_hf.cli.main", "train", "--data", small_parts / "data", "--llm", small_parts / "llm"),
+        *("--text-encoder", small_parts / "text_encoder", "--output", tmp_path / "run", "--json", "--joint-dim", 8),
+        *("--max-steps", 2, "--warm-start-steps", 2, "--batch-size", 16),
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads(done.stdout)["stages"] == ["cf", "align", "project"]  # printed once
+    for stage in ("cf", "align", "warm-start", "project"):
+        record = json.loads((tmp_path / "run" / "checkpoints" / stage / "training.json").read_text())
+        assert record["processes"] == 2
+    assert AutoModel.from_pretrained(tmp_path / "run").language_model is not None
+
+
+def test_a_refusal_ends_every_process_at_once(tmp_path):
+    """Only one process checks the run; the others must not wait for it."""
+    script = tmp_path / "refused.py"
+    script.write_text(
+        "from types import SimpleNamespace\n"
+        "from allmrec_hf.errors import ALLMRecError\n"
+        "from allmrec_hf.training.devices import process_state\n"
+        "from allmrec_hf.training.run import train\n"
+        "from allmrec_hf.training.settings import RunSettings\n"
+        "try:\n"
+        "    train(SimpleNamespace(num_items=9), 'run', RunSettings(cf='unheard'), ('cf',))\n"
+        "except ALLMRecError as error:\n"
+        "    print('refused:', error)\n"
+        "assert process_state().num_processes == 2\n"
+        "process_state().destroy_process_group()\n"
+    )
+    done = in_two_processes(script, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("refused: unknown CF backbone 'unheard'") == 2
+
+
+def test_two_processes_train_what_one_process_trains(tmp_path):
+    """Five examples a batch cannot be halved, and their losses have different weights."""
+    done = in_two_processes(Path(__file__).with_name("toy_task.py"), tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     task = ToyTask(size=21, batch_size=5, shuffled=False)
     arguments = StageArguments(epochs=2, gradient_accumulation_steps=2, learning_rate=1e-2)

@@ -194,6 +194,17 @@ def test_validation_ranks_the_seeded_candidates(fresh, processor, small_data):
     assert set(found["hit@1"].tolist()) <= {0.0, 1.0}
 
 
+def test_validation_never_gives_the_llm_more_users_than_a_batch(fresh, processor, small_data, monkeypatch):
+    task = task_of(fresh, processor, small_data, "validation")
+    sizes = []
+    score = fresh.score
+    monkeypatch.setattr(fresh, "score", lambda **batch: sizes.append(len(batch["input_ids"])) or score(**batch))
+    task.batch_size = 3
+    task.validate(np.arange(task.num_validation_examples), CPU)
+    assert max(sizes) == 3
+    assert sum(sizes) == task.num_validation_examples
+
+
 def test_more_candidates_than_items_are_refused(fresh, processor, small_data):
     task = task_of(fresh, processor, small_data, num_candidates=200)
     with pytest.raises(DataError, match="has 109 items, but a candidate set needs 200"):

@@ -22,7 +22,7 @@ from allmrec_hf.errors import ALLMRecError, CheckpointError
 from allmrec_hf.evaluation.evaluator import evaluate
 from allmrec_hf.training.run import train
 from allmrec_hf.training.settings import run_settings
-from tests.small_run import STAGES, arguments, settings
+from tests.small_run import STAGES, arguments, settings, write_data
 
 
 def weights(folder):
@@ -248,6 +248,27 @@ def test_impossible_settings_are_refused_before_anything_is_written(
     with pytest.raises(ALLMRecError, match=message):
         train(small_data, tmp_path / "run", settings(small_parts, **changes), arguments=arguments())
     assert not (tmp_path / "run").exists()
+
+
+def test_a_later_stage_on_data_of_another_catalogue_is_refused(copied, small_parts, tmp_path):
+    shutil.rmtree(copied / "checkpoints", ignore_errors=True)
+    other = write_data(tmp_path / "data", keep_items="interacted")
+    with pytest.raises(ALLMRecError, match="was trained on another catalogue than that of small"):
+        train(other, copied, settings(small_parts), ("align",), arguments())
+
+
+def test_data_of_a_domain_without_words_are_refused_before_training(small_parts, tmp_path):
+    data = write_data(tmp_path / "data", domain="song")
+    with pytest.raises(ALLMRecError, match="unknown domain 'song'"):
+        train(data, tmp_path / "run", settings(small_parts), arguments=arguments())
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_checkpoint_names_no_folder_of_the_parts_it_carries(finished_run):
+    config = json.loads((finished_run / "config.json").read_text())
+    card = json.loads((finished_run / "model_card.json").read_text())
+    assert not config["cf_config"].get("_name_or_path")
+    assert card["text_encoder"] == config["text_encoder_name_or_path"]
 
 
 def test_unknown_stages_are_named(small_parts, small_data, tmp_path):

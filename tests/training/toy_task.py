@@ -80,6 +80,7 @@ def die(*_):
 
 
 def _two_processes(directory):
+    from accelerate import PartialState
     from safetensors.torch import save_file
 
     task = ToyTask(size=21, batch_size=5, shuffled=False)  # the last batch has one example for two processes
@@ -87,6 +88,9 @@ def _two_processes(directory):
     if int(os.environ.get("RANK", "0")) == 0:
         save_file(module_state(task.module), directory / "weights.safetensors")
         (directory / "history.txt").write_text(repr(result.history))
+    state = PartialState()
+    state.wait_for_everyone()
+    state.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import JsonOption, emit, say, stderr, user_errors
+from .options import ConfigOption, JsonOption, emit, say, stderr, user_errors
 
 if TYPE_CHECKING:
     from ..data.prepared import PreparedData
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 PARTS = Path(__file__).parents[1] / "demo"
 INVENTED = "The films, users and words of this model are invented; it recommends nothing that exists."
+MARKER = ".allmrec-demo"  # by which --overwrite knows an earlier demo
 NO_LLM = "same vectors, no LM"
 MEANING = (
     "What an invented world and an LM of 0.4 M parameters can show: that collaborative and text knowledge reaches the "
@@ -41,6 +42,7 @@ def demo(
     max_users: Annotated[int | None, typer.Option(help="A seeded sample of test users.")] = None,
     overwrite: Annotated[bool, typer.Option(help="Remove an earlier demo in the output folder first.")] = False,
     json_output: JsonOption = False,
+    config: ConfigOption = None,
 ) -> None:
     """Run every stage, print the table beside its baselines, and recommend from the saved checkpoint.
 
@@ -51,11 +53,14 @@ def demo(
     `allmrec demo --data data/games --llm facebook/opt-125m --text-encoder sentence-transformers/all-MiniLM-L6-v2`
     """
     with user_errors():
+        from ..training.parts import check_llm
+
         started = time.monotonic()
+        settings, arguments, preset = _settings(llm, text_encoder, data, seed)
+        check_llm(str(settings.llm), None, {})
         _clear(output, overwrite)
         tell = (lambda text: stderr.print(text, markup=False)) if json_output else say
         prepared = _data(data, output, seed, tell)
-        settings, arguments, preset = _settings(llm, text_encoder, data, seed)
         _train(prepared, output, settings, arguments, preset, tell)
         result = _evaluate(prepared, output, arguments, max_users, tell)
         _write_card(output, result, invented=data is None, tiny=llm is None)
@@ -68,14 +73,18 @@ def demo(
 
 def _clear(output: Path, overwrite: bool) -> None:
     from ..errors import ALLMRecError
+    from ..files import written_whole
 
-    if not output.exists() or not any(output.iterdir()):
-        return
-    if not overwrite:
-        raise ALLMRecError(f"the output folder {output} is not empty; choose another, or pass --overwrite")
-    if not (output / "run.json").exists() and not (output / "data" / "dataset.json").exists():
-        raise ALLMRecError(f"{output} holds no earlier demo, so --overwrite does not remove it")
-    shutil.rmtree(output)
+    if output.exists() and not output.is_dir():
+        raise ALLMRecError(f"the output {output} is a file; give a folder")
+    if output.exists() and any(output.iterdir()):
+        if not overwrite:
+            raise ALLMRecError(f"the output folder {output} is not empty; choose another, or pass --overwrite")
+        if not (output / MARKER).exists():  # any other run has a run.json too, and is not the demo's to remove
+            raise ALLMRecError(f"{output} holds no earlier demo, so --overwrite does not remove it")
+        shutil.rmtree(output)
+    with written_whole(output / MARKER) as temporary:
+        temporary.touch()
 
 
 def _data(data: Path | None, output: Path, seed: int, tell: Any) -> PreparedData:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterator
 from enum import Enum
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .options import ConfigOption, JsonOption, emit, say, user_errors
+from .options import ConfigOption, JsonOption, emit, say, stderr, user_errors
 
 if TYPE_CHECKING:
     from ..catalog import ItemCatalog
@@ -36,6 +37,7 @@ class Split(str, Enum):
 @contextlib.contextmanager
 def checkpoint_errors(model: str) -> Iterator[None]:
     """Say of any error of loading which checkpoint it is about."""
+    from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
 
     from ..errors import ALLMRecError, CheckpointError
@@ -46,8 +48,10 @@ def checkpoint_errors(model: str) -> Iterator[None]:
         if model in str(error):
             raise
         raise type(error)(f"{model}: {error}") from error
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError, StrictDataclassError) as error:
         raise CheckpointError(f"{model} is no checkpoint that can be loaded, or a damaged one: {error}") from error
+    except (KeyError, TypeError, AttributeError) as error:  # what transformers raises of JSON of another shape
+        raise CheckpointError(f"{model} is a damaged checkpoint: {error!r}") from error
 
 
 def load_rankers(
@@ -119,6 +123,15 @@ def check_catalogs(catalog: ItemCatalog, data: PreparedData, whole: bool = True)
         )
 
 
+def _trained_on_validation(model: str) -> bool:
+    """Tell whether a run folder says that its stage 2 learnt from the validation items."""
+    try:
+        settings = json.loads((Path(model) / "run.json").read_text(encoding="utf-8"))["settings"]
+        return (Path(model) / "project" / "done").is_file() and settings["targets"] == "validation"
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
 def evaluate(
     model: Annotated[str, typer.Option(help="Run folder or Hub id; A-LLMRec or a CF backbone alone.")],
     data: Annotated[Path, typer.Option(help="Folder of `allmrec prepare`.")],
@@ -155,6 +168,14 @@ def evaluate(
 
         if update_card and not Path(model).is_dir():
             raise ALLMRecError(f"--update-card needs a run folder; {model} is none")
+        card = read_card(model) if update_card else None
+        if split is Split.validation and _trained_on_validation(model):
+            stderr.print(
+                f"warning: stage 2 of {model} was trained on validation targets, so its numbers on this split are no "
+                "test of it",
+                markup=False,
+                soft_wrap=True,
+            )
         prepared = PreparedData.load(data)
         rankers = load_rankers(model, prepared, batch_size, num_permutations, whole=protocol is Protocol.full)
         result = run(rankers, prepared, protocol.value, split.value, max_users=max_users, seed=seed)
@@ -162,8 +183,7 @@ def evaluate(
             result.write_json(output)
         if per_user is not None:
             result.write_per_user(per_user)
-        if update_card:
-            card = read_card(model)
+        if card is not None:
             card.evaluation, card.method = result.to_dict(), rankers[0].name
             write_card(card, model)
         emit(result.to_dict()) if json_output else say(result.to_table())

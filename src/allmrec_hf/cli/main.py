@@ -60,3 +60,7 @@ for name, function in (
 def main() -> None:
     """Run the command line."""
     app()
+
+
+if __name__ == "__main__":
+    main()

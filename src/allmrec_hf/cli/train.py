@@ -142,6 +142,7 @@ def train(
         from ..errors import ALLMRecError
         from ..training.arguments import STAGES
         from ..training.arguments import preset as stage_preset
+        from ..training.devices import process_state
         from ..training.run import train as run
         from ..training.settings import run_settings
 
@@ -198,6 +199,12 @@ def train(
             for name in STAGES
         }
         run(prepared, output, settings, stages, arguments, preset.value, resume)
+        state = process_state()
+        if state.num_processes > 1:  # else a process that ends first may take the others' connections with it
+            state.wait_for_everyone()
+            state.destroy_process_group()
+        if not state.is_main_process:
+            return
         if json_output:
             emit({"output": str(output), "stages": list(stages)})
         else:

@@ -126,7 +126,9 @@ def _times(series: pl.Series, where: str) -> pl.Series:
         times = _finite_numbers(series, where)
     _refuse(times.is_null(), series, where, "null times", "an interaction needs a time; drop these rows")
     if not times.dtype.is_float():
-        return times.cast(pl.Int64)
+        whole = times.cast(pl.Int64, strict=False)
+        _refuse(whole.is_null(), series, where, "times beyond 64 bits", "expected unix time")
+        return whole
     _refuse(times.abs() > LARGEST_TIME, series, where, "times beyond 2**53", "expected unix time")
     if (times != times.floor()).any():
         times = times * 1000

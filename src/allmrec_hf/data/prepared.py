@@ -286,7 +286,12 @@ def read_info(path: Path) -> dict[str, Any]:
         info = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(f"{path} is no readable JSON file ({error}); prepare the data again") from error
-    missing = [key for key in ("format", "name", "domain", "num_candidates") if key not in info]
+    keys = ("format", "name", "domain", "num_candidates")
+    missing = [key for key in keys if key not in info] if isinstance(info, dict) else list(keys)
+    if not missing and type(info["num_candidates"]) is not int:
+        raise DataError(
+            f"{path}: num_candidates is {info['num_candidates']!r}, no whole number; prepare the data again"
+        )
     if missing:
         raise DataError(f"{path} lacks {missing}; is it prepared data? Prepare it again")
     if info["format"] != FORMAT:

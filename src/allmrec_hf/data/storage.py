@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import polars as pl
-
 from ..errors import DataError
-from ..files import disk_error
-
-NO_SPACE = os.strerror(errno.ENOSPC)
+from ..files import WRITE_ERRORS, disk_error
 
 
 def check_output(output: Path, overwrite: bool, marker: str) -> None:
@@ -59,17 +54,10 @@ def replaced_folder(output: Path, overwrite: bool, marker: str) -> Iterator[Path
         for path in temporary.rglob("*"):
             _sync(path)
         _take_place(temporary, output)
-    except (OSError, pl.exceptions.PolarsError) as error:
-        raise disk_error(_as_os_error(error), output) from error
+    except WRITE_ERRORS as error:
+        raise disk_error(error, output) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _as_os_error(error: OSError | pl.exceptions.PolarsError) -> OSError:
-    """Return the error of the system; Polars may hand it on as text only."""
-    if isinstance(error, OSError) and error.errno is not None:
-        return error
-    return OSError(errno.ENOSPC if NO_SPACE in str(error) else errno.EIO, str(error))
 
 
 def _take_place(temporary: Path, output: Path) -> None:

@@ -125,11 +125,16 @@ def _is_repo_id(name: str) -> bool:
     return True
 
 
+def _on_the_hub(name: str) -> bool:
+    """Tell whether a name is an id of the Hub; a relative path such as `models/opt` looks like one, but is there."""
+    return _is_repo_id(name) and not Path(name).exists()
+
+
 def _shown_source(name: str | None) -> str:
     """Return a Hub id as it is, and of a path (of any system) only its last part: folders are not published."""
     if name is None:
         return "unknown"
-    if _is_repo_id(name):
+    if _on_the_hub(name):
         return escape(name)
     return f"{escape(PureWindowsPath(name).name)} (a local folder)"
 
@@ -184,7 +189,7 @@ def render_card(card: ALLMRecCard) -> str:
     tags = [PIPELINE_TAG, "collaborative-filtering", _plain(card.cf_backbone)]
     data = ModelCardData(
         model_name=_plain(card.name) if results else None,
-        base_model=card.base_model if card.base_model and _is_repo_id(card.base_model) else None,
+        base_model=card.base_model if card.base_model and _on_the_hub(card.base_model) else None,
         datasets=card.dataset_id if card.dataset_id and _is_repo_id(card.dataset_id) else None,
         eval_results=results or None,
         language=[_plain(code) for code in card.language] or None,

@@ -47,10 +47,10 @@ class StageArguments:
         mixed_precision: `no`, `fp16` (needs a GPU) or `bf16`.
         max_grad_norm: Gradients are clipped to this norm; None for no clipping.
         seed: Seed of the order of the data, of negatives and of dropout.
-        eval_every: Epochs between two validations.
+        eval_every: Epochs between two validations, and between two checkpoints at an epoch's end.
         early_stopping_patience: Validations without improvement after which training ends; None for never.
         max_validation_users: Users of a validation at most, drawn once with `seed`; None for all.
-        save_every_steps: Optimizer steps between checkpoints within an epoch; None for one at each epoch's end only.
+        save_every_steps: Optimizer steps between checkpoints within an epoch; None for those at the end of epochs only.
         keep_checkpoints: Checkpoints that stay on disk.
         log_every_steps: Optimizer steps between two entries of the tracker.
         report_to: The tracker: `none`, `tensorboard` or `wandb`.

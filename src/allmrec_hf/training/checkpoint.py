@@ -8,7 +8,6 @@ checkpoint keeps pointing at its own best.
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import re
@@ -25,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
-from ..files import disk_error, written_whole
+from ..files import WRITE_ERRORS, disk_error, written_whole
 
 TENSORS_FILE = "tensors.safetensors"
 PROGRESS_FILE = "progress.json"
@@ -128,7 +127,7 @@ def save_checkpoint(directory: Path, tensors: Mapping[str, Tensor], progress: Ma
             target.replace(directory / f"{_TEMPORARY}old")  # a folder can only take the place of an empty one
         temporary.replace(target)
         _sync(directory)
-    except OSError as error:
+    except WRITE_ERRORS as error:
         raise disk_error(error, target) from error
     finally:
         remove_leftovers(directory)
@@ -224,11 +223,7 @@ def _prune(directory: Path, keep: int) -> None:
 
 
 def _save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    try:
-        save_file({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}, path)
-    except SafetensorError as error:
-        code = errno.ENOSPC if f"os error {errno.ENOSPC}" in str(error) else errno.EIO
-        raise OSError(code, str(error)) from error
+    save_file({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}, path)
 
 
 def _checksum(path: Path) -> int:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, parse_flag_from_env
 from torch import nn
 
 from ..errors import ALLMRecError
@@ -37,6 +37,14 @@ def place(module: nn.Module, device: torch.device) -> None:
         module.to(device)
 
 
+def process_state() -> PartialState:
+    """Return what this process knows of the others; where there is no accelerator, they talk over gloo.
+
+    Accelerate would take processes on CPUs for strangers unless it is told so when the state is first made.
+    """
+    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available())
+
+
 def make_accelerator(arguments: StageArguments, output_dir: Path) -> Accelerator:
     """Return an Accelerator for a stage; stages of one process may differ in precision."""
     if arguments.mixed_precision == "fp16" and not torch.cuda.is_available():
@@ -45,6 +53,7 @@ def make_accelerator(arguments: StageArguments, output_dir: Path) -> Accelerator
         raise ALLMRecError(f"report_to {arguments.report_to} needs the package: pip install {arguments.report_to}")
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != arguments.mixed_precision:
         AcceleratorState._reset_state()
+    process_state()
     accelerator = Accelerator(
         mixed_precision=arguments.mixed_precision,
         device_placement=False,

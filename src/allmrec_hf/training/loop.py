@@ -212,7 +212,8 @@ class _StageRun:
                 "lower learning_rate, set max_grad_norm, or use mixed_precision no or bf16"
             )
         last = state.stopped_by is not None or state.epoch >= arguments.epochs
-        if self.task.num_validation_examples and (last or state.epoch % arguments.eval_every == 0):
+        due = state.epoch % arguments.eval_every == 0
+        if self.task.num_validation_examples and (last or due):
             metrics = self._validate()
             entry |= {f"validation/{name}": value for name, value in metrics.items()}
             self._compare(metrics)
@@ -225,7 +226,8 @@ class _StageRun:
         state.finished = last
         if last and state.stopped_by is None:
             state.stopped_by = "epochs"
-        self._save()
+        if last or due:  # epochs of a few steps would spend their time on checkpoints
+            self._save()
 
     def _compare(self, metrics: Mapping[str, float]) -> None:
         """Keep the weights where the validation is the best so far."""

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -18,6 +19,7 @@ from ..modeling_allmrec import ALLMRecModel
 from .arguments import StageArguments
 from .provenance import library_versions
 
+DAMAGED = (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError, StrictDataclassError)
 CARD_COUNTS = ("users", "items", "interactions")
 CARD_SETTINGS = ("epochs", "max_steps", "batch_size", "learning_rate", "weight_decay", "mixed_precision")
 
@@ -32,7 +34,7 @@ def load_text_encoder(name: str) -> Any:
 
     try:
         return SentenceTransformer(name)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except DAMAGED as error:
         raise CheckpointError(
             f"the text encoder {name!r} cannot be loaded: {error}; --text-encoder takes a sentence-transformers id or "
             "folder"
@@ -43,7 +45,7 @@ def load_text_encoder(name: str) -> Any:
 def _llm_errors(name: str) -> Iterator[None]:
     try:
         yield
-    except (ImportError, OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except (*DAMAGED, ImportError) as error:
         raise CheckpointError(
             f"the LLM {name!r} cannot be loaded: {error}; --llm takes a Hub id or the folder of a causal LM with its "
             "tokenizer"
@@ -126,7 +128,6 @@ def model_card(
     model: ALLMRecModel | None,
     data: PreparedData,
     arguments: dict[str, StageArguments],
-    text_encoder: str,
 ) -> ALLMRecCard:
     """Return the card of a backbone alone, or of a model after stage 1 or 2.
 
@@ -135,7 +136,6 @@ def model_card(
         model: The model, or None for a backbone alone.
         data: What it was trained on.
         arguments: The loop's settings of each stage.
-        text_encoder: What stage 1 started from.
     """
     llm = None if model is None else model.language_model
     stages = ["cf"] if model is None else ["cf", "align"] if llm is None else ["cf", "align", "project"]
@@ -158,7 +158,7 @@ def model_card(
         backbone_only=model is None,
         cf_parameters=_count(cf_encoder),
         trained_parameters=trained,
-        text_encoder=None if model is None else text_encoder,
+        text_encoder=None if model is None else model.config.text_encoder_name_or_path,
         dataset_name=data.name,
         dataset_source=str(data.info.get("source", "")) or None,
         counts={name: value for name, value in data.info.get("counts", {}).items() if name in CARD_COUNTS},

@@ -151,9 +151,13 @@ class ProjectionTask(CandidateTask):
     @torch.no_grad()
     def validate(self, examples: np.ndarray, device: torch.device) -> dict[str, np.ndarray]:
         """Return Hit@1, NDCG@10 and reciprocal rank of some validation users on their candidates."""
+        starts = range(0, len(examples), self.batch_size)  # all at once would not fit a device's memory
+        ranks = np.concatenate([self._ranks(examples[start : start + self.batch_size], device) for start in starts])
+        return {"ndcg@10": ndcg_at_k(ranks, 10), "hit@1": hit_at_k(ranks, 1), "mrr": reciprocal_rank(ranks)}
+
+    def _ranks(self, examples: np.ndarray, device: torch.device) -> np.ndarray:
         candidates = self.validation_candidates.take(examples)
         histories = [history.tolist() for history in self.validation.take(examples).histories]
         batch = self.processor(histories, candidates.items.tolist()).to(device)
         scores = self.model.score(**batch).float().cpu().numpy()
-        ranks = target_ranks(scores, candidates.target_columns)
-        return {"ndcg@10": ndcg_at_k(ranks, 10), "hit@1": hit_at_k(ranks, 1), "mrr": reciprocal_rank(ranks)}
+        return target_ranks(scores, candidates.target_columns)

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedConfig
 
+from ..catalog import ItemCatalog
 from ..cf_encoder import CFEncoder, CFEncoderConfig, cf_config_from_dict, cf_encoder_class
 from ..configuration_allmrec import ALLMRecConfig
 from ..data.prepared import PreparedData
@@ -30,6 +31,7 @@ from ..prompt import PromptTemplate
 from .alignment import AlignmentModule, AlignmentTask
 from .arguments import STAGES, StageArguments, preset
 from .cf_encoder import train_cf_encoder
+from .devices import process_state
 from .loop import run_stage
 from .parts import check_llm, fill_item_table, load_llm, load_text_encoder, model_card, text_dim
 from .projection import ProjectionModule, ProjectionTask
@@ -67,9 +69,7 @@ def train(
     """
     run = _Run(data, Path(output_dir), settings, preset_name, arguments or {}, resume)
     run.inherit(stages)
-    if run.writes:
-        run.check(stages)
-    PartialState().wait_for_everyone()
+    run.check_everywhere(stages)
     for stage in STAGES:
         if stage in stages:
             logger.info("stage %s", stage)
@@ -95,7 +95,7 @@ class _Run:
         self.preset = preset_name
         self.arguments = {stage: arguments.get(stage) or preset(preset_name, stage) for stage in STAGES}
         self.resume = resume
-        self.writes = PartialState().is_main_process  # of several processes, all train and one writes
+        self.writes = process_state().is_main_process  # of several processes, all train and one writes
 
     # -- before anything is trained
 
@@ -112,6 +112,19 @@ class _Run:
             self.settings = replace(self.settings, **{name: before["settings"][name] for name in names})
             self.arguments[stage] = StageArguments.from_dict(before["stages"][stage])
 
+    def check_everywhere(self, stages: tuple[str, ...]) -> None:
+        """Check in the process that writes, and raise its refusal in every process: none may wait for the others."""
+        refusal: list[ALLMRecError | None] = [None]
+        if self.writes:
+            try:
+                self.check(stages)
+            except ALLMRecError as error:
+                refusal = [error]
+        if process_state().num_processes > 1:
+            broadcast_object_list(refusal)
+        if refusal[0] is not None:
+            raise refusal[0]
+
     def check(self, stages: tuple[str, ...]) -> None:
         self._cf_config()
         first = min(stages, key=STAGES.index)
@@ -120,6 +133,11 @@ class _Run:
             raise ALLMRecError(
                 f"stage {first} builds on stage {needed}, which {self.output} does not hold; "
                 f"run `allmrec train --stage {needed}` into the same folder first, or --stage all"
+            )
+        if needed is not None and ItemCatalog.load(self.output / "cf").item_ids != self.data.catalog.item_ids:
+            raise ALLMRecError(
+                f"the backbone in {self.output} was trained on another catalogue than that of {self.data.name}; give "
+                "the data of the earlier stages, or train into another folder"
             )
         if needed is None and not self.resume and self.output.exists() and any(self.output.iterdir()):
             raise ALLMRecError(
@@ -147,6 +165,7 @@ class _Run:
             load_text_encoder(self.settings.text_encoder)
         if "project" not in stages:
             return
+        self._prompt()
         check_llm(str(self.settings.llm), self.settings.llm_revision, self.settings.llm_options or {})
         known = int((self.data.item_counts("train+validation") > 0).sum())
         if self.settings.num_candidates > known:
@@ -173,7 +192,8 @@ class _Run:
             return {}
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
-            return {key: dict(record[key]) for key in ("data", "settings", "stages")}
+            kept = {key: dict(record[key]) for key in ("data", "settings", "stages")}
+            return kept | {"stages": {stage: dict(kept["stages"][stage]) for stage in STAGES}}
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ALLMRecError(f"{path} is damaged ({error}); choose another output folder") from error
 
@@ -223,10 +243,12 @@ class _Run:
                     self.data.catalog.save(folder)
                 if directory == self.output:
                     self._write_card(cf_encoder, None)
-        PartialState().wait_for_everyone()
+        process_state().wait_for_everyone()
 
     def _load_cf(self) -> CFEncoder:
-        return cf_encoder_class(self.settings.cf).from_pretrained(str(self.output / "cf")).eval()
+        cf_encoder = cf_encoder_class(self.settings.cf).from_pretrained(str(self.output / "cf")).eval()
+        cf_encoder.config._name_or_path = ""  # a checkpoint that contains it names no folder of this machine
+        return cf_encoder
 
     def stage_align(self) -> None:
         if self._finished("align"):
@@ -238,7 +260,7 @@ class _Run:
             cf_config=cf_encoder.config,
             joint_dim=self.settings.joint_dim,
             text_dim=width,
-            text_encoder_name_or_path=self.settings.text_encoder,
+            text_encoder_name_or_path=_origin(self.settings.text_encoder, included=fine_tune),
             text_encoder_included=fine_tune,
             item_embedding=self.settings.item_embedding,
             score_normalization=self.settings.score_normalization,
@@ -266,7 +288,7 @@ class _Run:
             model.save_pretrained(self.output)
             self._write_card(model.cf_encoder, model)
             model.save_pretrained(self.output / "align")
-        PartialState().wait_for_everyone()
+        process_state().wait_for_everyone()
 
     def stage_project(self) -> None:
         if self._finished("project"):
@@ -277,7 +299,7 @@ class _Run:
         )
         arguments = self.arguments["project"]
         torch.manual_seed(arguments.seed)
-        model.config.base_model_name_or_path = self.settings.llm
+        model.config.base_model_name_or_path = _origin(str(self.settings.llm), included=self.settings.include_llm)
         model.config.base_model_revision = self.settings.llm_revision
         model.config.item_embedding = self.settings.item_embedding
         model.config.score_normalization = self.settings.score_normalization
@@ -299,7 +321,7 @@ class _Run:
             self._write_card(model.cf_encoder, model)
             (self.output / "project").mkdir(exist_ok=True)
             (self.output / "project" / "done").touch()
-        PartialState().wait_for_everyone()
+        process_state().wait_for_everyone()
 
     def _warm_start(self, model: ALLMRecModel, task: ProjectionTask) -> None:
         settings = self.settings
@@ -314,7 +336,7 @@ class _Run:
         text_config: Any = model.config.text_config
         processor = ALLMRecProcessor(
             tokenizer,
-            self.settings.prompt or PromptTemplate.for_domain(self.data.domain).to_dict(),
+            self._prompt().to_dict(),
             history_in_prompt=self.settings.history_in_prompt,
             max_history_length=model.cf_encoder.config.max_history_length,
             max_length=getattr(text_config, "max_position_embeddings", None) or 2048,
@@ -322,6 +344,16 @@ class _Run:
         processor.catalog = self.data.catalog
         return processor
 
+    def _prompt(self) -> PromptTemplate:
+        if self.settings.prompt is not None:
+            return PromptTemplate.from_dict(self.settings.prompt)
+        return PromptTemplate.for_domain(self.data.domain)
+
     def _write_card(self, cf_encoder: CFEncoder, model: ALLMRecModel | None) -> None:
-        card = model_card(cf_encoder, model, self.data, self.arguments, self.settings.text_encoder)
+        card = model_card(cf_encoder, model, self.data, self.arguments)
         write_card(card, self.output)
+
+
+def _origin(name: str, included: bool) -> str:
+    """Return what a checkpoint says of a part's origin: of a local folder that it carries, no path of this machine."""
+    return f"./{Path(name).name}" if included and Path(name).is_dir() else name

@@ -89,8 +89,10 @@ def run_settings(preset_name: str) -> RunSettings:
         options = {"hidden_size": 50, "dropout": 0.5, "loss": "bce", "attend_padding": True}
         return RunSettings(cf_options=options, targets="train", item_embedding="cf")
     beyond = RunSettings(cross_reconstruction=1.0, warm_start_steps=600)
-    if preset_name in ("default", "demo"):
+    if preset_name == "default":
         return beyond
+    if preset_name == "demo":
+        return replace(beyond, joint_dim=64, include_llm=True)
     if preset_name == "quick":
         return replace(beyond, fine_tune_text_encoder=False)
     raise ALLMRecError(f"unknown preset {preset_name!r}; known are {', '.join(PRESETS)}")

@@ -41,7 +41,7 @@ def centre_inputs(projector: Projector, inputs: torch.Tensor) -> None:
     Joint embeddings are sigmoids that vary by hundredths around 0.5; without this, LayerNorm sees their common part.
     """
     first: Any = projector.layers[0]
-    mean, std = inputs.mean(dim=0), inputs.std(dim=0).clamp(min=1e-4)
+    mean, std = inputs.mean(dim=0), inputs.std(dim=0, correction=int(len(inputs) > 1)).clamp(min=1e-4)
     first.weight.div_(std)
     first.bias.sub_(first.weight @ mean)
 
@@ -171,14 +171,18 @@ class WarmStartTask(CandidateTask):
     @torch.no_grad()
     def validate(self, examples: np.ndarray, device: torch.device) -> dict[str, np.ndarray]:
         """Return the NDCG@10 of the cosines of some validation users."""
+        starts = range(0, len(examples), self.batch_size)
+        ranks = np.concatenate([self._ranks(examples[start : start + self.batch_size], device) for start in starts])
+        return {"ndcg@10": ndcg_at_k(ranks, 10)}
+
+    def _ranks(self, examples: np.ndarray, device: torch.device) -> np.ndarray:
         candidates = self.validation_candidates.take(examples)
         batch = {
             **self._histories(self.validation.take(examples).histories),
             **_tensors(candidates.items, candidates.target_columns),
         }
         cosines, _ = self.module.cosines({name: value.to(device) for name, value in batch.items()})
-        ranks = target_ranks(cosines.cpu().numpy(), candidates.target_columns)
-        return {"ndcg@10": ndcg_at_k(ranks, 10)}
+        return target_ranks(cosines.float().cpu().numpy(), candidates.target_columns)
 
 
 def _tensors(candidates: np.ndarray, columns: np.ndarray) -> Batch:
