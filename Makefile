@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help demo test lint format types clean demo-parts benchmark
+.PHONY: help demo test lint format types clean demo-parts demo-checkpoint
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -34,6 +34,9 @@ format: $(INSTALLED) ## let ruff rewrite the files
 
 demo-parts: $(INSTALLED) ## make the demo's tiny LM and text encoder again, from the world's text
 	$(BIN)/python scripts/make_demo_parts.py
+
+demo-checkpoint: $(INSTALLED) ## make the demo checkpoint, its card and its table again
+	$(BIN)/python scripts/make_demo_checkpoint.py
 
 clean: ## remove the virtual environment and all runs
 	rm -rf $(VENV) runs build dist

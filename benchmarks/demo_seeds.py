@@ -1,6 +1,6 @@
 """Run the demo with several seeds (another world, other weights, other candidates) and print mean and deviation.
 
-    python benchmarks/demo_seeds.py --seeds 0 1 2 --output docs/results
+python benchmarks/demo_seeds.py --seeds 0 1 2 --output docs/results
 """
 
 from __future__ import annotations

@@ -75,9 +75,10 @@ def folder_written_whole(directory: str | os.PathLike[str]) -> Iterator[Path]:
     """
     directory = Path(directory)
     temporary: Path | None = None
+    is_new = not directory.exists()
     try:
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", suffix=".tmp", dir=directory.parent))
+        directory.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=".", suffix=".tmp", dir=directory))  # the same disk, also when mounted
         yield temporary
         files = [path for path in temporary.rglob("*") if path.is_file()]
         files.sort(key=lambda path: (path.name == "config.json", path))  # what makes a folder a checkpoint comes last
@@ -94,3 +95,5 @@ def folder_written_whole(directory: str | os.PathLike[str]) -> Iterator[Path]:
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
+        if is_new and directory.is_dir() and not any(directory.iterdir()):
+            directory.rmdir()

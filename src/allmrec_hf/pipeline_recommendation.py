@@ -156,6 +156,9 @@ class RecommendationPipeline(Pipeline):
                 f"none of the {len(given)} history items is in the catalogue of {len(self.processor.catalog)} items: "
                 f"{unknown[:5]}; give item ids or exact titles"
             )
+        read = self.processor.max_history_length
+        if len(history) > read:
+            notes.append(f"the model reads the last {read} of {len(history)} history items")
         if request.get("candidates") is None:
             return ResolvedRequest(history, None, unknown, notes)
         wanted = list(request["candidates"])

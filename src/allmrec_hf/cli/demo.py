@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 PARTS = Path(__file__).parents[1] / "demo"
 INVENTED = "The films, users and words of this model are invented; it recommends nothing that exists."
 MARKER = ".allmrec-demo"  # by which --overwrite knows an earlier demo
+FAIR = "sasrec, data of stage 2"
 NO_LLM = "same vectors, no LM"
 MEANING = (
     "What an invented world and an LM of 0.4 M parameters can show: that collaborative and text knowledge reaches the "
@@ -62,7 +63,7 @@ def demo(
         tell = (lambda text: stderr.print(text, markup=False)) if json_output else say
         prepared = _data(data, output, seed, tell)
         _train(prepared, output, settings, arguments, preset, tell)
-        result = _evaluate(prepared, output, arguments, max_users, tell)
+        result = _evaluate(prepared, output, max_users, tell)
         _write_card(output, result, invented=data is None, tiny=llm is None)
         tell(f"\n{result.to_table()}\n\n{MEANING if data is None and llm is None else ''}".rstrip())
         recommended = _recommend(prepared, output, tell)
@@ -147,9 +148,13 @@ def _train(
         train(data, output, settings, (stage,), arguments, preset, resume=True)
         record = _record(output, stage)
         tell(
-            f"{stage:<8} {record['steps']:,} steps, {record['epochs']} epochs, best {record['metric']} "
-            f"{record['best']:.3f} on validation, {time.monotonic() - before:.0f} s"
+            f"{stage:<8} {record['steps']:,} steps, {record['epochs']} epochs{_best(record)}, "
+            f"{time.monotonic() - before:.0f} s"
         )
+
+
+def _best(record: dict[str, Any]) -> str:
+    return "" if record["best"] is None else f", best {record['metric']} {record['best']:.3f} on validation"
 
 
 def _record(output: Path, stage: str) -> dict[str, Any]:
@@ -157,9 +162,7 @@ def _record(output: Path, stage: str) -> dict[str, Any]:
     return dict(record["result"])
 
 
-def _evaluate(
-    data: PreparedData, output: Path, arguments: dict[str, StageArguments], max_users: int | None, tell: Any
-) -> EvaluationResult:
+def _evaluate(data: PreparedData, output: Path, max_users: int | None, tell: Any) -> EvaluationResult:
     from transformers import AutoModel
 
     from ..evaluation.evaluator import evaluate
@@ -168,7 +171,7 @@ def _evaluate(
     from ..processing_allmrec import ALLMRecProcessor
     from ..prompt import PromptTemplate
     from ..training.alignment import text_embedding_table
-    from ..training.cf_encoder import train_cf_encoder
+    from ..training.fair import fair_backbone
 
     before = time.monotonic()
     model = AutoModel.from_pretrained(output)
@@ -180,13 +183,6 @@ def _evaluate(
         max_length=processor.max_length,
     )
     words_only.catalog = processor.catalog
-    fair = train_cf_encoder(
-        data,
-        AutoModel.from_pretrained(output / "cf").config,
-        arguments["cf"].replaced(epochs=_record(output, "cf")["best_epoch"], early_stopping_patience=None),
-        output / "checkpoints" / "cf-train-validation",
-        split="train+validation",
-    )
     embeddings = text_embedding_table(model.text_encoder, data.catalog.texts()).numpy()
     by_text = [TextCosineRanker(embeddings, last_items=last, name=f"text, last {last}") for last in (1, 3, 10)]
     tried = evaluate(by_text, data, split="validation", max_users=max_users).to_dict()["methods"]
@@ -195,7 +191,7 @@ def _evaluate(
     rankers: list[Ranker] = [
         ALLMRecRanker(model, processor, batch_size=32),
         CFRanker(AutoModel.from_pretrained(output / "cf")),
-        CFRanker(fair, name="sasrec, data of stage 2"),
+        CFRanker(fair_backbone(output, data), name=FAIR),
         ALLMRecRanker(model, words_only, name="LM alone", batch_size=32),
         CFRanker(model.cf_encoder, name=NO_LLM),  # the backbone, cold items with the CF embedding decoded from text
         text,

@@ -55,7 +55,7 @@ def checkpoint_errors(model: str) -> Iterator[None]:
 
 
 def load_rankers(
-    model: str, data: PreparedData, batch_size: int, num_permutations: int, whole: bool = False
+    model: str, data: PreparedData, batch_size: int, num_permutations: int, fair: bool = False, whole: bool = False
 ) -> list[Ranker]:
     """Return the model, its CF backbone alone and popularity, for a checkpoint of either kind.
 
@@ -64,6 +64,7 @@ def load_rankers(
         data: Prepared data.
         batch_size: Users that the LLM reads at once.
         num_permutations: Candidate orders whose scores are averaged.
+        fair: Whether to add the backbone trained on train + validation, which stage 2 has seen.
         whole: Whether the whole catalogue will be ranked; the checkpoint's may then not be larger than the data's.
 
     Raises:
@@ -77,6 +78,7 @@ def load_rankers(
     from ..evaluation.llm_ranker import ALLMRecRanker
     from ..evaluation.rankers import CFRanker, PopularityRanker
     from ..processing_allmrec import ALLMRecProcessor
+    from ..training.fair import fair_backbone
 
     with checkpoint_errors(model):
         config = AutoConfig.from_pretrained(model)
@@ -97,12 +99,18 @@ def load_rankers(
         check_catalogs(processor.catalog, data, whole)
         loaded = AutoModel.from_pretrained(model)
         backbone = Path(model) / "cf"  # as trained, before cold items got embeddings from their texts
-        cf_ranker = CFRanker(AutoModel.from_pretrained(backbone) if backbone.is_dir() else loaded.cf_encoder)
-        return [
+        alone = CFRanker(AutoModel.from_pretrained(backbone) if backbone.is_dir() else loaded.cf_encoder)
+        if not backbone.is_dir():
+            alone.name += ", cold items from text"
+        rankers: list[Ranker] = [
             ALLMRecRanker(loaded, processor, batch_size=batch_size, num_permutations=num_permutations),
-            cf_ranker,
-            popularity,
+            alone,
         ]
+        if fair:
+            again = CFRanker(fair_backbone(Path(model), data))
+            again.name += ", data of stage 2"
+            rankers.append(again)
+        return [*rankers, popularity]
 
 
 def check_catalogs(catalog: ItemCatalog, data: PreparedData, whole: bool = True) -> None:
@@ -146,6 +154,9 @@ def evaluate(
     seed: Annotated[int, typer.Option(help="Seed of the sample.")] = 0,
     batch_size: Annotated[int, typer.Option(help="Users that the LLM reads at once.")] = 16,
     num_permutations: Annotated[int, typer.Option(help="Candidate orders whose scores are averaged.")] = 1,
+    fair_backbone: Annotated[
+        bool, typer.Option(help="Also the backbone trained on train + validation, which stage 2 has seen.")
+    ] = False,
     output: Annotated[Path | None, typer.Option(help="Write the JSON report here.")] = None,
     per_user: Annotated[Path | None, typer.Option(help="Write every user's rank here, as parquet.")] = None,
     update_card: Annotated[bool, typer.Option(help="Put the numbers into the run folder's model card.")] = False,
@@ -166,6 +177,8 @@ def evaluate(
         from ..evaluation.evaluator import evaluate as run
         from ..hub.card import read_card, write_card
 
+        if fair_backbone and not (Path(model) / "checkpoints").is_dir():
+            raise ALLMRecError(f"--fair-backbone trains in the folder of the run; {model} is none")
         if update_card and not Path(model).is_dir():
             raise ALLMRecError(f"--update-card needs a run folder; {model} is none")
         card = read_card(model) if update_card else None
@@ -177,7 +190,7 @@ def evaluate(
                 soft_wrap=True,
             )
         prepared = PreparedData.load(data)
-        rankers = load_rankers(model, prepared, batch_size, num_permutations, whole=protocol is Protocol.full)
+        rankers = load_rankers(model, prepared, batch_size, num_permutations, fair_backbone, protocol is Protocol.full)
         result = run(rankers, prepared, protocol.value, split.value, max_users=max_users, seed=seed)
         if output is not None:
             result.write_json(output)

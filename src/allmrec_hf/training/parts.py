@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from ..cf_encoder import MODEL_TYPE_PREFIX, CFEncoder
 from ..data.prepared import PreparedData
@@ -22,6 +23,12 @@ from .provenance import library_versions
 DAMAGED = (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError, StrictDataclassError)
 CARD_COUNTS = ("users", "items", "interactions")
 CARD_SETTINGS = ("epochs", "max_steps", "batch_size", "learning_rate", "weight_decay", "mixed_precision")
+
+
+def load_backbone(directory: Path) -> CFEncoder:
+    """Return the CF backbone saved in a folder, in eval mode."""
+    backbone: CFEncoder = AutoModel.from_pretrained(str(directory))
+    return backbone.eval()
 
 
 def load_text_encoder(name: str) -> Any:

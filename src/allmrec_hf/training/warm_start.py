@@ -32,6 +32,7 @@ BATCH_SIZE = 256
 LEARNING_RATE = 2e-3
 EVAL_EVERY = 20
 STATISTICS_USERS = 2048
+WORDS_AT_ONCE = 8192
 
 
 @torch.no_grad()
@@ -51,9 +52,11 @@ def start_near_words(projector: Projector, words: torch.Tensor, generator: torch
     """Make the last layer's outputs random mixtures of the LLM's word embeddings `(V, d_llm)` around their mean."""
     last: Any = projector.layers[3]
     words = words.float()
-    mixture = torch.randn(last.in_features, len(words), generator=generator).to(words.device)
     mean = words.mean(dim=0)
-    last.weight.copy_((mixture @ (words - mean)).T / (last.in_features * len(words)) ** 0.5)
+    mixed = torch.zeros_like(last.weight.T)  # (in, d_llm)
+    for part in (words - mean).split(WORDS_AT_ONCE):
+        mixed += torch.randn(last.in_features, len(part), generator=generator).to(part.device) @ part
+    last.weight.copy_(mixed.T / (last.in_features * len(words)) ** 0.5)
     last.bias.copy_(mean)
 
 

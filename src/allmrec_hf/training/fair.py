@@ -1,0 +1,52 @@
+"""The fair comparison: the backbone of a run, trained again on the items that stage 2 has seen too."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from ..cf_encoder import CFEncoder, cf_config_from_dict
+from ..data.prepared import PreparedData
+from ..errors import CheckpointError
+from ..files import folder_written_whole
+from .arguments import StageArguments
+from .cf_encoder import train_cf_encoder
+from .parts import load_backbone
+
+FAIR_FOLDER = "cf-train-validation"
+
+
+def fair_backbone(run: Path, data: PreparedData) -> CFEncoder:
+    """Return the run's backbone trained on train + validation, for as many epochs as were best on train alone.
+
+    It is trained when first asked for, and kept in `cf-train-validation/` of the run folder.
+
+    Args:
+        run: Run folder with the stage `cf`.
+        data: The data of the run.
+
+    Raises:
+        CheckpointError: when the folder holds no trained stage `cf`.
+    """
+    if (run / FAIR_FOLDER / "config.json").exists():
+        return load_backbone(run / FAIR_FOLDER)
+    try:
+        record = json.loads((run / "checkpoints" / "cf" / "training.json").read_text(encoding="utf-8"))
+        arguments = StageArguments.from_dict(record["arguments"])
+        epochs = int(record["result"]["best_epoch"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{run} has no record of its stage cf ({error}); the fair backbone is trained in the folder of the run"
+        ) from error
+    cf_encoder = train_cf_encoder(
+        data,
+        cf_config_from_dict(load_backbone(run / "cf").config),
+        arguments.replaced(epochs=epochs, early_stopping_patience=None),
+        run / "checkpoints" / FAIR_FOLDER,
+        resume=True,
+        split="train+validation",
+    )
+    with folder_written_whole(run / FAIR_FOLDER) as folder:
+        cf_encoder.save_pretrained(str(folder))
+        data.catalog.save(folder)
+    return cf_encoder
