@@ -57,11 +57,11 @@ def demo(
         from ..training.parts import check_llm
 
         started = time.monotonic()
-        settings, arguments, preset = _settings(llm, text_encoder, data, seed)
-        check_llm(str(settings.llm), None, {})
+        check_llm(llm or str(PARTS / "language_model"), None, {})
         _clear(output, overwrite)
         tell = (lambda text: stderr.print(text, markup=False)) if json_output else say
         prepared = _data(data, output, seed, tell)
+        settings, arguments, preset = _settings(llm, text_encoder, prepared, data is None, seed)
         _train(prepared, output, settings, arguments, preset, tell)
         result = _evaluate(prepared, output, max_users, tell)
         _write_card(output, result, invented=data is None, tiny=llm is None)
@@ -117,14 +117,16 @@ def _data(data: Path | None, output: Path, seed: int, tell: Any) -> PreparedData
 
 
 def _settings(
-    llm: str | None, text_encoder: str | None, data: Path | None, seed: int
+    llm: str | None, text_encoder: str | None, data: PreparedData, invented: bool, seed: int
 ) -> tuple[RunSettings, dict[str, StageArguments], str]:
     from ..training.arguments import STAGES, preset
     from ..training.settings import run_settings
 
-    name = "demo" if data is None and llm is None else "quick"
+    name = "demo" if invented and llm is None else "quick"
+    settings = run_settings(name)
     settings = replace(
-        run_settings(name),
+        settings,
+        num_candidates=min(settings.num_candidates, int(data.info["num_candidates"])),
         llm=llm or str(PARTS / "language_model"),
         text_encoder=text_encoder or str(PARTS / "text_encoder"),
         fine_tune_text_encoder=text_encoder is None,
