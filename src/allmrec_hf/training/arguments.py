@@ -220,7 +220,7 @@ _PRESETS: dict[str, dict[str, StageArguments]] = {
         ),
         "align": StageArguments(epochs=20, learning_rate=1e-3, max_validation_users=1_000),
         "project": StageArguments(
-            epochs=1,
+            epochs=3,
             batch_size=24,
             learning_rate=1e-3,
             weight_decay=0.01,
