@@ -337,3 +337,17 @@ def test_config_refuses_wrong_types(wrong):
 def test_constructor_builds_no_llm():
     config = ALLMRecConfig(cf_config=SASRecConfig(num_items=7), text_config=FAMILIES["llama"], llm_dim=32)
     assert ALLMRecModel(config).language_model is None
+
+
+def test_gradients_of_stage_two_are_the_same_in_every_run(processor):
+    """Many prompts that share items, enough for several threads to sum one gradient."""
+    histories = [list(range(1 + i % 20, 12 + i % 20)) for i in range(24)]
+    candidates = [sorted({(i * 7 + j) % 40 + 1 for j in range(20)}) for i in range(24)]
+    batch = processor.training_batch(histories, candidates, [row[0] for row in candidates])
+    gradients = []
+    for _ in range(3):
+        model = tiny_model().train()
+        model(**batch).loss.backward()
+        gradients.append(model.item_projector.layers[0].weight.grad)
+    assert torch.equal(gradients[0], gradients[1])
+    assert torch.equal(gradients[0], gradients[2])

@@ -170,7 +170,8 @@ class ALLMRecModel(ALLMRecPreTrainedModel):
             unique, inverse = torch.unique(slot_ids[items], return_inverse=True)
             with torch.no_grad():
                 joint = self.item_vectors(unique)
-            projected = self.item_projector(joint)[inverse]
+            # A look-up whose gradient is summed in a fixed order; that of indexing is not, on several threads.
+            projected = F.embedding(inverse, self.item_projector(joint))
             embeds = embeds.masked_scatter(items.unsqueeze(-1), projected.to(embeds.dtype))
         if users.any():
             with torch.no_grad():

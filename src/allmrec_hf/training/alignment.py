@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from ..aligner import ItemTextAligner
 from ..cf_encoder import CFEncoder, pad_histories
@@ -96,7 +97,7 @@ class AlignmentModule(nn.Module):
         if self.text_encoder is None:
             return self.embedding_table()[indices]
         unique, inverse = torch.unique(indices, return_inverse=True)
-        return encode_texts(self.text_encoder, [self.texts[i - 1] for i in unique.tolist()])[inverse]
+        return F.embedding(inverse, encode_texts(self.text_encoder, [self.texts[i - 1] for i in unique.tolist()]))
 
     def forward(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Return every loss term and the total `loss`.
