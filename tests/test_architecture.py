@@ -7,9 +7,11 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "src" / "allmrec_hf"
 FLOORS = [
-    {"errors", "ranking", "files", "catalog", "outputs", "prompt"},
-    {"cf_encoder", "aligner", "projector", "losses", "scoring", "checkpoint_code", "item_table"},
-    {"cf_sasrec", "configuration_allmrec"},
+    {"errors", "ranking", "files", "histories", "catalog", "outputs", "prompt"},
+    {"cf_losses", "aligner", "projector", "losses", "scoring", "retrieval", "checkpoint_code", "item_table"},
+    {"cf_encoder"},
+    {"cf_user_vectors"},
+    {"configuration_allmrec"},  # and every CF backbone
     {"modeling_pretrained", "processing_allmrec"},
     {"modeling_allmrec"},
     {"pipeline_recommendation"},
@@ -24,6 +26,8 @@ FORBIDDEN = {
     "cli": set(),
 }
 MACHINE = sorted(path.stem for path in PACKAGE.glob("*.py") if not path.stem.startswith("_"))
+BACKBONES = next(number for number, names in enumerate(FLOORS) if "configuration_allmrec" in names)
+FLOORS[BACKBONES] |= {name for name in MACHINE if name.startswith("cf_") and not any(name in names for names in FLOORS)}
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if "demo" not in path.relative_to(PACKAGE).parts[:-1])
 
 

@@ -5,18 +5,16 @@ import pytest
 import torch
 from torch import nn
 
-import allmrec_hf.cf_encoder as cf_encoder
 from allmrec_hf.cf_encoder import (
     CFEncoder,
     CFEncoderConfig,
     build_cf_encoder,
     cf_config_from_dict,
     cf_encoder_class,
-    full_cross_entropy,
-    pad_histories,
     register_cf_encoder,
 )
 from allmrec_hf.errors import ALLMRecError, CheckpointError, DataError
+from allmrec_hf.histories import pad_histories
 
 
 class MeanConfig(CFEncoderConfig):
@@ -54,39 +52,6 @@ def test_pad_histories_of_only_empty_histories_has_one_column():
     assert not mask.any()
 
 
-def test_cross_entropy_of_three_items_equals_the_value_by_hand():
-    table = torch.tensor([[0.0], [0.0], [math.log(2)], [math.log(5)]])  # row 0 is padding and takes no part
-    loss = full_cross_entropy(torch.ones(2, 1), table, torch.tensor([3, 1]))
-    assert loss.item() == pytest.approx((math.log(8 / 5) + math.log(8)) / 2, rel=1e-6)
-
-
-def test_cross_entropy_of_equal_logits_is_log_n():
-    assert full_cross_entropy(torch.zeros(4, 3), torch.randn(8, 3), torch.tensor([1, 2, 3, 7])).item() == pytest.approx(
-        math.log(7), rel=1e-6
-    )
-
-
-def test_cross_entropy_in_slices_equals_cross_entropy_at_once(monkeypatch):
-    torch.manual_seed(0)
-    states, table, targets = torch.randn(600, 6), torch.randn(31, 6), torch.randint(1, 31, (600,))
-    gradients = []
-    for limit in (2**26, 31 * 7):
-        monkeypatch.setattr(cf_encoder, "_MAX_LOGITS", limit)
-        leaf, weight = states.clone().requires_grad_(), table.clone().requires_grad_()
-        loss = full_cross_entropy(leaf, weight, targets)
-        loss.backward()
-        gradients.append((loss.detach(), leaf.grad, weight.grad))
-    for first, second in zip(*gradients, strict=True):
-        torch.testing.assert_close(first, second)
-
-
-def test_cross_entropy_without_targets_is_zero_and_differentiable():
-    states = torch.zeros(0, 4, requires_grad=True)
-    loss = full_cross_entropy(states, torch.randn(5, 4), torch.zeros(0, dtype=torch.long))
-    loss.backward()
-    assert loss.item() == 0.0
-
-
 def test_bce_of_three_items_equals_the_value_by_hand():
     model = MeanModel(MeanConfig(num_items=3, hidden_size=1, loss="bce"))
     model.item_embedding.weight.data = torch.tensor([[0.0], [1.0], [2.0], [-1.0]])
@@ -99,7 +64,7 @@ def test_bce_of_three_items_equals_the_value_by_hand():
     expected = -math.log(1 / (1 + math.exp(-2))) - math.log(1 - 1 / (1 + math.exp(1)))
     assert model.training_loss(batch).item() == pytest.approx(expected, rel=1e-6)
     assert model(**batch).loss.item() == pytest.approx(expected, rel=1e-6)
-    with pytest.raises(DataError, match="negatives"):
+    with pytest.raises(DataError, match=r"the loss bce needs the batch to hold .*missing \['negatives'\]"):
         model.training_loss({key: value for key, value in batch.items() if key != "negatives"})
 
 
@@ -111,9 +76,7 @@ def test_whole_catalogue_scores_equal_candidate_scores_and_hide_padding(model):
     assert torch.isinf(scores[:, 0]).all()
 
 
-@pytest.mark.parametrize("limit", [2**26, 3 * 7])
-def test_top_items_are_the_best_of_the_whole_catalogue(model, monkeypatch, limit):
-    monkeypatch.setattr(cf_encoder, "_MAX_LOGITS", limit)
+def test_top_items_are_the_best_of_the_whole_catalogue(model):
     users = torch.randn(3, 8)
     exclude = torch.tensor([[1, 2, 0], [50, 49, 48], [0, 0, 0]])
     items, scores = model.top_items(users, 6, exclude)
@@ -131,6 +94,28 @@ def test_top_items_end_in_index_zero_where_nothing_is_left(model):
     assert torch.isinf(scores[0, 1:]).all()
     with pytest.raises(ALLMRecError, match="k >= 1"):
         model.top_items(torch.randn(1, 8), 0)
+
+
+def test_an_index_answers_the_same_call_until_the_items_change(model, caplog):
+    pytest.importorskip("faiss")
+    users, exclude = torch.randn(3, 8), torch.tensor([[1, 2, 0], [50, 49, 48], [0, 0, 0]])
+    items, scores = model.top_items(users, 6, exclude)
+    index = model.build_index("flat")
+    assert index.recall_against_exact(users, k=6, exclude=exclude) == 1.0
+    found, found_scores = model.top_items(users, 6, exclude)
+    assert found.equal(items)
+    torch.testing.assert_close(found_scores, scores)
+    model.append_items(100 * users[:1])
+    assert "retrieval is exact until build_index is called again" in caplog.text
+    assert model.top_items(users[:1], 1)[0].item() == 51
+    with pytest.raises(ALLMRecError, match="50"):
+        model.use_index(index)  # of the old table
+
+
+def test_replaced_items_may_be_rows_of_the_table_itself(model):
+    rows = model.item_embeddings[[3, 4]].detach().clone()
+    model.replace_items(torch.tensor([4, 5]), model.item_embeddings[3:5])
+    torch.testing.assert_close(model.item_embeddings[[4, 5]], rows)
 
 
 def test_appended_items_are_scored_and_survive_saving(model, tmp_path):

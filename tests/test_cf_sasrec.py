@@ -7,8 +7,8 @@ import torch
 from parity_weights import sasrec_weights
 from safetensors.torch import load_file
 
-from allmrec_hf.cf_encoder import pad_histories
 from allmrec_hf.cf_sasrec import SASRecConfig, SASRecModel
+from allmrec_hf.histories import pad_histories
 
 PARITY = Path(__file__).parent / "parity" / "sasrec.safetensors"
 HISTORIES = [[5, 9, 2, 7], [3], [], [1, 2, 3, 4, 5, 6, 7, 8, 9, 10], [4, 4]]

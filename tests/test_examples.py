@@ -26,7 +26,7 @@ def run(name: str, *arguments: str, **environment: str) -> str:
 
 
 def test_every_example_has_a_test():
-    assert set(EXAMPLES) == {"train_and_recommend.py", "cold_start.py", "share.py"}
+    assert set(EXAMPLES) == {"train_and_recommend.py", "cold_start.py", "own_cf_backbone.py", "share.py"}
 
 
 def test_train_and_recommend(tmp_path):
@@ -40,6 +40,12 @@ def test_cold_start():
     printed = run("cold_start.py")
     assert "added ['NEW1', 'NEW2']" in printed
     assert "the same after saving and loading: True" in printed
+
+
+def test_own_cf_backbone(tmp_path):
+    printed = run("own_cf_backbone.py", "--output", str(tmp_path / "own"))
+    assert "decay" in printed
+    assert printed.strip().splitlines()[-1] == "stage 1 on top of decay"
 
 
 @pytest.mark.slow

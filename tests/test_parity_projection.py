@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from allmrec_hf import ALLMRecConfig, ALLMRecModel, ALLMRecProcessor, ItemCatalog, PromptTemplate, SASRecConfig
-from allmrec_hf.cf_encoder import pad_histories
+from allmrec_hf.histories import pad_histories
 from allmrec_hf.prompt import NO_SLOT, USER_SLOT, Title
 from tests.parity_weights import sasrec_weights
 

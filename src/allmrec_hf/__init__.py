@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ._version import __version__
+from .cf_encoder import BUILT_IN, cf_encoder_class
 
 DEMO_CHECKPOINT = str(Path(__file__).parent / "demo" / "checkpoint")
 """The self-contained demo checkpoint in this package; its film world is invented."""
@@ -31,12 +32,11 @@ _PUBLIC = {
     "PreparedData": "data.prepared",
     "PromptTemplate": "prompt",
     "RecommendationPipeline": "pipeline_recommendation",
-    "SASRecConfig": "cf_sasrec",
-    "SASRecModel": "cf_sasrec",
     "evaluate": "evaluation.evaluator",
     "prepare": "data.prepare",
     "push_checkpoint": "hub.publish",
     "register_cf_encoder": "cf_encoder",
+    **{f"{stem}{kind}": module for module, stem in BUILT_IN.values() for kind in ("Config", "Model")},
 }
 
 __all__ = ["DEFAULT_MODEL_VARIABLE", "DEMO_CHECKPOINT", "__version__", *_PUBLIC]
@@ -56,7 +56,6 @@ def _register() -> None:
     from transformers import AutoConfig, AutoModel, AutoProcessor
     from transformers.pipelines import PIPELINE_REGISTRY
 
-    from .cf_encoder import cf_encoder_class
     from .configuration_allmrec import ALLMRecConfig
     from .modeling_allmrec import ALLMRecModel
     from .pipeline_recommendation import RecommendationPipeline
@@ -65,7 +64,8 @@ def _register() -> None:
     AutoConfig.register(ALLMRecConfig.model_type, ALLMRecConfig, exist_ok=True)
     AutoModel.register(ALLMRecConfig, ALLMRecModel, exist_ok=True)
     AutoProcessor.register(ALLMRecConfig, ALLMRecProcessor, exist_ok=True)
-    cf_encoder_class("sasrec")  # registers a backbone saved alone
+    for model_type in BUILT_IN:
+        cf_encoder_class(model_type)  # registers a backbone saved alone
     if "recommendation" not in PIPELINE_REGISTRY.supported_tasks:
         PIPELINE_REGISTRY.register_pipeline(
             "recommendation",

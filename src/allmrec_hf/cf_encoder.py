@@ -5,27 +5,45 @@ every user's most recent item; `attention_mask` is True at real items.
 """
 
 import importlib
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, get_args
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
+from .cf_losses import (
+    binary_cross_entropy,
+    bpr_loss,
+    full_cross_entropy,
+    gbce_exponent,
+    sampled_cross_entropy,
+    summed_over_positions,
+)
 from .errors import ALLMRecError, CheckpointError, DataError
+from .retrieval import FaissIndex, build_index, exact_top_items, require_dot_product
 
 MODEL_TYPE_PREFIX = "allmrec-"
-_BUILT_IN_MODULES = {"allmrec-sasrec": ".cf_sasrec"}  # imported when first asked for
+# One line for each backbone of this package: its module, imported when first asked for, and the stem of its classes.
+BUILT_IN = {
+    "allmrec-sasrec": ("cf_sasrec", "SASRec"),
+    "allmrec-ligr": ("cf_ligr", "LiGR"),
+    "allmrec-gru4rec": ("cf_gru4rec", "GRU4Rec"),
+    "allmrec-nextitnet": ("cf_nextitnet", "NextItNet"),
+    "allmrec-ncf": ("cf_ncf", "NCF"),
+    "allmrec-bprmf": ("cf_bprmf", "BPRMF"),
+    "allmrec-lightgcn": ("cf_lightgcn", "LightGCN"),
+    "allmrec-recbole-sasrec": ("cf_recbole_sasrec", "RecBoleSASRec"),
+}
 _REGISTRY: "dict[str, type[CFEncoder]]" = {}
-_MAX_LOGITS = 2**26  # scores held at once by the losses and by retrieval: 256 MB in float32
-_CACHED_LOGITS = 2**20  # scores that stay in a CPU's cache
+logger = logging.getLogger(__name__)
+
+Loss = Literal["cross_entropy", "sampled_softmax", "gbce", "bce", "bpr"]
 
 
 @strict
@@ -36,7 +54,11 @@ class CFEncoderConfig(PreTrainedConfig):
         num_items: N, the number of items in the catalogue; index 0 is padding and not counted.
         hidden_size: d_cf, the width of item embeddings and user representations.
         max_history_length: The most recent items that are read; earlier ones are cut off.
-        loss: The name of the training loss; the backbone says which ones it knows.
+        loss: `cross_entropy` over the whole catalogue; `sampled_softmax` over the batch's targets and `num_negatives`
+            uniform items that all positions share, logQ-corrected; `bce`, `gbce` or `bpr` with `num_negatives` items
+            of each position's own. See `cf_losses`.
+        num_negatives: K, items sampled for the losses that sample.
+        gbce_calibration: The t of `gbce`: 0 is plain `bce`, 1 removes the overconfidence of sampling altogether.
         initializer_range: Standard deviation of fresh weights.
     """
 
@@ -45,13 +67,19 @@ class CFEncoderConfig(PreTrainedConfig):
     num_items: int = 1
     hidden_size: int = 64
     max_history_length: int = 50
-    loss: str = "cross_entropy"
+    loss: Loss = "cross_entropy"
+    num_negatives: int = 1
+    gbce_calibration: float | int = 0.75
     initializer_range: float | int = 0.02
 
     def __post_init__(self, **kwargs: Any) -> None:
-        for name in ("num_items", "hidden_size", "max_history_length"):
+        for name in ("num_items", "hidden_size", "max_history_length", "num_negatives"):
             if isinstance(getattr(self, name), int) and getattr(self, name) < 1:
                 raise ALLMRecError(f"{type(self).__name__}.{name} must be at least 1, got {getattr(self, name)}")
+        if self.loss not in get_args(Loss):
+            raise ALLMRecError(f"unknown loss {self.loss!r} of a CF backbone; known ones: {', '.join(get_args(Loss))}")
+        if isinstance(self.gbce_calibration, (int, float)) and not 0 <= self.gbce_calibration <= 1:
+            raise ALLMRecError(f"gbce_calibration must be between 0 and 1, got {self.gbce_calibration}")
         super().__post_init__(**kwargs)
 
     @classmethod
@@ -78,13 +106,26 @@ class CFEncoder(PreTrainedModel):
     """Turn a history into a user representation that scores items by dot product.
 
     A backbone sets `config_class`, owns `self.item_embedding` (`nn.Embedding` of N + 1 rows, row 0 zeros) and
-    implements `sequence_states`; it may override `score_range` and `score` where it does not score by dot product.
+    implements `sequence_states`. One that does not score by dot product says so and overrides `score_vectors` and
+    `score_range`. One with per-user vectors trains on interactions and prepares itself in `start_training`; it too
+    serves every user from the history alone.
+
+    Attributes:
+        trains_on: `"sequences"`: a batch is histories and the item after each position. `"interactions"`: a batch is
+            pairs of a user number and an item.
+        scores_by_dot_product: Whether a score is the dot product of user representation and item embedding.
+        training_recipe: Fields of `StageArguments` that suit this backbone, in the presets `default` and `quick`.
     """
+
+    trains_on: ClassVar[Literal["sequences", "interactions"]] = "sequences"
+    scores_by_dot_product: ClassVar[bool] = True
+    training_recipe: ClassVar[Mapping[str, Any]] = {}
 
     config_class: type[CFEncoderConfig] = CFEncoderConfig  # type: ignore[assignment]
     base_model_prefix = ""
     main_input_name = "item_ids"
     item_embedding: nn.Embedding
+    _index: FaissIndex | None = None  # of the item table as it stands; dropped where items change
 
     @classmethod
     def register_for_auto_class(cls, auto_class: Any = "AutoModel") -> None:
@@ -117,8 +158,19 @@ class CFEncoder(PreTrainedModel):
         raise NotImplementedError(f"{type(self).__name__} must implement sequence_states")
 
     def encode_users(self, item_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Return user representations `(B, d_cf)` of histories `(B, L)`; an empty history gives zeros."""
+        """Return user representations `(B, d_cf)` of histories `(B, L)`.
+
+        An empty history gives zeros where a score is a dot product, else the backbone's neutral user.
+        """
         return self.sequence_states(item_ids, attention_mask)[:, -1]
+
+    def states_at(self, item_ids: Tensor, attention_mask: Tensor | None, wanted: Tensor) -> Tensor:
+        """Return the states `(P, d_cf)` after the positions where `wanted` `(B, L)` is True."""
+        return self.sequence_states(item_ids, attention_mask)[wanted]
+
+    def score_vectors(self, users: Tensor, items: Tensor) -> Tensor:
+        """Score item vectors `(..., d_cf)` for users `(..., d_cf)`, which broadcast, giving `(...)`."""
+        return (users * items).sum(-1)
 
     def score_range(self, users: Tensor, start: int, stop: int) -> Tensor:
         """Score the items `start..stop - 1` of the table for users `(B, d_cf)`, giving `(B, stop - start)`."""
@@ -137,8 +189,9 @@ class CFEncoder(PreTrainedModel):
         if items is None:
             scores = self.score_range(users, 0, self.num_items + 1)
             return torch.cat([scores.new_full((len(scores), 1), float("-inf")), scores[:, 1:]], dim=1)
-        scores = torch.einsum("bd,bcd->bc", users, self.item_embeddings[items])
-        return scores.masked_fill(items == 0, float("-inf"))
+        return self.score_vectors(users.unsqueeze(1), self.item_embeddings[items]).masked_fill(
+            items == 0, float("-inf")
+        )
 
     @torch.no_grad()
     def top_items(self, users: Tensor, k: int, exclude: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -152,67 +205,111 @@ class CFEncoder(PreTrainedModel):
         Returns:
             Indices and scores, both `(B, min(k, N))`. Where fewer items are left, index 0 with score `-inf` follows.
         """
-        if k < 1:
-            raise ALLMRecError(f"top_items needs k >= 1, got {k}")
-        k = min(k, self.num_items)
-        best_items = torch.zeros(len(users), 0, dtype=torch.long, device=users.device)
-        best_scores = users.new_zeros(len(users), 0)
-        step = max(k, _MAX_LOGITS // max(len(users), 1))
-        for start in range(1, self.num_items + 1, step):
-            stop = min(start + step, self.num_items + 1)
-            scores = self.score_range(users, start, stop)
-            if exclude is not None:
-                scores = _without(scores, exclude.to(users.device) - start)
-            scores, positions = scores.topk(min(k, stop - start))
-            best_items = torch.cat([best_items, positions + start], dim=1)
-            best_scores = torch.cat([best_scores, scores], dim=1)
-            best_scores, order = best_scores.topk(min(k, best_scores.shape[1]))
-            best_items = best_items.gather(1, order)
-        return best_items.masked_fill(best_scores == float("-inf"), 0), best_scores
+        if self._index is not None:
+            self._index.check(self.item_embeddings)
+            return self._index.search(users, k, exclude)
+        return exact_top_items(self.score_range, users, self.num_items, k, exclude)
+
+    def build_index(self, kind: str = "ivf", breadth: int | None = None, seed: int = 0) -> FaissIndex:
+        """Build a FAISS index of the item table and let `top_items` use it; see `FaissIndex` for the arguments."""
+        index = build_index(self, kind, breadth, seed)
+        self.use_index(index)
+        return index
+
+    def use_index(self, index: FaissIndex | None) -> None:
+        """Let `top_items` use an index built from this item table; None makes it exact again."""
+        if index is not None:
+            require_dot_product(self)
+            index.check(self.item_embeddings)
+        self._index = index
+
+    def start_training(self, users: Tensor, items: Tensor, num_users: int) -> None:
+        """Make what only training needs, such as user vectors or a graph, from all training interactions.
+
+        Called once, before the optimizer sees the parameters.
+
+        Args:
+            users: `(E,)` user numbers, below `num_users`.
+            items: `(E,)` catalogue indices.
+            num_users: U.
+        """
+
+    def update_tables(self) -> None:
+        """Bring what is served up to date with what is trained; called before every validation and at the end."""
+
+    def end_training(self) -> None:
+        """Drop what only training needs; what is left serves every user from the history alone."""
 
     def training_loss(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Return the mean loss over all positions that have a target.
 
         Args:
-            batch: `item_ids (B, L)`, `attention_mask (B, L)`, `targets (B, L)` with 0 for none, and for the loss
-                `bce` also `negatives (B, L)`, one item per position that the user never touched.
+            batch: `item_ids (B, L)`, `attention_mask (B, L)`, `targets (B, L)` with 0 for none. For `bce`, `gbce` and
+                `bpr` also `negatives (B, L, K)`, items that the user never touched, or `(B, L)` for one; for
+                `sampled_softmax` `negatives (S,)` and their `log_weights (S,)`, see `sampled_cross_entropy`.
 
         Returns:
-            A scalar: for `cross_entropy` over the whole catalogue, for `bce` the binary cross entropy of the target
-            plus that of the negative (the paper's backbone).
+            A scalar.
         """
-        states = self.sequence_states(batch["item_ids"], batch["attention_mask"])
         wanted = batch["targets"] > 0
-        return self._loss_of_states(states[wanted], batch["targets"][wanted], batch, wanted)
+        states = self.states_at(batch["item_ids"], batch["attention_mask"], wanted)
+        return self._loss_of_states(states, batch["targets"][wanted], batch, wanted)
 
     def _loss_of_states(self, states: Tensor, targets: Tensor, batch: Mapping[str, Tensor], wanted: Tensor) -> Tensor:
-        if self.config.loss == "cross_entropy":
-            return full_cross_entropy(states, self.item_embeddings, targets)
-        if self.config.loss == "bce":
-            if "negatives" not in batch:
-                raise DataError("the loss bce needs batch['negatives'] (B, L), one untouched item for each target")
-            table = self.item_embeddings
-            positive = (states * table[targets]).sum(-1).float()
-            negative = (states * table[batch["negatives"][wanted]]).sum(-1).float()
-            return F.softplus(-positive).mean() + F.softplus(negative).mean()
-        raise ALLMRecError(f"{type(self).__name__} knows the losses cross_entropy and bce, not {self.config.loss!r}")
+        loss, table = self.config.loss, self.item_embeddings
+        if loss == "cross_entropy":
+            return full_cross_entropy(states, table, targets)
+        needed = {"negatives", "log_weights"} if loss == "sampled_softmax" else {"negatives"}
+        if needed - set(batch):
+            raise DataError(
+                f"the loss {loss} needs the batch to hold {sorted(needed)}; missing {sorted(needed - set(batch))}"
+            )
+        if loss == "sampled_softmax":
+            return sampled_cross_entropy(states, table, targets, batch["negatives"], batch["log_weights"])
+        negatives = batch["negatives"][wanted].view(len(targets), -1)  # (P, K)
+
+        def summed(part: Tensor, part_targets: Tensor, part_negatives: Tensor) -> Tensor:
+            positive = self.score_vectors(part, table[part_targets])
+            negative = self.score_vectors(part.unsqueeze(1), table[part_negatives])  # (P, K)
+            return self.sampled_loss(positive, negative).sum()
+
+        values = negatives.shape[1] * states.shape[1]
+        return summed_over_positions(summed, (states, targets, negatives), values) / max(len(targets), 1)
+
+    def sampled_loss(self, positive: Tensor, negative: Tensor) -> Tensor:
+        """Return the losses `(P,)` of `bce`, `gbce` or `bpr` from scores of targets `(P,)` and negatives `(P, K)`."""
+        if self.config.loss == "bpr":
+            return bpr_loss(positive, negative)
+        if self.config.loss not in ("bce", "gbce"):
+            raise ALLMRecError(f"{type(self).__name__} knows the losses bce, gbce and bpr, not {self.config.loss}")
+        exponent = 1.0
+        if self.config.loss == "gbce":
+            exponent = gbce_exponent(negative.shape[1], self.num_items, float(self.config.gbce_calibration))
+        return binary_cross_entropy(positive, negative, exponent)
 
     def forward(
         self,
         item_ids: Tensor,
         attention_mask: Tensor | None = None,
         targets: Tensor | None = None,
-        negatives: Tensor | None = None,
         **kwargs: Any,
     ) -> CFEncoderOutput:
-        """Return states, user representations and, where `targets (B, L)` are given, the training loss."""
+        """Return states, user representations and, where `targets (B, L)` are given, the training loss.
+
+        What the loss reads beside targets, such as `negatives`, is given by name; see `training_loss`.
+        """
         states = self.sequence_states(item_ids, attention_mask)
         loss = None
         if targets is not None:
             wanted = targets > 0
-            batch = {} if negatives is None else {"negatives": negatives}
-            loss = self._loss_of_states(states[wanted], targets[wanted], batch, wanted)
+            loss = self._loss_of_states(states[wanted], targets[wanted], kwargs, wanted)
         return CFEncoderOutput(loss=loss, user_representation=states[:, -1], states=states)
+
+    @torch.no_grad()
+    def replace_items(self, items: Tensor, vectors: Tensor) -> None:
+        """Overwrite the served embeddings of items `(k,)` by `(k, d_cf)`: cold items get theirs decoded from text."""
+        self.item_embedding.weight[items] = vectors.to(self.item_embedding.weight).clone()  # it may be a view of it
+        self._drop_index()
 
     @torch.no_grad()
     def append_items(self, vectors: Tensor) -> None:
@@ -229,68 +326,12 @@ class CFEncoder(PreTrainedModel):
         grown.weight.requires_grad_(old.requires_grad)
         self.item_embedding = grown.train(self.training)
         self.config.num_items = self.num_items
+        self._drop_index()
 
-
-def _without(scores: Tensor, columns: Tensor) -> Tensor:
-    """Set the given columns `(B, E)` of scores `(B, S)` to `-inf`; columns outside the slice are ignored."""
-    size = scores.shape[1]
-    columns = columns.where((columns >= 0) & (columns < size), size)
-    padded = F.pad(scores, (0, 1))  # one spare column takes what does not belong to this slice
-    return padded.scatter(1, columns, float("-inf"))[:, :size]
-
-
-def full_cross_entropy(states: Tensor, item_embeddings: Tensor, targets: Tensor) -> Tensor:
-    """Return the mean cross entropy of targets `(P,)` among all N items, given states `(P, d_cf)`.
-
-    The positions are worked off in slices: on a CPU small enough for its cache, which more than halves the time. Where
-    all scores together would not fit `_MAX_LOGITS`, those of a slice are computed again in the backward pass, so memory
-    stays bounded; the value is the same. No position at all gives 0.
-    """
-    if not len(targets):
-        return states.sum() * 0.0
-    table = item_embeddings[1:]  # (N, d_cf), without padding
-    on_cpu = states.device.type == "cpu"
-    slice_size = max(256, _CACHED_LOGITS // len(table)) if on_cpu else max(1, _MAX_LOGITS // len(table))
-    keep = len(targets) * len(table) <= _MAX_LOGITS
-    total = states.new_zeros((), dtype=torch.float32)
-    for part, part_targets in zip(states.split(slice_size), targets.split(slice_size), strict=True):
-        inputs = (part, table, part_targets)
-        loss = (
-            _summed_cross_entropy(*inputs) if keep else checkpoint(_summed_cross_entropy, *inputs, use_reentrant=False)
-        )
-        total = total + loss
-    return total / len(targets)
-
-
-def _summed_cross_entropy(states: Tensor, table: Tensor, targets: Tensor) -> Tensor:
-    logits = states @ table.T  # (P, N)
-    return F.cross_entropy(logits.float(), targets - 1, reduction="sum")
-
-
-def pad_histories(histories: Sequence[Sequence[int] | np.ndarray], max_length: int) -> tuple[Tensor, Tensor]:
-    """Left-pad histories to one batch, keeping the most recent `max_length` items of each.
-
-    Args:
-        histories: B lists or arrays of catalogue indices in time order; one may be empty.
-        max_length: The most columns the batch may have.
-
-    Returns:
-        `item_ids (B, L)` integers with 0 at padding, and `attention_mask (B, L)` booleans, True at real items. L is
-        the longest kept history, at least 1.
-
-    Example:
-        >>> item_ids, attention_mask = pad_histories([[4, 7, 9], [3]], max_length=2)
-        >>> item_ids.tolist(), attention_mask.tolist()
-        ([[7, 9], [0, 3]], [[True, True], [False, True]])
-    """
-    kept = [np.asarray(history, dtype=np.int64)[-max_length:] for history in histories]
-    lengths = np.fromiter((len(history) for history in kept), dtype=np.int64, count=len(kept))
-    width = max(1, int(lengths.max(initial=0)))
-    mask = np.arange(width) >= width - lengths[:, None]
-    item_ids = np.zeros((len(kept), width), dtype=np.int64)
-    if kept:
-        item_ids[mask] = np.concatenate(kept)
-    return torch.from_numpy(item_ids), torch.from_numpy(mask)
+    def _drop_index(self) -> None:
+        if self._index is not None:
+            logger.warning("the items have changed: retrieval is exact until build_index is called again")
+            self._index = None
 
 
 def register_cf_encoder(config_class: type[CFEncoderConfig], model_class: type[CFEncoder]) -> None:
@@ -309,7 +350,7 @@ def register_cf_encoder(config_class: type[CFEncoderConfig], model_class: type[C
 
 def cf_encoder_types() -> list[str]:
     """Return the `model_type` of every known backbone, built in or registered."""
-    return sorted({*_BUILT_IN_MODULES, *_REGISTRY})
+    return sorted({*BUILT_IN, *_REGISTRY})
 
 
 def cf_encoder_class(model_type: str) -> type[CFEncoder]:
@@ -319,8 +360,8 @@ def cf_encoder_class(model_type: str) -> type[CFEncoder]:
         ALLMRecError: when it is unknown; the message lists the known ones.
     """
     for name in (model_type, MODEL_TYPE_PREFIX + model_type):
-        if name not in _REGISTRY and name in _BUILT_IN_MODULES:
-            importlib.import_module(_BUILT_IN_MODULES[name], __package__)
+        if name not in _REGISTRY and name in BUILT_IN:
+            importlib.import_module(f".{BUILT_IN[name][0]}", __package__)
         if name in _REGISTRY:
             return _REGISTRY[name]
     known = ", ".join(name.removeprefix(MODEL_TYPE_PREFIX) for name in cf_encoder_types())

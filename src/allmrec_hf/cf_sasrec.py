@@ -1,7 +1,7 @@
 """SASRec: self-attention over the history (Kang and McAuley, ICDM 2018), the default CF backbone."""
 
 import math
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +23,6 @@ class SASRecConfig(CFEncoderConfig):
         num_layers: Number of blocks.
         num_heads: Number of attention heads; divides `hidden_size`.
         dropout: Dropout of embeddings, attention weights and feed-forward layers.
-        loss: `cross_entropy` over the whole catalogue, or `bce` with one negative (the paper's).
         attend_padding: Whether real positions also attend to the padding in front of them, as in the program
             published with arXiv 2404.11343. A history then counts as padded to `max_history_length`, whatever the
             width of its batch.
@@ -39,7 +38,6 @@ class SASRecConfig(CFEncoderConfig):
     num_layers: int = 2
     num_heads: int = 1
     dropout: float | int = 0.2
-    loss: Literal["cross_entropy", "bce"] = "cross_entropy"
     attend_padding: bool = False
     layer_norm_eps: float | int = 1e-8
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch.nn import functional as F
 
@@ -18,12 +20,23 @@ def reconstruction_loss(reconstruction: torch.Tensor, original: torch.Tensor) ->
     return F.mse_loss(reconstruction, original.detach())
 
 
-def recommendation_loss(user: torch.Tensor, item: torch.Tensor, is_target: bool) -> torch.Tensor:
+Score = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def dot_product(user: torch.Tensor, item: torch.Tensor) -> torch.Tensor:
+    """Return the dot product of users and items, both `(B, d_cf)`."""
+    return (user * item).sum(dim=-1)
+
+
+def recommendation_loss(
+    user: torch.Tensor, item: torch.Tensor, is_target: bool, score: Score = dot_product
+) -> torch.Tensor:
     """Return the binary cross entropy of users `(B, d_cf)` with decoded items `(B, d_cf)` (eq. 5).
 
-    The logit is the MEAN of the elementwise product, as in the authors' program; a sum would be d_cf times steeper.
+    The logit is the backbone's score divided by d_cf, as in the authors' program, which takes the MEAN of the
+    elementwise product; the score itself would be d_cf times steeper.
     """
-    logits = (user * item).mean(dim=-1)
+    logits = score(user, item) / user.shape[-1]
     return F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, float(is_target)))
 
 
@@ -35,6 +48,7 @@ def alignment_losses(
     negative_embeddings: tuple[torch.Tensor, torch.Tensor],
     alpha: float,
     beta: float,
+    score: Score = dot_product,
 ) -> dict[str, torch.Tensor]:
     """Return every term of the stage 1 loss and their weighted sum `loss` (eq. 6, arXiv 2404.11343).
 
@@ -46,6 +60,7 @@ def alignment_losses(
         negative_embeddings: The same for the negatives.
         alpha: Weight of the item reconstruction.
         beta: Weight of the text reconstruction.
+        score: How the backbone scores item vectors for users; by dot product for most.
     """
     terms: dict[str, torch.Tensor] = {}
     total = user.new_zeros(())
@@ -56,7 +71,9 @@ def alignment_losses(
         terms[f"matching_{name}"] = matching_loss(output.item_joint, output.text_joint)
         terms[f"item_reconstruction_{name}"] = reconstruction_loss(output.item_reconstruction, cf)
         terms[f"text_reconstruction_{name}"] = reconstruction_loss(output.text_reconstruction, text)
-        terms[f"recommendation_{name}"] = recommendation_loss(user, output.item_reconstruction, name == "positive")
+        terms[f"recommendation_{name}"] = recommendation_loss(
+            user, output.item_reconstruction, name == "positive", score
+        )
         total = total + terms[f"matching_{name}"] + terms[f"recommendation_{name}"]
         total = total + alpha * terms[f"item_reconstruction_{name}"] + beta * terms[f"text_reconstruction_{name}"]
     terms["loss"] = total

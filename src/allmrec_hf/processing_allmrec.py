@@ -14,10 +14,10 @@ from transformers import BatchFeature, ProcessorMixin
 from transformers.utils import PROCESSOR_NAME, cached_file
 
 from .catalog import CATALOG_FILE, ItemCatalog
-from .cf_encoder import pad_histories
 from .checkpoint_code import name_processor_class, push_saved
 from .errors import CheckpointError, DataError
 from .files import folder_written_whole
+from .histories import pad_histories
 from .prompt import NO_SLOT, PromptTemplate, Segment, Title, clean_title
 
 logger = logging.getLogger(__name__)

@@ -5,8 +5,9 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from torch import nn
 
-from allmrec_hf.cf_encoder import build_cf_encoder
+from allmrec_hf.cf_encoder import CFEncoder, CFEncoderConfig, build_cf_encoder
 from allmrec_hf.cf_sasrec import SASRecConfig, SASRecModel
 from allmrec_hf.errors import DataError
 from allmrec_hf.training.arguments import StageArguments
@@ -57,11 +58,13 @@ def task_of(data, arguments=ARGUMENTS, split="train", **changes):
     return CFEncoderTask(build_cf_encoder(config(**changes)), data, arguments, split)
 
 
-@pytest.mark.parametrize("loss", ["cross_entropy", "bce"])
-def test_a_trained_backbone_knows_the_next_item(data, tmp_path, loss):
-    # one negative a position is a weak signal: it gets more epochs
+@pytest.mark.parametrize(
+    ("loss", "num_negatives"), [("cross_entropy", 1), ("sampled_softmax", 4), ("bce", 1), ("gbce", 4), ("bpr", 2)]
+)
+def test_a_trained_backbone_knows_the_next_item(data, tmp_path, loss, num_negatives):
+    # a few negatives a position are a weak signal: they get more epochs
     arguments = ARGUMENTS if loss == "cross_entropy" else ARGUMENTS.replaced(epochs=40)
-    model = train_cf_encoder(data, config(loss=loss), arguments, tmp_path)
+    model = train_cf_encoder(data, config(loss=loss, num_negatives=num_negatives), arguments, tmp_path)
     task = CFEncoderTask(model, data, arguments)
     metrics = task.validate(np.arange(task.num_validation_examples), torch.device("cpu"))
     assert metrics["ndcg@10"].mean() > 0.8
@@ -87,13 +90,90 @@ def test_batches_are_a_function_of_seed_and_epoch(data):
     assert sorted(orders[0]) == sorted(orders[2])
 
 
-def test_negatives_are_items_the_user_never_had(data):
-    task = task_of(data, loss="bce")
+@pytest.mark.parametrize("loss", ["bce", "gbce", "bpr"])
+def test_negatives_are_items_the_user_never_had(data, loss):
+    task = task_of(data, loss=loss, num_negatives=2)
     for rows in task.batches(0):
         batch = task.collate(rows, np.random.default_rng(1))
-        assert batch["negatives"].gt(0).equal(batch["attention_mask"])
+        assert batch["negatives"].gt(0).all(dim=2).equal(batch["attention_mask"])
         for row, negatives, real in zip(rows, batch["negatives"], batch["attention_mask"], strict=True):
-            assert not set(negatives[real].tolist()) & set(data.history(task.users[row], "test").tolist())
+            user = task.examples.users[row]
+            assert not set(negatives[real].flatten().tolist()) & set(data.sequences("train")[user].tolist())
+
+
+def test_shared_negatives_hold_the_batch_and_uniform_items_with_their_expected_counts(data):
+    task = task_of(data, loss="sampled_softmax", num_negatives=500)
+    rows = task.batches(0)[0]
+    batch = task.collate(rows, np.random.default_rng(1))
+    negatives, targets = batch["negatives"], batch["targets"][batch["attention_mask"]]
+    assert set(targets.tolist()) <= set(negatives.tolist())
+    assert len(set(negatives.tolist())) == len(negatives)
+    everything = np.concatenate(data.sequences("train"))
+    share = (everything == int(negatives[0])).mean()
+    expected = len(targets) * share + 500 / len(np.unique(everything))
+    drawn = np.exp(batch["log_weights"].double()[0].item()) * expected  # the count that the weight was made of
+    assert drawn == pytest.approx(round(drawn), abs=1e-3)
+    weights = batch["log_weights"].double().exp()
+    assert weights.mean().item() == pytest.approx(1.0, abs=0.15)  # counts are near what is expected
+
+
+class TasteConfig(CFEncoderConfig):
+    model_type = "test-taste"
+
+
+class TasteModel(CFEncoder):
+    """Learns one vector for each user, and serves the mean of the history."""
+
+    config_class = TasteConfig
+    trains_on = "interactions"
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.item_embedding = nn.Embedding(config.num_items + 1, config.hidden_size, padding_idx=0)
+        self.updates = 0
+
+    def start_training(self, users, items, num_users):
+        self.seen = set(zip(users.tolist(), items.tolist(), strict=True))
+        self.user_embedding = nn.Embedding(num_users, self.config.hidden_size)
+
+    def sequence_states(self, item_ids, attention_mask=None):
+        return self.item_embedding(item_ids).cumsum(1)
+
+    def training_loss(self, batch):
+        users, table = self.user_embedding(batch["users"]), self.item_embeddings
+        positive = self.score_vectors(users, table[batch["targets"]])
+        negative = self.score_vectors(users.unsqueeze(1), table[batch["negatives"]])
+        return self.sampled_loss(positive, negative).mean()
+
+    def update_tables(self):
+        self.updates += 1
+
+    def end_training(self):
+        del self.user_embedding
+
+
+def test_a_backbone_with_user_vectors_trains_on_interactions_and_drops_them(data, tmp_path):
+    model = TasteModel(TasteConfig(num_items=N, hidden_size=4, loss="bpr", num_negatives=2))
+    before = model.item_embeddings.detach().clone()
+    train_cf_encoder(data, model, ARGUMENTS.replaced(epochs=2), tmp_path)
+    assert model.seen == {(user, item) for user, items in enumerate(data.sequences("train")) for item in items.tolist()}
+    assert not model.item_embeddings.equal(before)
+    assert not hasattr(model, "user_embedding")
+    assert model.updates == 3  # before both validations, and at the end
+
+
+def test_interaction_batches_hold_each_interaction_once_with_items_the_user_never_had(data):
+    model = TasteModel(TasteConfig(num_items=N, hidden_size=4, loss="bpr", num_negatives=3))
+    task = CFEncoderTask(model, data, ARGUMENTS)
+    found = []
+    for rows in task.batches(1):
+        batch = task.collate(rows, np.random.default_rng(0))
+        assert task.loss_weight(batch) == len(rows)
+        found += zip(batch["users"].tolist(), batch["targets"].tolist(), strict=True)
+        for user, negatives in zip(batch["users"].tolist(), batch["negatives"].tolist(), strict=True):
+            assert not set(negatives) & set(data.sequences("train")[user].tolist())
+    expected = [(user, item) for user, items in enumerate(data.sequences("train")) for item in items.tolist()]
+    assert sorted(found) == sorted(expected)
 
 
 def test_an_untrained_constant_backbone_has_the_expected_rank_of_chance(data):
@@ -119,8 +199,7 @@ def test_validation_in_slices_equals_validation_at_once(data, monkeypatch):
 def test_training_with_the_validation_items_validates_on_nothing(data):
     task = task_of(data, split="train+validation")
     assert task.num_validation_examples == 0
-    more = int(task_of(data, split="train+validation").lengths.sum()) - int(task_of(data).lengths.sum())
-    assert more > 0
+    assert task.examples.lengths.sum() > task_of(data).examples.lengths.sum()
 
 
 def test_validation_users_are_limited_by_the_seed(data):
@@ -152,5 +231,5 @@ def test_a_backbone_of_another_catalogue_is_refused(data):
 def test_data_without_sequences_are_refused(data):
     lonely = CycleData()
     lonely.whole = [items[:1] for items in lonely.whole]
-    with pytest.raises(DataError, match="no user has two interactions in train"):
+    with pytest.raises(DataError, match="no user has two training interactions"):
         task_of(lonely)

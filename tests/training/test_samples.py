@@ -120,3 +120,17 @@ def test_batches_hold_every_row_once_and_similar_lengths():
 
 def test_no_rows_give_no_batches():
     assert bucketed_batches(np.array([]), 4, seed=0, epoch=0) == []
+
+
+def test_negatives_do_not_depend_on_how_touched_pairs_are_looked_up(toy, monkeypatch):
+    users = np.array([0, 1] * 100)
+    exact = NegativeSampler(toy).negatives(users, np.random.default_rng(0))
+    monkeypatch.setattr("allmrec_hf.training.samples.EXACT_CELLS", 0)
+    hashed = NegativeSampler(toy).negatives(users, np.random.default_rng(0))
+    np.testing.assert_array_equal(exact, hashed)
+
+
+def test_what_comes_after_the_known_part_is_a_negative_like_any_other(toy):
+    users, generator = np.zeros(500, dtype=np.int64), np.random.default_rng(0)  # trained on 1, 2, 3; validation item 4
+    assert set(NegativeSampler(toy, "train").negatives(users, generator).tolist()) == {4, 5, 6}
+    assert set(NegativeSampler(toy, "train+validation").negatives(users, generator).tolist()) == {5, 6}

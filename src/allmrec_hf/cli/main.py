@@ -1,4 +1,4 @@
-"""`allmrec`: prepare, train, evaluate, recommend, add-items, push, demo."""
+"""`allmrec`: prepare, train, import-cf, evaluate, recommend, add-items, push, demo."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import typer
 from .._version import __version__
 from .demo import demo
 from .evaluate import evaluate
-from .options import setup_logging, stderr
+from .import_cf import import_cf, import_users_module
+from .options import setup_logging, stderr, user_errors
 from .prepare import prepare
 from .recommend import add_items, push, recommend
 from .train import train
@@ -34,6 +35,9 @@ def _version(value: bool) -> None:
 def _common(
     version: bool = typer.Option(False, "--version", help="Print the version.", callback=_version, is_eager=True),
     verbose: bool = typer.Option(False, "--verbose", "-v", help="Log what happens, on standard error."),
+    cf_module: str | None = typer.Option(
+        None, help="Python module with a CF backbone of your own, imported before the command; this runs its code."
+    ),
 ) -> None:
     setup_logging(verbose)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -43,11 +47,15 @@ def _common(
     if not stderr.is_terminal:
         transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
+    if cf_module is not None:
+        with user_errors():
+            import_users_module(cf_module)
 
 
 for name, function in (
     ("prepare", prepare),
     ("train", train),
+    ("import-cf", import_cf),
     ("evaluate", evaluate),
     ("recommend", recommend),
     ("add-items", add_items),

@@ -10,7 +10,11 @@ from typing import Annotated, Any
 
 import typer
 
+from ..cf_encoder import MODEL_TYPE_PREFIX, cf_encoder_types
+from .import_cf import MissingItems, import_users_module
 from .options import ConfigOption, JsonOption, emit, say, user_errors
+
+BACKBONES = [name.removeprefix(MODEL_TYPE_PREFIX) for name in cf_encoder_types()]
 
 
 class Stage(str, Enum):
@@ -78,7 +82,19 @@ class Precision(str, Enum):
 def train(
     data: Annotated[Path, typer.Option(help="Folder of `allmrec prepare`.")],
     output: Annotated[Path, typer.Option(help="Run folder; it becomes a loadable checkpoint.")],
-    cf: Annotated[str, typer.Option(help="CF backbone.")] = "sasrec",
+    cf: Annotated[
+        str | None, typer.Option(help=f"CF backbone: {', '.join(BACKBONES)}, or one of your own; sasrec by default.")
+    ] = None,
+    cf_checkpoint: Annotated[
+        str | None, typer.Option(help="Folder or Hub id of a trained backbone, used instead of training one.")
+    ] = None,
+    missing_items: Annotated[
+        MissingItems, typer.Option(help="Items of the data that --cf-checkpoint lacks: refuse, or zeros (cold items).")
+    ] = MissingItems.refuse,
+    cf_module: Annotated[
+        str | None,
+        typer.Option(help="Python module with a backbone of your own, imported first; this runs its code."),
+    ] = None,
     llm: Annotated[str | None, typer.Option(help="Hub id or folder of the frozen causal LM.")] = None,
     text_encoder: Annotated[
         str | None, typer.Option(help="sentence-transformers id or folder; all-MiniLM-L6-v2 by default.")
@@ -136,16 +152,23 @@ def train(
     `allmrec train --data data/games --stage cf --preset quick --output runs/backbone`
 
     `allmrec train --data data/games --llm facebook/opt-1.3b --output runs/games --resume`
+
+    `allmrec train --data data/games --cf-checkpoint runs/backbone/cf --llm facebook/opt-1.3b --output runs/games`
+
+    `allmrec train --data data/games --cf-module my_backbone --cf my-backbone --stage cf --output runs/mine`
     """
     with user_errors():
+        from ..cf_encoder import cf_encoder_class
         from ..data.prepared import PreparedData
         from ..errors import ALLMRecError
         from ..training.arguments import STAGES
         from ..training.arguments import preset as stage_preset
         from ..training.devices import process_state
         from ..training.run import train as run
-        from ..training.settings import run_settings
+        from ..training.settings import DEFAULT_BACKBONE, run_settings
 
+        if cf_module is not None:
+            import_users_module(cf_module)
         llm_options: dict[str, Any] = {
             name: value for name, value in (("dtype", dtype), ("device_map", device_map)) if value is not None
         }
@@ -166,11 +189,14 @@ def train(
             "cross_reconstruction": cross_reconstruction,
             "warm_start_steps": warm_start_steps,
         }
-        settings = run_settings(preset.value)
+        settings = run_settings(preset.value, cf)
+        of_preset = {} if cf_checkpoint is not None else settings.cf_options or {}
         settings = replace(
             settings,
-            cf=cf,
-            cf_options={**(settings.cf_options or {}), **_options(cf_option or [])},
+            cf_options={**of_preset, **_options(cf_option or [])},
+            cf_checkpoint=cf_checkpoint,
+            missing_items=missing_items.value,
+            cf_module=cf_module,
             llm=llm,
             llm_options=llm_options,
             joint_dim=joint_dim,
@@ -194,8 +220,14 @@ def train(
         prepared = PreparedData.load(data)
         count = num_candidates or min(settings.num_candidates, int(prepared.info["num_candidates"]))
         settings = replace(settings, num_candidates=count)
+        recipe = {} if cf_checkpoint is not None else cf_encoder_class(cf or DEFAULT_BACKBONE).training_recipe
         arguments = {
-            name: replace(stage_preset(preset.value, name), seed=seed, report_to=report_to.value, **loop)
+            name: replace(
+                stage_preset(preset.value, name, recipe if name == "cf" else None),
+                seed=seed,
+                report_to=report_to.value,
+                **loop,
+            )
             for name in STAGES
         }
         run(prepared, output, settings, stages, arguments, preset.value, resume)

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from ..cf_encoder import MODEL_TYPE_PREFIX, CFEncoder, pad_histories
+from ..cf_encoder import MODEL_TYPE_PREFIX, CFEncoder
 from ..errors import ALLMRecError
+from ..histories import pad_histories
 from .protocol import History
 
 Scores = NDArray[np.floating[Any]]

@@ -11,8 +11,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..aligner import ItemTextAligner
-from ..cf_encoder import CFEncoder, pad_histories
+from ..cf_encoder import CFEncoder
 from ..data.prepared import PreparedData
+from ..histories import pad_histories
 from ..losses import alignment_losses, reconstruction_loss
 from .arguments import StageArguments
 from .samples import NegativeSampler, Samples, bucketed_batches, drawn, last_of_training, validation_targets
@@ -106,15 +107,17 @@ class AlignmentModule(nn.Module):
             batch: `item_ids`, `attention_mask` `(B, L)`, and `targets`, `negatives` `(B, L)`, 0 where a position is
                 not trained on.
         """
-        with torch.no_grad():
-            states = self.cf_encoder.sequence_states(batch["item_ids"], batch["attention_mask"])
         wanted = batch["targets"] > 0
-        users, positive, negative = states[wanted], batch["targets"][wanted], batch["negatives"][wanted]
+        with torch.no_grad():
+            users = self.cf_encoder.states_at(batch["item_ids"], batch["attention_mask"], wanted)
+        positive, negative = batch["targets"][wanted], batch["negatives"][wanted]
         positive_texts, negative_texts = self.text_embeddings(torch.cat([positive, negative])).chunk(2)
         positives = (self.cf_encoder.item_embeddings[positive], positive_texts)
         negatives = (self.cf_encoder.item_embeddings[negative], negative_texts)
         outputs = self.aligner(*positives), self.aligner(*negatives)
-        terms = alignment_losses(users, *outputs, positives, negatives, alpha=self.alpha, beta=self.beta)
+        terms = alignment_losses(
+            users, *outputs, positives, negatives, self.alpha, self.beta, score=self.cf_encoder.score_vectors
+        )
         if self.cross_reconstruction:
             pairs = ((outputs[0].text_joint, positives[0]), (outputs[1].text_joint, negatives[0]))
             terms["cross_reconstruction"] = sum(

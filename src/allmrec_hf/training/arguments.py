@@ -233,8 +233,13 @@ _PRESETS: dict[str, dict[str, StageArguments]] = {
 }
 
 
-def preset(name: str, stage: str) -> StageArguments:
+def preset(name: str, stage: str, recipe: Mapping[str, Any] | None = None) -> StageArguments:
     """Return the settings of a preset (`default`, `paper`, `quick` or `demo`) for a stage (`cf`, `align` or `project`).
+
+    Args:
+        name: The preset.
+        stage: The stage.
+        recipe: Settings that suit the CF backbone (`CFEncoder.training_recipe`); `default` and `quick` take them over.
 
     Raises:
         ALLMRecError: when the preset or the stage is unknown.
@@ -247,4 +252,5 @@ def preset(name: str, stage: str) -> StageArguments:
         raise ALLMRecError(
             f"no preset {name!r} of stage {stage!r}; presets: {', '.join(PRESETS)}; stages: {', '.join(STAGES)}"
         )
-    return _PRESETS[name][stage]
+    arguments = _PRESETS[name][stage]
+    return arguments.replaced(**recipe) if recipe and name in ("default", "quick") else arguments

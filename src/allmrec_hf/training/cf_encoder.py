@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..cf_encoder import CFEncoder, CFEncoderConfig, build_cf_encoder, pad_histories
+from ..cf_encoder import CFEncoder, CFEncoderConfig, build_cf_encoder
 from ..data.prepared import PreparedData
 from ..errors import DataError
+from ..histories import pad_histories
 from ..ranking import hit_at_k, ndcg_at_k, target_ranks
 from .arguments import StageArguments
+from .cf_batches import InteractionBatches, SequenceBatches, Split
 from .loop import run_stage
-from .samples import NegativeSampler, bucketed_batches, drawn, validation_targets
+from .samples import drawn, validation_targets
 from .task import Batch, StageTask
 
 VALIDATION_SCORES = 2**20  # scores held at once while validating: few enough for a CPU's cache
@@ -35,10 +36,10 @@ class CFEncoderModule(nn.Module):
 
 
 class CFEncoderTask(StageTask):
-    """Stage 0 for the training loop: predict each item of a sequence from those before it.
+    """Stage 0 for the training loop: predict each item of a sequence from those before it, or a user's items at all.
 
-    Of each user the last `max_history_length + 1` items are read: all but the last are inputs, all but the first are
-    targets. Validation ranks the whole catalogue for each validation item, items the user has seen left out.
+    Which of the two the backbone's `trains_on` says. Validation ranks the whole catalogue for each validation item,
+    items the user has seen left out, and serves every user from the history alone.
 
     Args:
         cf_encoder: What is trained.
@@ -55,7 +56,7 @@ class CFEncoderTask(StageTask):
         cf_encoder: CFEncoder,
         data: PreparedData,
         arguments: StageArguments,
-        split: Literal["train", "train+validation"] = "train",
+        split: Split = "train",
     ) -> None:
         if cf_encoder.num_items != data.num_items:
             raise DataError(
@@ -64,40 +65,23 @@ class CFEncoderTask(StageTask):
             )
         self.module = CFEncoderModule(cf_encoder)
         self.cf_encoder = cf_encoder
-        self.batch_size, self.seed = arguments.batch_size, arguments.seed
-        sequences = data.sequences(split)
-        lengths = np.array([len(sequence) for sequence in sequences], dtype=np.int64)
-        self.items = np.concatenate(sequences)  # all sequences one after the other
-        self.users = np.flatnonzero(lengths > 1)
-        if not len(self.users):
-            raise DataError(f"{data.name}: no user has two interactions in {split}; there is nothing to train on")
-        self.ends = np.cumsum(lengths)[self.users]  # (S,) where in `items` each sequence ends
-        self.lengths = np.minimum(lengths[self.users] - 1, cf_encoder.config.max_history_length)  # (S,) of the inputs
-        self.negatives = NegativeSampler(data) if cf_encoder.config.loss == "bce" else None
+        self.examples: SequenceBatches | InteractionBatches
+        layout = SequenceBatches if cf_encoder.trains_on == "sequences" else InteractionBatches
+        self.examples = layout(cf_encoder, data, split, arguments)
         held_out = drawn(validation_targets(data), arguments.max_validation_users, arguments.seed)
         self.validation = held_out if split == "train" else held_out.take(np.arange(0))
 
     def batches(self, epoch: int) -> Sequence[np.ndarray]:
-        """Return the rows of each batch of an epoch, sequences of similar length together."""
-        return bucketed_batches(self.lengths, self.batch_size, self.seed, epoch)
+        """Return the example numbers of each batch of an epoch."""
+        return self.examples.batches(epoch)
 
     def collate(self, examples: np.ndarray, generator: np.random.Generator) -> Batch:
-        """Return inputs, mask and targets `(B, L)`, and negatives for the loss `bce`."""
-        lengths, width = self.lengths[examples], int(self.lengths[examples].max())
-        real = np.arange(width) >= width - lengths[:, None]  # (B, L)
-        places = self.ends[examples, None] - width + np.arange(width)  # of the targets; the input stands one before
-        targets = np.where(real, self.items[np.maximum(places, 0)], 0)
-        item_ids = np.where(real, self.items[np.maximum(places - 1, 0)], 0)
-        batch = {"item_ids": item_ids, "attention_mask": real, "targets": targets}
-        if self.negatives is not None:
-            users = np.repeat(self.users[examples], lengths)
-            batch["negatives"] = np.zeros_like(targets)
-            batch["negatives"][real] = self.negatives.negatives(users, generator)
-        return {name: torch.from_numpy(values) for name, values in batch.items()}
+        """Return what `CFEncoder.training_loss` reads of some examples."""
+        return self.examples.collate(examples, generator)
 
     def loss_weight(self, batch: Batch) -> float:
         """Return the number of targets."""
-        return float(batch["attention_mask"].sum())
+        return float((batch["targets"] > 0).sum())
 
     @property
     def num_validation_examples(self) -> int:
@@ -107,6 +91,7 @@ class CFEncoderTask(StageTask):
     @torch.no_grad()
     def validate(self, examples: np.ndarray, device: torch.device) -> dict[str, np.ndarray]:
         """Return NDCG@10 and Hit@10 in the whole catalogue for some validation users."""
+        self.cf_encoder.update_tables()
         step = max(1, VALIDATION_SCORES // (self.cf_encoder.num_items + 1))
         starts = range(0, len(examples), step)
         ranks = np.concatenate([self._ranks(examples[start : start + step], device) for start in starts])
@@ -130,7 +115,7 @@ def train_cf_encoder(
     arguments: StageArguments,
     output_dir: str | Path,
     resume: bool = False,
-    split: Literal["train", "train+validation"] = "train",
+    split: Split = "train",
     progress: bool | None = None,
 ) -> CFEncoder:
     """Train a CF backbone and return it with the weights of its best validation, on the CPU in eval mode.
@@ -145,12 +130,16 @@ def train_cf_encoder(
             it has no validation, so it runs for all its epochs and keeps the last weights.
         progress: Show a progress bar; by default only on a terminal.
     """
-    if isinstance(model, CFEncoder):
-        cf_encoder = model
-    else:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(arguments.seed)
-            cf_encoder = build_cf_encoder(model)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(arguments.seed)
+        cf_encoder = model if isinstance(model, CFEncoder) else build_cf_encoder(model)
+        sequences = data.sequences(split)
+        users = np.repeat(np.arange(len(sequences)), [len(sequence) for sequence in sequences])
+        items = np.concatenate(sequences)
+        cf_encoder.start_training(torch.from_numpy(users), torch.from_numpy(items), len(sequences))
     task = CFEncoderTask(cf_encoder, data, arguments, split)
     run_stage(task, arguments, output_dir, resume=resume, progress=progress)
-    return cf_encoder.cpu().eval()
+    cf_encoder = cf_encoder.cpu().eval()
+    cf_encoder.update_tables()
+    cf_encoder.end_training()
+    return cf_encoder

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs, parse_flag_from_env
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, parse_flag_from_env
 from torch import nn
 
 from ..errors import ALLMRecError
@@ -65,3 +65,12 @@ def make_accelerator(arguments: StageArguments, output_dir: Path) -> Accelerator
         settings = {name: str(value) for name, value in arguments.to_dict().items()}
         accelerator.init_trackers("allmrec", config=settings)
     return accelerator
+
+
+def is_plain(accelerator: Accelerator) -> bool:
+    """Tell whether PyTorch's own backward pass and optimizer do: one process, and no gradients to scale.
+
+    Accelerate's versions of these two search the disk for an optional package at every call, which would be a tenth of
+    a small model's training time.
+    """
+    return accelerator.distributed_type == DistributedType.NO and accelerator.scaler is None

@@ -21,7 +21,7 @@ from ..errors import ALLMRecError, CheckpointError
 from . import checkpoint as ckpt
 from .arguments import StageArguments
 from .batches import BatchShares, Share, step_groups
-from .devices import Entry, make_accelerator, place
+from .devices import Entry, is_plain, make_accelerator, place
 from .provenance import write_record
 from .task import StageResult, StageTask, set_training_mode
 
@@ -101,9 +101,10 @@ class _StageRun:
         vectors = [name for name in self.names if parameters[name].ndim <= 1]
         self.names = matrices + vectors  # the order of the optimizer's parameters
         self.parameters = [parameters[name] for name in self.names]
-        self.module, self.optimizer = self.accelerator.prepare(
-            Entry(task.module), self._optimizer([parameters[n] for n in matrices], [parameters[n] for n in vectors])
-        )
+        self.module = self.accelerator.prepare(Entry(task.module))
+        optimizer = self._optimizer([parameters[n] for n in matrices], [parameters[n] for n in vectors])
+        self.plain = is_plain(self.accelerator)
+        self.optimizer = optimizer if self.plain else self.accelerator.prepare(optimizer)
         self.sums: dict[str, Tensor] = {}  # kept on the device, so that no step waits for it
         self.sum_dtype = torch.float32 if self.device.type == "mps" else torch.float64
         self.total_steps = 0
@@ -179,7 +180,7 @@ class _StageRun:
             with nullcontext() if last else self.accelerator.no_sync(self.module):
                 outputs = self.module(send_to_device(batch, self.device, non_blocking=True))
                 share = weight * self.world / total if total else 0.0  # gradients are averaged over the processes
-                self.accelerator.backward(outputs["loss"] * share)
+                self._backward(outputs["loss"] * share)
             loss = loss + outputs["loss"].detach() * share
             self._count(outputs, weight)
         if self.arguments.max_grad_norm is not None:
@@ -191,6 +192,9 @@ class _StageRun:
         if self.state.step % self.arguments.log_every_steps == 0:
             bar.set_postfix(loss=f"{float(loss):.4f}", refresh=False)
             self.accelerator.log({"train/loss": float(loss), "learning_rate": rate}, step=self.state.step)
+
+    def _backward(self, loss: Tensor) -> None:
+        loss.backward() if self.plain else self.accelerator.backward(loss)
 
     def _count(self, outputs: Mapping[str, Any], weight: float) -> None:
         values = {"weight": 1.0, **{name: value for name, value in outputs.items() if _is_scalar(value)}}

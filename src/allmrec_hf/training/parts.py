@@ -123,11 +123,12 @@ def fill_item_table(model: ALLMRecModel, data: PreparedData, text_embeddings: to
     joint = model.aligner.encode_texts(text_embeddings.to(model.device))
     joint[0] = 0
     counts = torch.from_numpy(data.item_counts("train")).to(model.device)
+    counts = counts.masked_fill(~model.cf_encoder.item_embeddings.any(dim=1), 0)  # what an imported backbone lacks
     model.item_table.text_joint_embeddings = joint
     model.item_table.interaction_counts = counts
     cold = (counts == 0).nonzero().flatten()
     cold = cold[cold > 0]
-    model.cf_encoder.item_embeddings[cold] = model.aligner.decode_items(joint[cold])
+    model.cf_encoder.replace_items(cold, model.aligner.decode_items(joint[cold]))
 
 
 def model_card(

@@ -8,9 +8,8 @@ runs/x/           the latest stage's model, processor, card and `run.json`
 
 from __future__ import annotations
 
-import json
 import logging
-from dataclasses import asdict, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,25 +22,31 @@ from ..cf_encoder import CFEncoder, CFEncoderConfig, cf_config_from_dict, cf_enc
 from ..configuration_allmrec import ALLMRecConfig
 from ..data.prepared import PreparedData
 from ..errors import ALLMRecError
-from ..files import folder_written_whole
 from ..hub.card import write_card
 from ..modeling_allmrec import ALLMRecModel
 from ..processing_allmrec import ALLMRecProcessor
 from ..prompt import PromptTemplate
 from .alignment import AlignmentModule, AlignmentTask
 from .arguments import STAGES, StageArguments, preset
+from .backbones import (
+    backbone_type,
+    fit_to_catalog,
+    import_backbone_module,
+    load_trained_backbone,
+    refuse_other_backbone,
+    save_backbone,
+)
 from .cf_encoder import train_cf_encoder
 from .devices import process_state
 from .loop import run_stage
 from .parts import check_llm, fill_item_table, load_llm, load_text_encoder, model_card, text_dim
 from .projection import ProjectionModule, ProjectionTask
 from .provenance import write_record
-from .settings import SETTINGS_OF_STAGE, RunSettings
+from .run_record import RUN_FILE, plain_settings, read_run, refuse_changes
+from .settings import DEFAULT_BACKBONE, SETTINGS_OF_STAGE, RunSettings
 from .warm_start import MatchingModule, WarmStartTask, prepare_projectors, warm_start_arguments
 
 logger = logging.getLogger(__name__)
-
-RUN_FILE = "run.json"
 
 
 def train(
@@ -59,7 +64,8 @@ def train(
         data: Prepared data.
         output_dir: The run folder; it must be empty or new, unless `resume` is set or earlier stages are in it.
         settings: What the run is made of.
-        stages: Of `"cf"`, `"align"`, `"project"`; a later stage alone builds on what the folder holds.
+        stages: Of `"cf"`, `"align"`, `"project"`; a later stage alone builds on what the folder holds, and `"align"`
+            with `settings.cf_checkpoint` on that backbone.
         arguments: The loop's settings by stage; those of the preset where not given.
         preset_name: See `settings.run_settings`.
         resume: Go on where an interrupted run stopped; finished stages are not trained again.
@@ -68,8 +74,7 @@ def train(
         ALLMRecError: when the folder is not empty, an earlier stage is missing, or a part cannot be loaded.
     """
     run = _Run(data, Path(output_dir), settings, preset_name, arguments or {}, resume)
-    run.inherit(stages)
-    run.check_everywhere(stages)
+    stages = run.prepare(stages)
     for stage in STAGES:
         if stage in stages:
             logger.info("stage %s", stage)
@@ -93,40 +98,71 @@ class _Run:
         self.output = output
         self.settings = settings
         self.preset = preset_name
-        self.arguments = {stage: arguments.get(stage) or preset(preset_name, stage) for stage in STAGES}
+        self.given_arguments = arguments
+        self.arguments: dict[str, StageArguments] = {}
         self.resume = resume
         self.writes = process_state().is_main_process  # of several processes, all train and one writes
 
     # -- before anything is trained
 
-    def inherit(self, stages: tuple[str, ...]) -> None:
-        """Take over what the folder says of the stages before the first one to be run."""
+    def prepare(self, stages: tuple[str, ...]) -> tuple[str, ...]:
+        """Return the stages to run; the process that writes checks them, and all raise what it refuses."""
+        refusal: list[ALLMRecError | None] = [None]
+        try:
+            stages = self.inherit(stages)
+            if self.writes:
+                self.check(stages)
+        except ALLMRecError as error:
+            refusal = [error]
+        own = refusal[0]
+        if process_state().num_processes > 1:  # none may wait for another that has given up
+            broadcast_object_list(refusal)
+        if (told := refusal[0] or own) is not None:
+            raise told
+        return stages
+
+    def inherit(self, stages: tuple[str, ...]) -> tuple[str, ...]:
+        """Take over what the folder says of the stages before the first one to be run; return the stages to run."""
         unknown = set(stages) - set(STAGES)
         if unknown or not stages:
             raise ALLMRecError(f"unknown stages {sorted(unknown)}; known are {', '.join(STAGES)}, in this order")
         if self.output.exists() and not self.output.is_dir():
             raise ALLMRecError(f"the output {self.output} is a file; give a folder")
-        before = self._recorded()
-        for stage in STAGES[: min(map(STAGES.index, stages))] if before else ():
+        settings, before = self.settings, read_run(self.output / RUN_FILE)
+        if (
+            settings.cf_checkpoint is not None
+            and "align" in stages
+            and not (self.output / "cf" / "config.json").exists()
+        ):
+            stages = ("cf", *(stage for stage in stages if stage != "cf"))
+        earlier = STAGES[: min(map(STAGES.index, stages))] if before else ()
+        if "cf" in earlier:
+            refuse_other_backbone(self.output, before["settings"], settings.cf, settings.cf_checkpoint)
+        for stage in earlier:
             names = [name for name in SETTINGS_OF_STAGE[stage] if name in before["settings"]]
             self.settings = replace(self.settings, **{name: before["settings"][name] for name in names})
-            self.arguments[stage] = StageArguments.from_dict(before["stages"][stage])
+        if self.settings.cf_module is not None:
+            import_backbone_module(self.settings.cf_module)
+        self.settings = replace(self.settings, cf=self._cf_name(before))
+        recipe = cf_encoder_class(str(self.settings.cf)).training_recipe
+        for stage in STAGES:
+            if stage in earlier:
+                self.arguments[stage] = StageArguments.from_dict(before["stages"][stage])
+            else:
+                chosen = preset(self.preset, stage, recipe if stage == "cf" else None)
+                self.arguments[stage] = self.given_arguments.get(stage) or chosen
+        return stages
 
-    def check_everywhere(self, stages: tuple[str, ...]) -> None:
-        """Check in the process that writes, and raise its refusal in every process: none may wait for the others."""
-        refusal: list[ALLMRecError | None] = [None]
-        if self.writes:
-            try:
-                self.check(stages)
-            except ALLMRecError as error:
-                refusal = [error]
-        if process_state().num_processes > 1:
-            broadcast_object_list(refusal)
-        if refusal[0] is not None:
-            raise refusal[0]
+    def _cf_name(self, before: dict[str, Any]) -> str:
+        name, checkpoint = self.settings.cf, self.settings.cf_checkpoint
+        if checkpoint is None:
+            return name or DEFAULT_BACKBONE
+        if name is None and before.get("settings", {}).get("cf_checkpoint") == checkpoint:
+            return str(before["settings"]["cf"])
+        return name or backbone_type(checkpoint)
 
     def check(self, stages: tuple[str, ...]) -> None:
-        self._cf_config()
+        self._check_backbone(stages)
         first = min(stages, key=STAGES.index)
         needed = {"cf": None, "align": "cf", "project": "align"}[first]
         if needed is not None and not (self.output / needed / "config.json").exists():
@@ -145,9 +181,9 @@ class _Run:
             )
         if "project" in stages and self.settings.llm is None:
             raise ALLMRecError("stage project needs an LLM: --llm ID_OR_PATH, such as facebook/opt-1.3b")
-        before = self._recorded()
+        before = read_run(self.output / RUN_FILE)
         if self.resume and before:
-            self._check_unchanged(before)
+            refuse_changes(self.output / RUN_FILE, before, self._record(), self.arguments)
         elif self.resume and (self.output / "config.json").exists():
             raise ALLMRecError(f"{self.output} has no {RUN_FILE}, so it is no run to go on with; choose another folder")
         again = [stage for stage in stages if (self._stage_directory(stage) / "checkpoints").exists()]
@@ -158,6 +194,24 @@ class _Run:
             )
         self._check_parts(stages)
         write_record(self.output / RUN_FILE, self._record())
+
+    def _check_backbone(self, stages: tuple[str, ...]) -> None:
+        """Refuse options that the backbone does not have, and a trained one that does not fit the data."""
+        if self.settings.cf_checkpoint is None:
+            self._cf_config()
+        elif self.settings.cf_options:
+            raise ALLMRecError(
+                f"the backbone in {self.settings.cf_checkpoint} has its own config; leave out "
+                f"{sorted(self.settings.cf_options)} (--cf-option), which only a backbone trained here takes"
+            )
+        elif "cf" in stages and not self._finished("cf"):
+            self._backbone_from_elsewhere()
+
+    def _backbone_from_elsewhere(self) -> CFEncoder:
+        name = str(self.settings.cf_checkpoint)
+        cf_encoder, catalog = load_trained_backbone(name, self.settings.cf)
+        missing_items = self.settings.missing_items
+        return fit_to_catalog(cf_encoder, catalog.item_ids, self.data.catalog, missing_items, name).cf_encoder
 
     def _check_parts(self, stages: tuple[str, ...]) -> None:
         """Refuse what a later stage would fail on, before hours are spent on an earlier one."""
@@ -175,7 +229,7 @@ class _Run:
             )
 
     def _cf_config(self) -> CFEncoderConfig:
-        config_class = cf_encoder_class(self.settings.cf).config_class
+        config_class = cf_encoder_class(str(self.settings.cf)).config_class
         options = self.settings.cf_options or {}
         known = {field.name for field in fields(config_class)}  # type: ignore[arg-type]
         unknown = sorted(set(options) - (known - {"num_items"}))
@@ -185,41 +239,13 @@ class _Run:
         values = {"model_type": config_class.model_type, "num_items": self.data.num_items, **options}
         return cf_config_from_dict(values)
 
-    def _recorded(self) -> dict[str, Any]:
-        """Return what `run.json` holds; nothing where there is none."""
-        path = self.output / RUN_FILE
-        if not path.exists():
-            return {}
-        try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-            kept = {key: dict(record[key]) for key in ("data", "settings", "stages")}
-            return kept | {"stages": {stage: dict(kept["stages"][stage]) for stage in STAGES}}
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ALLMRecError(f"{path} is damaged ({error}); choose another output folder") from error
-
     def _record(self) -> dict[str, Any]:
         return {
             "data": {"name": self.data.name, "counts": self.data.info.get("counts", {})},
             "preset": self.preset,
-            "settings": json.loads(json.dumps(asdict(self.settings), default=str)),
+            "settings": plain_settings(self.settings),
             "stages": {stage: arguments.to_dict() for stage, arguments in self.arguments.items()},
         }
-
-    def _check_unchanged(self, before: dict[str, Any]) -> None:
-        now = self._record()
-        changed = [
-            f"{name} {before[key].get(name)!r} -> {now[key].get(name)!r}"
-            for key in ("data", "settings")
-            for name in sorted({*before[key], *now[key]})
-            if before[key].get(name) != now[key].get(name)
-        ]
-        for stage, arguments in self.arguments.items():
-            changed += [f"{change} (stage {stage})" for change in arguments.changes_since(before["stages"][stage])]
-        if changed:
-            raise ALLMRecError(
-                f"--resume goes on with the same settings, but these differ from {self.output / RUN_FILE}: "
-                f"{'; '.join(changed[:5])}; give the old ones, or train into another folder"
-            )
 
     def _finished(self, stage: str) -> bool:
         """Tell whether a resumed run has this stage behind it; `config.json` is a stage's last file to be written."""
@@ -234,19 +260,31 @@ class _Run:
     def stage_cf(self) -> None:
         if self._finished("cf"):
             return
-        arguments = self.arguments["cf"]
-        cf_encoder = train_cf_encoder(self.data, self._cf_config(), arguments, self._stage_directory("cf"), self.resume)
+        if self.settings.cf_checkpoint is not None:
+            cf_encoder = self._backbone_from_elsewhere()
+        else:
+            self._tell_recipe()
+            cf_encoder = train_cf_encoder(
+                self.data, self._cf_config(), self.arguments["cf"], self._stage_directory("cf"), self.resume
+            )
         if self.writes:
             for directory in (self.output, self.output / "cf"):  # the stage's own folder last: it says "finished"
-                with folder_written_whole(directory) as folder:
-                    cf_encoder.save_pretrained(str(folder))
-                    self.data.catalog.save(folder)
+                save_backbone(cf_encoder, self.data.catalog, directory)
                 if directory == self.output:
                     self._write_card(cf_encoder, None)
         process_state().wait_for_everyone()
 
+    def _tell_recipe(self) -> None:
+        recipe = cf_encoder_class(str(self.settings.cf)).training_recipe
+        own, plain = self.arguments["cf"], preset(self.preset, "cf")
+        taken = [
+            f"{name} {value}" for name, value in recipe.items() if getattr(plain, name) != getattr(own, name) == value
+        ]
+        if taken:
+            logger.info("stage cf takes what suits %s: %s", self.settings.cf, ", ".join(taken))
+
     def _load_cf(self) -> CFEncoder:
-        cf_encoder = cf_encoder_class(self.settings.cf).from_pretrained(str(self.output / "cf")).eval()
+        cf_encoder = cf_encoder_class(str(self.settings.cf)).from_pretrained(str(self.output / "cf")).eval()
         cf_encoder.config._name_or_path = ""  # a checkpoint that contains it names no folder of this machine
         return cf_encoder
 
@@ -351,6 +389,9 @@ class _Run:
 
     def _write_card(self, cf_encoder: CFEncoder, model: ALLMRecModel | None) -> None:
         card = model_card(cf_encoder, model, self.data, self.arguments)
+        if self.settings.cf_checkpoint is not None:  # no loop of this run trained it
+            card.training["cf"] = {"trained backbone": _origin(self.settings.cf_checkpoint, included=True)}
+            card.seeds.pop("cf", None)
         write_card(card, self.output)
 
 

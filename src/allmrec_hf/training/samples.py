@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -12,6 +13,9 @@ from ..data.prepared import PreparedData
 from ..errors import DataError
 
 REJECTION_ROUNDS = 200
+EXACT_CELLS = 2**26  # pairs of users and items up to which each has a byte that says whether it was touched
+FILTER_SLOTS = 8  # else: bytes for each interaction; with them one pair in eight that was not touched needs a search
+GOLDEN_RATIO = np.uint64(0x9E3779B97F4A7C15)  # 2^64 over the golden ratio spreads neighbouring keys
 BUCKET_BATCHES = 50  # batches that are sorted by length together
 
 
@@ -62,27 +66,47 @@ def drawn(samples: Samples, count: int | None, seed: int) -> Samples:
 
 
 class NegativeSampler:
-    """Draws items that a user touched neither in the training nor in the validation part.
+    """Draws items that a user did not touch in the known part of the data.
 
-    Only items that somebody touched in these parts are drawn: an item that is first seen at test time does not exist
-    yet, and one that were only ever a negative would be learnt as such. Which item a user's test target is, training
-    does not know.
+    Only items that somebody touched there are drawn: any other does not exist yet, and one that were only ever a
+    negative would be learnt as such. What comes after the known part, training does not know: an item that were
+    spared because it is a user's target would give that away.
 
     Args:
         data: Prepared data.
+        split: The known part, `"train"` or `"train+validation"`.
     """
 
-    def __init__(self, data: PreparedData) -> None:
-        sequences = data.sequences("train+validation")
+    def __init__(self, data: PreparedData, split: Literal["train", "train+validation"] = "train+validation") -> None:
+        sequences = data.sequences(split)
         users = np.repeat(np.arange(len(sequences)), [len(sequence) for sequence in sequences])
         items = np.concatenate(sequences)
         self._known = np.unique(np.append(items, 0))  # catalogue index of each place, place 0 is padding
-        self._touched = Touched(users, self._places(items), len(self._known) - 1)
+        places = self._places(items)
+        self._touched = Touched(users, places, len(self._known) - 1)
+        cells, bits = len(sequences) * len(self._known), max(1, (FILTER_SLOTS * len(items) - 1).bit_length())
+        self._shift = None if cells <= EXACT_CELLS else np.uint64(64 - bits)  # None: each pair has a slot of its own
+        self._filter = np.zeros(cells if self._shift is None else 2**bits, dtype=np.bool_)  # True where touched
+        self._filter[self._slots(users, places)] = True
         self._groups = title_groups(data.catalog.frame["title"])[self._known]
         self._user_ids = data.user_ids
 
     def _places(self, items: np.ndarray) -> np.ndarray:
         return np.searchsorted(self._known, items)
+
+    def _slots(self, users: np.ndarray, places: np.ndarray) -> np.ndarray:
+        keys = users * len(self._known) + places
+        if self._shift is None:
+            return keys
+        return (keys.astype(np.uint64) * GOLDEN_RATIO) >> self._shift  # multiplicative hashing, modulo 2^64
+
+    def _has_touched(self, users: np.ndarray, places: np.ndarray) -> np.ndarray:
+        """Tell for each pair whether the user touched the item; an empty slot answers it without a search."""
+        touched = self._filter[self._slots(users, places)]
+        if self._shift is not None:
+            rows = np.flatnonzero(touched)
+            touched[rows] = self._touched.contains(users[rows], places[rows, None])[:, 0]
+        return touched
 
     def candidates(self, samples: Samples, num_candidates: int, generator: np.random.Generator) -> np.ndarray:
         """Return `(S, C)` the target and C - 1 negatives of each sample, shuffled, no title twice."""
@@ -104,13 +128,16 @@ class NegativeSampler:
         Raises:
             DataError: when a user touched (nearly) every item.
         """
-        places = np.zeros(len(users), dtype=np.int64)
-        open_rows = np.arange(len(users))
+        places = generator.integers(1, len(self._known), len(users))
+        open_rows = np.flatnonzero(self._has_touched(users, places))
         for _ in range(REJECTION_ROUNDS):
-            places[open_rows] = generator.integers(1, len(self._known), len(open_rows))
-            open_rows = open_rows[self._touched.contains(users[open_rows], places[open_rows, None])[:, 0]]
             if not len(open_rows):
-                return self._known[places]
+                break
+            redrawn = generator.integers(1, len(self._known), len(open_rows))
+            places[open_rows] = redrawn
+            open_rows = open_rows[self._has_touched(users[open_rows], redrawn)]
+        if not len(open_rows):
+            return self._known[places]
         user = self._user_ids[int(users[open_rows[0]])]
         raise DataError(
             f"user {user!r} touched nearly all of the {len(self._known) - 1} items that anybody touched; there is no "

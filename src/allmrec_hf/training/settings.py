@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from ..cf_encoder import MODEL_TYPE_PREFIX
 from ..errors import ALLMRecError
 from .arguments import PRESETS
 
+DEFAULT_BACKBONE = "sasrec"
 DEFAULT_TEXT_ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
 # Settings that a stage leaves in the folder; a later stage run alone takes them over from `run.json`.
 SETTINGS_OF_STAGE = {
-    "cf": ("cf", "cf_options"),
+    "cf": ("cf", "cf_options", "cf_checkpoint", "cf_module", "missing_items"),
     "align": (
         "text_encoder",
         "fine_tune_text_encoder",
@@ -29,8 +31,12 @@ class RunSettings:
     """What a run is made of; what a stage's loop needs is in `StageArguments`.
 
     Attributes:
-        cf: Name of the CF backbone.
+        cf: Name of the CF backbone; that of `cf_checkpoint`, or `sasrec`, where not given.
         cf_options: Fields of its config, such as `hidden_size`; the data give `num_items`.
+        cf_checkpoint: Folder or Hub id of a trained backbone to be used in place of training one; its items are matched
+            by id to those of the data.
+        missing_items: What happens where it lacks items of the data: `"refuse"`, or `"zeros"` to take them as cold.
+        cf_module: A Python module that registers a backbone of one's own; it is imported first, which runs its code.
         llm: Id or path of the frozen LLM.
         llm_revision: Its revision on the Hub.
         llm_options: Passed to `AutoModelForCausalLM.from_pretrained`: dtype, device_map, quantization_config, ...
@@ -54,8 +60,11 @@ class RunSettings:
         checkpoint_activations: Trade time for memory in stage 2.
     """
 
-    cf: str = "sasrec"
+    cf: str | None = None
     cf_options: dict[str, Any] | None = None
+    cf_checkpoint: str | None = None
+    missing_items: Literal["refuse", "zeros"] = "refuse"
+    cf_module: str | None = None
     llm: str | None = None
     llm_revision: str | None = None
     llm_options: dict[str, Any] | None = None
@@ -79,16 +88,19 @@ class RunSettings:
     checkpoint_activations: bool = False
 
 
-def run_settings(preset_name: str) -> RunSettings:
-    """Return the settings of a preset.
+def run_settings(preset_name: str, cf: str | None = None) -> RunSettings:
+    """Return the settings of a preset for a CF backbone, the default one where not given.
 
     `"default"` is the strongest recipe we know, `"paper"` the published one (arXiv 2404.11343), `"quick"` a few
-    minutes on two cores whatever the data, `"demo"` the default on the invented world.
+    minutes on two cores whatever the data, `"demo"` the default on the invented world. Of the backbones the paper
+    describes its SASRec alone; another one takes over the width of its vectors and no more.
     """
     if preset_name == "paper":
-        options = {"hidden_size": 50, "dropout": 0.5, "loss": "bce", "attend_padding": True}
-        return RunSettings(cf_options=options, targets="train", item_embedding="cf")
-    beyond = RunSettings(cross_reconstruction=1.0, warm_start_steps=600)
+        options: dict[str, Any] = {"hidden_size": 50}
+        if cf is None or cf.removeprefix(MODEL_TYPE_PREFIX) == DEFAULT_BACKBONE:
+            options |= {"dropout": 0.5, "loss": "bce", "attend_padding": True}
+        return RunSettings(cf=cf, cf_options=options, targets="train", item_embedding="cf")
+    beyond = RunSettings(cf=cf, cross_reconstruction=1.0, warm_start_steps=600)
     if preset_name == "default":
         return beyond
     if preset_name == "demo":

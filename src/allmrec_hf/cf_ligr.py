@@ -1,0 +1,207 @@
+"""LiGR: a transformer whose residual branches have learned gates (Borisyuk et al., arXiv 2502.03417).
+
+As a sequential recommender: eSASRec (Tikhonovich et al., RecSys 2025, arXiv 2508.06450).
+"""
+
+import math
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from huggingface_hub.dataclasses import strict
+from torch import Tensor, nn
+from transformers.utils import logging
+
+from .cf_encoder import CFEncoder, CFEncoderConfig, register_cf_encoder
+from .errors import ALLMRecError
+
+logger = logging.get_logger(__name__)
+
+
+@strict
+class LiGRConfig(CFEncoderConfig):
+    """Describe a LiGR backbone, `model_type` "allmrec-ligr".
+
+    Nearest to eSASRec as published are `loss="sampled_softmax"`, `num_negatives=256` and `feed_forward_multiplier=4`.
+
+    Args:
+        num_layers: Number of blocks.
+        num_heads: Number of attention heads; divides `hidden_size`.
+        feed_forward_multiplier: Width of the feed-forward layers' inside, in multiples of `hidden_size`.
+        dropout: Dropout of embeddings, attention weights, the feed-forward layers' inside and both residual branches.
+        layer_norm_eps: Epsilon of every LayerNorm.
+
+    Example:
+        >>> LiGRConfig(num_items=100, hidden_size=32).num_layers
+        2
+    """
+
+    model_type: ClassVar[str] = "allmrec-ligr"
+
+    # Differs from arXiv 2508.06450: the default loss is the cross entropy over the whole catalogue, which the paper's
+    # sampled softmax stands in for; and the feed-forward layers are half as wide as in most of its settings.
+    num_layers: int = 2
+    num_heads: int = 2
+    feed_forward_multiplier: int = 2
+    dropout: float | int = 0.2
+    layer_norm_eps: float | int = 1e-5
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        heads = self.num_heads
+        if isinstance(heads, int) and isinstance(self.hidden_size, int) and (heads < 1 or self.hidden_size % heads):
+            raise ALLMRecError(f"num_heads must divide hidden_size {self.hidden_size} (d_cf), got {heads}")
+        for name in ("num_layers", "feed_forward_multiplier"):
+            if isinstance(getattr(self, name), int) and getattr(self, name) < 1:
+                raise ALLMRecError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if isinstance(self.dropout, (int, float)) and not 0 <= self.dropout < 1:
+            raise ALLMRecError(f"dropout must be a share of 0 or more and below 1, got {self.dropout}")
+        if isinstance(self.layer_norm_eps, (int, float)) and not self.layer_norm_eps > 0:
+            raise ALLMRecError(f"layer_norm_eps must be above 0, got {self.layer_norm_eps}")
+        super().__post_init__(**kwargs)
+
+
+class LiGRAttention(nn.Module):
+    """Attend from some positions to all positions before them, several heads side by side."""
+
+    def __init__(self, config: LiGRConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.query = nn.Linear(config.hidden_size, config.hidden_size)
+        # A bias of the keys would add the same to all logits of a query, which the softmax takes away again.
+        self.key = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        self.value = nn.Linear(config.hidden_size, config.hidden_size)
+        self.output = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, queries: Tensor, states: Tensor, mask: Tensor) -> Tensor:
+        """Return `(B, K, d_cf)` for queries `(B, K, d_cf)`, states `(B, L, d_cf)`, additive mask `(B, 1, K, L)`."""
+        batch, length, width = queries.shape
+        query, key, value = (
+            projected.view(batch, -1, self.config.num_heads, width // self.config.num_heads).transpose(1, 2)
+            for projected in (self.query(queries), self.key(states), self.value(states))
+        )  # (B, heads, K or L, d_head)
+        dropout = float(self.config.dropout) if self.training else 0.0
+        if self.config._attn_implementation == "eager":
+            weights = (query @ key.transpose(2, 3) / math.sqrt(query.shape[-1]) + mask).softmax(dim=-1)
+            attended = F.dropout(weights, dropout, self.training) @ value
+        else:
+            attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
+        return self.output(attended.transpose(1, 2).reshape(batch, length, width))
+
+
+class LiGRFeedForward(nn.Module):
+    """Apply a SwiGLU feed-forward layer without biases, dropout inside (Shazeer, arXiv 2002.05202)."""
+
+    def __init__(self, config: LiGRConfig) -> None:
+        super().__init__()
+        inside = config.hidden_size * config.feed_forward_multiplier
+        self.gate = nn.Linear(config.hidden_size, inside, bias=False)
+        self.inner = nn.Linear(config.hidden_size, inside, bias=False)
+        self.outer = nn.Linear(inside, config.hidden_size, bias=False)
+        self.dropout = nn.Dropout(float(config.dropout))
+
+    def forward(self, states: Tensor) -> Tensor:
+        """Return `(..., d_cf)` for states `(..., d_cf)`."""
+        return self.outer(self.dropout(F.silu(self.gate(states)) * self.inner(states)))
+
+
+class LiGRLayer(nn.Module):
+    """Add attention and a feed-forward layer to the states, each gated: `X + F(LayerNorm(X)) * sigmoid(X W + b)`."""
+
+    def __init__(self, config: LiGRConfig) -> None:
+        super().__init__()
+        width, eps = config.hidden_size, float(config.layer_norm_eps)
+        self.attention_norm = nn.LayerNorm(width, eps=eps)
+        self.attention = LiGRAttention(config)
+        self.attention_gate = nn.Linear(width, width)
+        self.feed_forward_norm = nn.LayerNorm(width, eps=eps)
+        self.feed_forward = LiGRFeedForward(config)
+        self.feed_forward_gate = nn.Linear(width, width)
+        self.dropout = nn.Dropout(float(config.dropout))
+
+    def forward(self, states: Tensor, mask: Tensor, count: int) -> Tensor:
+        """Return the next states of the last `count` positions, `(B, count, d_cf)`.
+
+        Args:
+            states: `(B, L, d_cf)` the states of all positions.
+            mask: `(B, 1, L, L)` what is added to attention logits.
+            count: K, the positions wanted.
+        """
+        own = states[:, -count:]
+        normalised = self.attention_norm(states)
+        attended = self.attention(normalised[:, -count:], normalised, mask[:, :, -count:])
+        own = own + self.dropout(attended) * self.attention_gate(own).sigmoid()
+        fed = self.feed_forward(self.feed_forward_norm(own))
+        return own + self.dropout(fed) * self.feed_forward_gate(own).sigmoid()
+
+
+class LiGRModel(CFEncoder):
+    """Read a history with gated causal self-attention; the state after its last item is the user representation.
+
+    A history longer than `config.max_history_length` is cut to its most recent items, which a warning says once.
+    An empty history has the user representation zeros, which scores every item 0.
+
+    Example:
+        >>> model = LiGRModel(LiGRConfig(num_items=100, hidden_size=32)).eval()
+        >>> users = model.encode_users(torch.tensor([[0, 5, 9], [3, 4, 8]]))
+        >>> users.shape, model.score(users).shape
+        (torch.Size([2, 32]), torch.Size([2, 101]))
+    """
+
+    config_class = LiGRConfig
+    config: LiGRConfig
+    _supports_sdpa = True
+    _no_split_modules = ["LiGRLayer"]
+
+    def __init__(self, config: LiGRConfig) -> None:
+        super().__init__(config)
+        self.item_embedding = nn.Embedding(config.num_items + 1, config.hidden_size, padding_idx=0)
+        self.position_embedding = nn.Embedding(config.max_history_length, config.hidden_size)
+        self.dropout = nn.Dropout(float(config.dropout))
+        self.layers = nn.ModuleList([LiGRLayer(config) for _ in range(config.num_layers)])
+        self.final_norm = nn.LayerNorm(config.hidden_size, eps=float(config.layer_norm_eps))
+        self.post_init()
+
+    def sequence_states(self, item_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Return `(B, L, d_cf)`, the state after each item; the contract is `CFEncoder.sequence_states`."""
+        length = item_ids.shape[1]
+        states = self._last_states(item_ids, attention_mask, min(length, self.config.max_history_length))
+        return F.pad(states, (0, 0, length - states.shape[1], 0))
+
+    def encode_users(self, item_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Return `(B, d_cf)`, as `CFEncoder.encode_users`; the last block works on the last position only."""
+        return self._last_states(item_ids, attention_mask, 1)[:, 0]
+
+    def _last_states(self, item_ids: Tensor, attention_mask: Tensor | None, count: int) -> Tensor:
+        """Return the states of the last `count` positions, `(B, count, d_cf)`."""
+        real = item_ids != 0 if attention_mask is None else attention_mask.bool()
+        length, limit = item_ids.shape[1], self.config.max_history_length
+        if length > limit:
+            logger.warning_once(
+                f"histories of up to {length} items are cut to the {limit} most recent ones (max_history_length)"
+            )
+            item_ids, real = item_ids[:, -limit:], real[:, -limit:]
+        mask = _attention_bias(real, self.item_embedding.weight.dtype)
+        states = self._embedded(item_ids)
+        for layer in self.layers[:-1]:
+            states = layer(states, mask, states.shape[1])
+        states = self.final_norm(self.layers[-1](states, mask, count))
+        return states * real[:, -count:].unsqueeze(-1).to(states.dtype)
+
+    def _embedded(self, item_ids: Tensor) -> Tensor:
+        """Return what the first block reads, `(B, L, d_cf)`; the last item has the last position whatever L."""
+        positions = self.position_embedding.weight[self.config.max_history_length - item_ids.shape[1] :]
+        return self.dropout(self.item_embedding(item_ids) * math.sqrt(self.config.hidden_size) + positions)
+
+
+def _attention_bias(real: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return what is added to attention logits, `(B, 1, L, L)`: 0 where a key may be seen, else `-inf`.
+
+    Padding positions see themselves, so that no row is empty; no real position sees them.
+    """
+    length = real.shape[1]
+    causal = torch.ones(length, length, dtype=torch.bool, device=real.device).tril()
+    seen = causal & (real.unsqueeze(1) | torch.eye(length, dtype=torch.bool, device=real.device))  # (B, L, L)
+    return torch.zeros(seen.shape, dtype=dtype, device=real.device).masked_fill(~seen, float("-inf")).unsqueeze(1)
+
+
+register_cf_encoder(LiGRConfig, LiGRModel)
