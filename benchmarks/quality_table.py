@@ -12,6 +12,7 @@ METRICS = ("ndcg@10", "hit@10", "mrr")
 HEADINGS = ("library", "NDCG@10", "Hit@10", "MRR", "epochs (best)", "CPU seconds", "stopped by")
 NAMES = {
     "sasrec": "SASRec",
+    "ligr": "LiGR",
     "gru4rec": "GRU4Rec",
     "nextitnet": "NextItNet",
     "ncf": "NCF / NeuMF",

@@ -3,11 +3,13 @@ import math
 import pytest
 import torch
 
+from allmrec_hf.catalog import ItemCatalog
 from allmrec_hf.cf_bprmf import BPRMFConfig, BPRMFModel
 from allmrec_hf.cf_lightgcn import LightGCNConfig, LightGCNModel
 from allmrec_hf.cf_ncf import NCFConfig, NCFModel
 from allmrec_hf.errors import ALLMRecError, DataError
 from allmrec_hf.histories import pad_histories
+from allmrec_hf.training.backbones import fit_to_catalog
 
 BACKBONES = [(BPRMFConfig, BPRMFModel), (NCFConfig, NCFModel), (LightGCNConfig, LightGCNModel)]
 HISTORIES = [[5, 9, 2, 7], [3], [], [1, 2, 3, 4, 5, 6, 7, 8, 9, 10], [4, 11]]
@@ -206,6 +208,27 @@ def test_replaced_items_change_the_users_that_hold_them(model):
     torch.testing.assert_close(model.item_embeddings[12], vector)
     assert (model.encode_users(held) - before[0]).abs().max() > 1e-3
     torch.testing.assert_close(model.encode_users(other), before[1])  # nobody touched item 12: it contrasts with nobody
+
+
+def test_another_order_of_the_catalogue_moves_no_user(model):
+    model.end_training()
+    ids = [f"i{index}" for index in range(1, 13)]
+    order = [12, 3, 7, 1, 10, 5, 2, 11, 4, 9, 6, 8]
+    catalog = ItemCatalog.from_records([{"item_id": f"i{index}"} for index in order])
+    fitted = fit_to_catalog(model, ids, catalog).cf_encoder
+    moved = [[order.index(index) + 1 for index in history] for history in HISTORIES]
+    users, others = model.encode_users(*pad_histories(HISTORIES, 10)), fitted.encode_users(*pad_histories(moved, 10))
+    torch.testing.assert_close(others, users, **CLOSE)
+
+
+@pytest.mark.parametrize("kept", [[11, 2, 5], [12]])
+def test_a_smaller_catalogue_contrasts_users_with_what_is_left(model, kept):
+    model.end_training()
+    catalog = ItemCatalog.from_records([{"item_id": f"i{index}"} for index in [*kept, 99]])
+    fitted = fit_to_catalog(model, [f"i{index}" for index in range(1, 13)], catalog, "zeros").cf_encoder
+    contrast = fitted.contrast_items[fitted.contrast_items > 0]
+    assert sorted(contrast.tolist()) == list(range(1, len(kept) + 1))  # item 12 was in no contrast; it is all there is
+    assert fitted.encode_users(torch.tensor([[0, 1]])).isfinite().all()
 
 
 def test_gradients_reach_the_vectors_of_the_batch(model):

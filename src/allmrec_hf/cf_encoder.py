@@ -7,7 +7,6 @@ every user's most recent item; `attention_mask` is True at real items.
 import importlib
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
@@ -15,7 +14,6 @@ from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
-from transformers.utils import ModelOutput
 
 from .cf_losses import (
     binary_cross_entropy,
@@ -25,7 +23,9 @@ from .cf_losses import (
     sampled_cross_entropy,
     summed_over_positions,
 )
+from .checkpoint_code import refuse_other_weights
 from .errors import ALLMRecError, CheckpointError, DataError
+from .outputs import CFEncoderOutput
 from .retrieval import FaissIndex, build_index, exact_top_items, require_dot_product
 
 MODEL_TYPE_PREFIX = "allmrec-"
@@ -87,21 +87,6 @@ class CFEncoderConfig(PreTrainedConfig):
         """Do nothing: a saved backbone names this package in its files, so its source is not copied beside it."""
 
 
-@dataclass
-class CFEncoderOutput(ModelOutput):
-    """Hold what a CF backbone computes.
-
-    Args:
-        loss: Scalar training loss, only where targets were given.
-        user_representation: `(B, d_cf)`, the state after the last item of each history.
-        states: `(B, L, d_cf)`, the state after each item, zeros at padding.
-    """
-
-    loss: Tensor | None = None
-    user_representation: Tensor | None = None
-    states: Tensor | None = None
-
-
 class CFEncoder(PreTrainedModel):
     """Turn a history into a user representation that scores items by dot product.
 
@@ -129,7 +114,15 @@ class CFEncoder(PreTrainedModel):
 
     @classmethod
     def register_for_auto_class(cls, auto_class: Any = "AutoModel") -> None:
-        """Do nothing, for the reason given at the config."""
+        """Do nothing, as the config."""
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
+        """Load a backbone; weights that are not those of its config are refused, not left at random values."""
+        kwargs["ignore_mismatched_sizes"] = True  # refused below, with the others
+        loaded: Any = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        refuse_other_weights(str(args[0] if args else kwargs.get("pretrained_model_name_or_path")), loaded[1])
+        return loaded if output_loading_info else loaded[0]
 
     @property
     def item_embeddings(self) -> Tensor:
@@ -328,6 +321,14 @@ class CFEncoder(PreTrainedModel):
         self.config.num_items = self.num_items
         self._drop_index()
 
+    @torch.no_grad()
+    def renumber_items(self, rows: Tensor) -> None:
+        """Rewrite catalogue indices that a buffer holds, after the tables took another order.
+
+        Args:
+            rows: `(N,)` the old index of each item 1..N, 0 where it is new.
+        """
+
     def _drop_index(self) -> None:
         if self._index is not None:
             logger.warning("the items have changed: retrieval is exact until build_index is called again")
@@ -365,7 +366,10 @@ def cf_encoder_class(model_type: str) -> type[CFEncoder]:
         if name in _REGISTRY:
             return _REGISTRY[name]
     known = ", ".join(name.removeprefix(MODEL_TYPE_PREFIX) for name in cf_encoder_types())
-    raise ALLMRecError(f"unknown CF backbone {model_type!r}; known ones: {known}; register_cf_encoder adds your own")
+    raise ALLMRecError(
+        f"unknown CF backbone {model_type!r}; known ones: {known}; register_cf_encoder adds your own, on "
+        "the command line --cf-module imports the module that does"
+    )
 
 
 def cf_config_from_dict(config: "Mapping[str, Any] | PreTrainedConfig") -> CFEncoderConfig:

@@ -45,7 +45,7 @@ class LightGCNConfig(ContrastingUserConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         if isinstance(self.num_layers, int) and self.num_layers < 1:
-            raise ALLMRecError(f"num_layers must be at least 1, got {self.num_layers}; without one it is cf_bprmf")
+            raise ALLMRecError(f"num_layers must be at least 1, got {self.num_layers}; without one it is bprmf")
         super().__post_init__(**kwargs)
 
 

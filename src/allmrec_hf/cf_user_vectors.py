@@ -248,6 +248,20 @@ class ContrastingUserEncoder(UserVectorEncoder):
         super().start_training(users, items, num_users)
         self._set_contrast(items.unique())
 
+    @torch.no_grad()
+    def renumber_items(self, rows: Tensor) -> None:
+        """Keep the contrast where its items went, see `CFEncoder.renumber_items`; of those dropped it loses them.
+
+        Where all of them are dropped, it is spread over the items that are left.
+        """
+        rows = rows.to(self.contrast_items.device)
+        new = rows.new_zeros(max(int(rows.max()), int(self.contrast_items.max())) + 1)
+        new[rows] = torch.arange(1, len(rows) + 1, device=rows.device)
+        new[0] = 0
+        kept = new[self.contrast_items]
+        kept = kept[kept > 0]
+        self._set_contrast(kept if len(kept) else rows.nonzero().flatten() + 1)
+
     def fold_in_values(self, length: int) -> int:
         """Return how many numbers `fold_in` holds for one history of a length."""
         width = self.config.hidden_size

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import unicodedata
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
@@ -138,6 +138,26 @@ def name_processor_class(directory: Path) -> None:
     """Name the entry module in `processor_config.json`: transformers looks nowhere else for a processor's class."""
     auto_map = {"AutoProcessor": _AUTO_MAP["AutoProcessor"]}
     _update_json(directory / "processor_config.json", {"auto_map": auto_map})
+
+
+# -- weights
+
+
+def refuse_other_weights(path: str, info: Mapping[str, Any]) -> None:
+    """Refuse weights that are not those of the config beside them, which transformers would leave at random values.
+
+    Args:
+        path: Where they come from.
+        info: The loading info of `from_pretrained`.
+
+    Raises:
+        CheckpointError: when tensors are missing, unexpected or of another shape.
+    """
+    kinds = ("missing_keys", "unexpected_keys", "mismatched_keys")
+    wrong = {kind: sorted(map(str, info[kind])) for kind in kinds if info[kind]}
+    if wrong:
+        counts = "; ".join(f"{len(keys)} {kind.replace('_', ' ')}, first {keys[:3]}" for kind, keys in wrong.items())
+        raise CheckpointError(f"the weights of {path} are not those of its config.json: {counts}")
 
 
 # -- what an earlier checkpoint left in the folder

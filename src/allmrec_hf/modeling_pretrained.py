@@ -23,6 +23,7 @@ from .checkpoint_code import (
     generated_card,
     leftovers,
     push_saved,
+    refuse_other_weights,
     remove_leftovers,
     replaced_on_the_hub,
     write_checkpoint_code,
@@ -265,16 +266,7 @@ class ALLMRecPreTrainedModel(PreTrainedModel):
         except RuntimeError as error:
             raise CheckpointError(f"the weights of {path} do not fit its config.json: {error}") from error
         model, info = loaded
-        wrong = {
-            name: sorted(map(str, info[name]))
-            for name in ("missing_keys", "unexpected_keys", "mismatched_keys")
-            if info[name]
-        }
-        if wrong:
-            counts = "; ".join(
-                f"{len(keys)} {name.replace('_', ' ')}, first {keys[:3]}" for name, keys in wrong.items()
-            )
-            raise CheckpointError(f"the weights of {path} are not those of its config.json: {counts}")
+        refuse_other_weights(path, info)
         if getattr(model.config, "_commit_hash", None):
             revision = {"revision": model.config._commit_hash}  # all files of one state of the repository
         model._source = (path, {key: value for key, value in {**hub, **revision}.items() if key != "force_download"})

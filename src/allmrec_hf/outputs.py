@@ -56,3 +56,18 @@ class RetrievalOutput:
 
     item_indices: torch.Tensor
     scores: torch.Tensor
+
+
+@dataclass
+class CFEncoderOutput(ModelOutput):
+    """Hold what a CF backbone computes.
+
+    Args:
+        loss: Scalar training loss, only where targets were given.
+        user_representation: `(B, d_cf)`, the state after the last item of each history.
+        states: `(B, L, d_cf)`, the state after each item, zeros at padding.
+    """
+
+    loss: torch.Tensor | None = None
+    user_representation: torch.Tensor | None = None
+    states: torch.Tensor | None = None

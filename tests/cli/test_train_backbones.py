@@ -148,13 +148,16 @@ def test_a_backbone_under_the_config_of_another_is_refused(small_parts, backbone
     mixed = Path(shutil.copytree(backbone, tmp_path / "mixed"))
     RecBoleSASRecConfig(num_items=120, hidden_size=16).save_pretrained(mixed)
     told = refused(*stage(small_parts, tmp_path / "run", "--cf-checkpoint", mixed))
-    assert re.search(
-        r"are not those of its config, a recbole-sasrec backbone: \d+ tensors are missing .* 6 have another shape", told
-    ), told
+    wrong = r"mixed are not those of its config.json: \d+ missing keys, first .*; 6 mismatched keys"
+    assert re.search(wrong, told), told
+    evaluation = ("evaluate", "--model", mixed, "--data", small_parts / "data")
+    assert re.search(wrong, refused(*evaluation))
     config = json.loads((mixed / "config.json").read_text())
     (mixed / "config.json").write_text(json.dumps({**config, "model_type": "unheard"}))
     told = refused(*stage(small_parts, tmp_path / "run", "--cf-checkpoint", mixed))
     assert re.search("the model_type 'unheard', which is no known CF backbone; known ones: .*sasrec", told), told
+    told = refused(*evaluation)
+    assert re.search("a unheard model, neither A-LLMRec nor a CF backbone; known ones: .*sasrec", told), told
 
 
 def test_a_whole_model_and_a_backbone_without_catalogue_are_refused(small_parts, finished_run, backbone, tmp_path):

@@ -70,23 +70,29 @@ def load_rankers(
     Raises:
         CheckpointError: when the checkpoint cannot be loaded, or its catalogue is not that of the data.
     """
-    from transformers import AutoConfig, AutoModel
+    from transformers import AutoConfig, AutoModel, PreTrainedConfig
 
     from ..catalog import ItemCatalog
-    from ..cf_encoder import CFEncoder
+    from ..cf_encoder import MODEL_TYPE_PREFIX, cf_encoder_types
     from ..errors import CheckpointError
     from ..evaluation.llm_ranker import ALLMRecRanker
     from ..evaluation.rankers import CFRanker, PopularityRanker
     from ..processing_allmrec import ALLMRecProcessor
+    from ..training.backbones import load_backbone_alone
     from ..training.fair import fair_backbone
 
     with checkpoint_errors(model):
+        kind = PreTrainedConfig.get_config_dict(model)[0].get("model_type")
+        if isinstance(kind, str) and kind not in ("a-llmrec", *cf_encoder_types()):
+            known = ", ".join(name.removeprefix(MODEL_TYPE_PREFIX) for name in cf_encoder_types())
+            raise CheckpointError(
+                f"{model} is a {kind} model, neither A-LLMRec nor a CF backbone; known ones: {known}; "
+                "`allmrec --cf-module NAME evaluate` imports one of your own"
+            )
         config = AutoConfig.from_pretrained(model)
         popularity = PopularityRanker(data.item_counts("train"))
         if config.model_type != "a-llmrec":
-            cf_encoder = AutoModel.from_pretrained(model)
-            if not isinstance(cf_encoder, CFEncoder):
-                raise CheckpointError(f"{model} is a {config.model_type} model, neither A-LLMRec nor a CF backbone")
+            cf_encoder = load_backbone_alone(model)
             if Path(model).is_dir():
                 check_catalogs(ItemCatalog.load(model), data)
             return [CFRanker(cf_encoder), popularity]
@@ -99,7 +105,7 @@ def load_rankers(
         check_catalogs(processor.catalog, data, whole)
         loaded = AutoModel.from_pretrained(model)
         backbone = Path(model) / "cf"  # as trained, before cold items got embeddings from their texts
-        alone = CFRanker(AutoModel.from_pretrained(backbone) if backbone.is_dir() else loaded.cf_encoder)
+        alone = CFRanker(load_backbone_alone(str(backbone)) if backbone.is_dir() else loaded.cf_encoder)
         if not backbone.is_dir():
             alone.name += ", cold items from text"
         rankers: list[Ranker] = [

@@ -220,7 +220,8 @@ def train(
         prepared = PreparedData.load(data)
         count = num_candidates or min(settings.num_candidates, int(prepared.info["num_candidates"]))
         settings = replace(settings, num_candidates=count)
-        recipe = {} if cf_checkpoint is not None else cf_encoder_class(cf or DEFAULT_BACKBONE).training_recipe
+        trains_cf = cf_checkpoint is None and "cf" in stages  # else the run may name the module of --cf only later
+        recipe = cf_encoder_class(cf or DEFAULT_BACKBONE).training_recipe if trains_cf else {}
         arguments = {
             name: replace(
                 stage_preset(preset.value, name, recipe if name == "cf" else None),

@@ -22,6 +22,7 @@ from ..cf_encoder import (
     cf_encoder_class,
     cf_encoder_types,
 )
+from ..data.prepared import PreparedData
 from ..errors import ALLMRecError, CheckpointError, DataError
 from ..files import folder_written_whole
 from .parts import DAMAGED
@@ -74,21 +75,7 @@ def load_trained_backbone(name: str, cf: str | None = None) -> tuple[CFEncoder, 
         ALLMRecError: when its `model_type` is unknown; the message lists the known ones.
         CheckpointError: when it is another backbone, has no catalogue, or its weights do not fit its config.
     """
-    cf_class = _class_of(name, cf)
-    try:
-        loaded: Any = cf_class.from_pretrained(name, output_loading_info=True, ignore_mismatched_sizes=True)
-    except DAMAGED as error:
-        raise CheckpointError(f"{name} cannot be loaded as a {_short(cf_class)} backbone: {error}") from error
-    cf_encoder: CFEncoder = loaded[0]
-    found: dict[str, Any] = loaded[1]
-    lacking, unknown = sorted(found["missing_keys"]), sorted(found["unexpected_keys"])
-    shapes = sorted(str(name) for name, *_ in found["mismatched_keys"])
-    if lacking or unknown or shapes:
-        raise CheckpointError(
-            f"the weights in {name} are not those of its config, a {_short(cf_class)} backbone: {len(lacking)} tensors "
-            f"are missing {lacking[:3]}, {len(unknown)} are unknown {unknown[:3]}, {len(shapes)} have another shape "
-            f"{shapes[:3]}; config.json and model.safetensors come from different models"
-        )
+    cf_encoder = load_backbone_alone(name, cf)
     try:
         where = name if Path(name).is_dir() else cached_file(name, CATALOG_FILE)
     except (OSError, ValueError) as error:
@@ -99,7 +86,24 @@ def load_trained_backbone(name: str, cf: str | None = None) -> tuple[CFEncoder, 
             f"{name} is damaged: its backbone has {cf_encoder.num_items} items and its catalogue {len(catalog)}"
         )
     cf_encoder.config._name_or_path = ""  # a checkpoint that contains it names no folder of this machine
-    return cf_encoder.eval(), catalog
+    return cf_encoder, catalog
+
+
+def load_backbone_alone(name: str, cf: str | None = None) -> CFEncoder:
+    """Return a trained backbone, in eval mode, without asking for its catalogue; see `load_trained_backbone`.
+
+    Raises:
+        ALLMRecError: when its `model_type` is unknown; the message lists the known ones.
+        CheckpointError: when it is another backbone, or its weights do not fit its config.
+    """
+    cf_class = _class_of(name, cf)
+    try:
+        cf_encoder: CFEncoder = cf_class.from_pretrained(name)
+    except CheckpointError:
+        raise
+    except DAMAGED as error:
+        raise CheckpointError(f"{name} cannot be loaded as a {_short(cf_class)} backbone: {error}") from error
+    return cf_encoder.eval()
 
 
 def backbone_type(name: str) -> str:
@@ -138,6 +142,23 @@ def refuse_other_backbone(run: Path, recorded: Mapping[str, Any], cf: str | None
     raise CheckpointError(
         f"{run} holds a backbone already{widths}; stage align must be trained on the backbone it is used with: give "
         "--cf-checkpoint with --stage align and another output folder"
+    )
+
+
+def refuse_other_catalog(run: Path, data: PreparedData) -> None:
+    """Refuse to go on with a run whose backbone was trained on other items than the data's.
+
+    Raises:
+        ALLMRecError: when the catalogues differ; the message counts both and names missing items.
+    """
+    own, given = ItemCatalog.load(run / "cf").item_ids, data.catalog.item_ids
+    if own == given:
+        return
+    missing = sorted(set(given) - set(own))
+    what = f"it lacks {len(missing)} of them: {missing[:5]}" if missing else "or in another order"
+    raise ALLMRecError(
+        f"the backbone in {run} was trained on another catalogue than that of {data.name}: {len(own)} items against "
+        f"{len(given)}, {what}; give the data of the earlier stages, or train into another folder"
     )
 
 
@@ -230,6 +251,7 @@ def _reordered(cf_encoder: CFEncoder, rows: Tensor) -> CFEncoder:
         state[name] = value
     fitted: Any = build_cf_encoder(_resized(config, len(rows)))
     fitted.to(cf_encoder.dtype).load_state_dict(state)
+    fitted.renumber_items(rows)
     return fitted  # type: ignore[no-any-return]
 
 

@@ -17,7 +17,6 @@ import torch
 from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedConfig
 
-from ..catalog import ItemCatalog
 from ..cf_encoder import CFEncoder, CFEncoderConfig, cf_config_from_dict, cf_encoder_class
 from ..configuration_allmrec import ALLMRecConfig
 from ..data.prepared import PreparedData
@@ -34,6 +33,7 @@ from .backbones import (
     import_backbone_module,
     load_trained_backbone,
     refuse_other_backbone,
+    refuse_other_catalog,
     save_backbone,
 )
 from .cf_encoder import train_cf_encoder
@@ -170,11 +170,8 @@ class _Run:
                 f"stage {first} builds on stage {needed}, which {self.output} does not hold; "
                 f"run `allmrec train --stage {needed}` into the same folder first, or --stage all"
             )
-        if needed is not None and ItemCatalog.load(self.output / "cf").item_ids != self.data.catalog.item_ids:
-            raise ALLMRecError(
-                f"the backbone in {self.output} was trained on another catalogue than that of {self.data.name}; give "
-                "the data of the earlier stages, or train into another folder"
-            )
+        if needed is not None:
+            refuse_other_catalog(self.output, self.data)
         if needed is None and not self.resume and self.output.exists() and any(self.output.iterdir()):
             raise ALLMRecError(
                 f"the output folder {self.output} is not empty; choose another, or pass --resume to go on with that run"
