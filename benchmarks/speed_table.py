@@ -88,7 +88,7 @@ def _compared(cells: Sequence[Cell]) -> str:
     )
     text += _heading(
         *("loss", "library", "s / epoch", "of ours", "targets", "positions", "s / 1,000 targets", "of ours"),
-        *("s / evaluation", "of ours", "peak MiB"),
+        *("s / evaluation", "of ours"),
         words=2,
     )
     for (loss, name), group in sorted(groups.items(), key=lambda entry: (entry[0][0] != "cross_entropy", entry[0][1])):
@@ -102,8 +102,7 @@ def _compared(cells: Sequence[Cell]) -> str:
         text += (
             f"| {loss} | {name} | {epochs} | {epoch / own_epoch:.2f} | {targets:,} | {group[0]['positions']:,} "
             f"| {1000 * per_target:.4f} | {per_target / (own_epoch / own[0]['targets']):.2f} "
-            f"| {evaluations} | {evaluation / own_evaluation:.2f} "
-            f"| {median(cell['peak_memory_mib'] for cell in group):,.0f} |\n"
+            f"| {evaluations} | {evaluation / own_evaluation:.2f} |\n"
         )
     return text
 
@@ -121,14 +120,11 @@ def _scaled(cells: Sequence[Cell]) -> str:
         line = (
             f"\nStraight line: {1e6 * slope:.2f} s for each million interactions, {start:+.2f} s, R² {explained:.5f}.\n"
         )
-    text += _heading(
-        "interactions", "users", "runs", "s / epoch", "on the line", "µs / interaction", "peak MiB", words=0
-    )
+    text += _heading("interactions", "users", "runs", "s / epoch", "on the line", "µs / interaction", words=0)
     for group, count, second, expected in zip(groups, counts, seconds, fitted, strict=True):
         text += (
             f"| {count:,.0f} | {group[0]['num_users']:,} | {len(group)} | {_values(group, _epoch)[1]} | {expected:.2f} "
-            f"({100 * (second / expected - 1):+.1f} %) | {1e6 * second / count:.2f} "
-            f"| {median(cell['peak_memory_mib'] for cell in group):,.0f} |\n"
+            f"({100 * (second / expected - 1):+.1f} %) | {1e6 * second / count:.2f} |\n"
         )
     return text + line
 
