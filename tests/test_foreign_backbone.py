@@ -118,3 +118,16 @@ def test_the_command_line_takes_a_module_of_the_working_folder(small_parts, tmp_
     assert "'nowhere' (--cf-module) cannot be imported" in refused("--cf-module", "nowhere", "evaluate", *data)
     sys.modules.pop("own_here")
     _REGISTRY.pop("foreign-mean")
+    later = (
+        "--stage",
+        "align",
+        "--cf",
+        "foreign-mean",
+        "--max-steps",
+        1,
+        "--text-encoder",
+        small_parts / "text_encoder",
+    )
+    succeeded("train", *data, *later, "--output", "run")  # run.json names the module
+    sys.modules.pop("own_here")
+    _REGISTRY.pop("foreign-mean")

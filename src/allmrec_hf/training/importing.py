@@ -86,7 +86,7 @@ def _read_recbole(archive: TorchArchive) -> tuple[dict[str, Any], dict[str, Tens
     if not {"state_dict", "config"} <= set(content):
         raise CheckpointError(
             f"{archive.path} is no checkpoint of RecBole: of its entries state_dict and config it has "
-            f"{sorted({'state_dict', 'config'} & set(content))}"
+            f"{sorted({'state_dict', 'config'} & set(content))}; for the published program's, use --source authors"
         )
     settings = as_mapping((as_mapping(content["config"]) or {}).get("final_config_dict")) or {}
     if settings.get("model", "SASRec") != "SASRec":
@@ -112,6 +112,8 @@ def _read_authors(archive: TorchArchive, num_heads: int | None) -> tuple[dict[st
     if isinstance(content, (list, tuple)) and len(content) == 2:  # settings and state dict
         arguments = as_mapping((as_mapping(content[0]) or {}).get("args")) or {}
         content = content[1]
+    if {"state_dict", "config"} <= set(as_mapping(content) or {}):
+        raise CheckpointError(f"{archive.path} is a checkpoint of RecBole; use --source recbole")
     weights = authors_weights(archive.tensors(content), str(archive.path))
     heads = arguments.get("num_heads", num_heads)
     if heads is None:
