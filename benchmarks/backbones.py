@@ -16,7 +16,9 @@ import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 from transformers import AutoModel
 
@@ -31,6 +33,7 @@ from allmrec_hf.evaluation.protocol import Ranker
 from allmrec_hf.evaluation.rankers import CFRanker, PopularityRanker
 from allmrec_hf.files import written_whole
 from allmrec_hf.processing_allmrec import ALLMRecProcessor
+from allmrec_hf.training import loop
 from allmrec_hf.training.arguments import StageArguments, preset
 from allmrec_hf.training.fair import fair_backbone
 from allmrec_hf.training.run import train
@@ -80,7 +83,8 @@ def cell(name: str, seed: int, max_users: int, folder: Path) -> dict[str, Any]:
     settings = replace(
         run_settings("demo"), cf=name, llm=str(PARTS / "language_model"), text_encoder=str(PARTS / "text_encoder")
     )
-    train(data, run, settings, arguments=stage_arguments(name, seed), preset_name="demo")
+    with mock.patch.object(loop, "time", SimpleNamespace(monotonic=time.process_time)):  # limits in CPU seconds
+        train(data, run, settings, arguments=stage_arguments(name, seed), preset_name="demo")
     model = AutoModel.from_pretrained(run)
     rankers: list[Ranker] = [
         CFRanker(AutoModel.from_pretrained(run / "cf"), name=ALONE),

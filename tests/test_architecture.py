@@ -17,12 +17,16 @@ FLOORS = [
     {"pipeline_recommendation"},
 ]
 SAME_FLOOR = {("catalog", "errors"), ("files", "errors"), ("prompt", "errors"), ("catalog", "files")}
-WORKSHOP = {"data", "training", "evaluation", "hub", "cli"}
+WORKSHOP = {"data", "training", "evaluation", "hub", "methods", "explaining", "benchmark", "cli"}
+LABORATORY = {"methods", "explaining", "benchmark"}
 FORBIDDEN = {
-    "data": {"training", "evaluation", "hub", "cli"},
-    "training": {"evaluation", "cli"},
-    "evaluation": {"training", "hub", "cli"},
-    "hub": {"data", "training", "cli"},
+    "data": {"training", "evaluation", "hub", "cli", *LABORATORY},
+    "training": {"evaluation", "cli", *LABORATORY},
+    "evaluation": {"training", "hub", "cli", *LABORATORY},
+    "hub": {"data", "training", "cli", *LABORATORY},
+    "methods": {"hub", "explaining", "benchmark", "cli"},
+    "explaining": {"training", "hub", "methods", "benchmark", "cli"},
+    "benchmark": {"hub", "explaining", "cli"},
     "cli": set(),
 }
 MACHINE = sorted(path.stem for path in PACKAGE.glob("*.py") if not path.stem.startswith("_"))

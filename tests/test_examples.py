@@ -26,7 +26,7 @@ def run(name: str, *arguments: str, **environment: str) -> str:
 
 
 def test_every_example_has_a_test():
-    assert set(EXAMPLES) == {"train_and_recommend.py", "cold_start.py", "own_cf_backbone.py", "share.py"}
+    assert set(EXAMPLES) == {"train_and_recommend.py", "cold_start.py", "explain.py", "own_cf_backbone.py", "share.py"}
 
 
 def test_train_and_recommend(tmp_path):
@@ -34,6 +34,12 @@ def test_train_and_recommend(tmp_path):
     assert "a-llmrec" in printed
     assert "popularity" in printed
     assert len(printed.strip().splitlines()[-3:]) == 3
+
+
+def test_explain(tmp_path):
+    printed = run("explain.py", "--output", str(tmp_path / "why"))
+    assert "user vector" in printed
+    assert (tmp_path / "why" / "explanation.json").exists()
 
 
 def test_cold_start():

@@ -25,8 +25,12 @@ class ALLMRecConfig(PreTrainedConfig):
         text_encoder_name_or_path: The text encoder that stage 1 started from.
         text_encoder_included: Whether the checkpoint carries the (fine-tuned) text encoder in `text_encoder/`.
         item_embedding: Which joint embedding stands for an item: `"cf"` `e_i`, `"text"` `q_i`, `"auto"` `q_i` for items
-            with fewer than `min_interactions` training interactions and `e_i` for the others.
+            with fewer than `min_interactions` training interactions and `e_i` for the others; `"random"` (an ablation)
+            a seeded random vector of the scale of `e_i`, see `item_table.random_joint_embeddings`.
         min_interactions: See `item_embedding`.
+        item_embedding_seed: Seed of the random vectors.
+        projector: What maps a user or item vector into the LLM: `"mlp"` (the paper), `"linear"` or `"resampler"`.
+        projector_tokens: K, learned queries of the resampler; the other projectors have none.
         score_normalization: `"sum"` ranks by the log-likelihood of a title, `"mean"` by its mean over the tokens.
         tokenizer_fingerprint: Hash of the vocabulary that the prompts were trained with.
         code_exported: Whether the checkpoint carries this package's core, so that it loads without the package.
@@ -51,8 +55,11 @@ class ALLMRecConfig(PreTrainedConfig):
     language_model_included: bool = False
     text_encoder_name_or_path: str | None = None
     text_encoder_included: bool = False
-    item_embedding: Literal["cf", "text", "auto"] = "auto"
+    item_embedding: Literal["cf", "text", "auto", "random"] = "auto"
     min_interactions: int = 1
+    item_embedding_seed: int = 0
+    projector: Literal["mlp", "linear", "resampler"] = "mlp"
+    projector_tokens: int = 8
     score_normalization: Literal["sum", "mean"] = "sum"
     tokenizer_fingerprint: str | None = None
     code_exported: bool = False

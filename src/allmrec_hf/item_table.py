@@ -1,5 +1,6 @@
 """What a checkpoint knows of every item beside its CF embedding."""
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -24,3 +25,26 @@ class ItemTable(nn.Module):
         joint = text_joint_embeddings.to(self.text_joint_embeddings)
         self.text_joint_embeddings = torch.cat([self.text_joint_embeddings, joint])
         self.interaction_counts = torch.cat([self.interaction_counts, self.interaction_counts.new_zeros(len(joint))])
+
+
+@torch.no_grad()
+def random_joint_embeddings(item_joint: torch.Tensor, known: torch.Tensor, seed: int) -> torch.Tensor:
+    """Return random vectors of the scale of real joint embeddings, for the ablation `item_embedding="random"`.
+
+    Each component is uniform, with the mean and the standard deviation that it has over the known items' `e_i`. Rows
+    are drawn one after the other, so that an item added later gets a row and no other row changes.
+
+    Args:
+        item_joint: `(N + 1, d_joint)` `e_i`; only its known rows are read.
+        known: `(N + 1,)` True for items with training interactions; where there are none, all items count.
+        seed: The seed.
+
+    Returns:
+        `(N + 1, d_joint)` float32 on the CPU, row 0 zeros; made there in fp64, so that devices agree.
+    """
+    real, known = item_joint.cpu().double(), known.cpu()
+    rows = real[known] if known.any() else real[1:]
+    draws = torch.from_numpy(np.random.default_rng(seed).random(tuple(real.shape)))  # (N + 1, d_joint) in [0, 1)
+    table = rows.mean(dim=0) + (draws - 0.5) * 12**0.5 * rows.std(dim=0, correction=0)
+    table[0] = 0
+    return table.float()

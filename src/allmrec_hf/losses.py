@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch.nn import functional as F
@@ -13,6 +14,41 @@ from .outputs import AlignerOutput
 def matching_loss(item_joint: torch.Tensor, text_joint: torch.Tensor) -> torch.Tensor:
     """Return the mean squared distance of `e_i` and `q_i`, both `(B, d_joint)` (eq. 2, arXiv 2404.11343)."""
     return F.mse_loss(item_joint, text_joint)
+
+
+class Contrast(NamedTuple):
+    """What InfoNCE needs beside the vectors.
+
+    Attributes:
+        positive_items: `(B,)` catalogue indices of the targets.
+        negative_items: `(B,)` the same of the negatives.
+        temperature: Of the softmax over the batch.
+    """
+
+    positive_items: torch.Tensor
+    negative_items: torch.Tensor
+    temperature: float
+
+
+def contrastive_loss(
+    item_joint: torch.Tensor, text_joint: torch.Tensor, items: torch.Tensor, temperature: float
+) -> torch.Tensor:
+    """Return the symmetric InfoNCE of `e_i` and `q_i`, both `(B, d_joint)`: each is to find the other in its batch.
+
+    Not in the paper. Components of joint embeddings are sigmoids, so cosines are taken around their centre, 1/2. An
+    item that occurs twice in a batch is no negative of itself.
+
+    Args:
+        item_joint: `e_i`.
+        text_joint: `q_i`.
+        items: `(B,)` catalogue indices.
+        temperature: Of the softmax.
+    """
+    cosines = F.normalize(item_joint - 0.5, dim=-1) @ F.normalize(text_joint - 0.5, dim=-1).T  # (B, B)
+    same = (items.unsqueeze(0) == items.unsqueeze(1)).fill_diagonal_(False)
+    logits = (cosines / temperature).masked_fill(same, float("-inf"))
+    own = torch.arange(len(items), device=items.device)
+    return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
 
 
 def reconstruction_loss(reconstruction: torch.Tensor, original: torch.Tensor) -> torch.Tensor:
@@ -49,6 +85,9 @@ def alignment_losses(
     alpha: float,
     beta: float,
     score: Score = dot_product,
+    matching: float = 1.0,
+    recommendation: float = 1.0,
+    contrast: Contrast | None = None,
 ) -> dict[str, torch.Tensor]:
     """Return every term of the stage 1 loss and their weighted sum `loss` (eq. 6, arXiv 2404.11343).
 
@@ -61,6 +100,9 @@ def alignment_losses(
         alpha: Weight of the item reconstruction.
         beta: Weight of the text reconstruction.
         score: How the backbone scores item vectors for users; by dot product for most.
+        matching: Weight of the matching; 1 in the paper, as the next.
+        recommendation: Weight of the recommendation loss.
+        contrast: Match by InfoNCE; by the mean squared distance (the paper) where not given.
     """
     terms: dict[str, torch.Tensor] = {}
     total = user.new_zeros(())
@@ -68,13 +110,19 @@ def alignment_losses(
         ("positive", positive, positive_embeddings),
         ("negative", negative, negative_embeddings),
     ):
-        terms[f"matching_{name}"] = matching_loss(output.item_joint, output.text_joint)
+        if contrast is None:
+            terms[f"matching_{name}"] = matching_loss(output.item_joint, output.text_joint)
+        else:
+            items = contrast.positive_items if name == "positive" else contrast.negative_items
+            terms[f"matching_{name}"] = contrastive_loss(
+                output.item_joint, output.text_joint, items, contrast.temperature
+            )
         terms[f"item_reconstruction_{name}"] = reconstruction_loss(output.item_reconstruction, cf)
         terms[f"text_reconstruction_{name}"] = reconstruction_loss(output.text_reconstruction, text)
         terms[f"recommendation_{name}"] = recommendation_loss(
             user, output.item_reconstruction, name == "positive", score
         )
-        total = total + terms[f"matching_{name}"] + terms[f"recommendation_{name}"]
+        total = total + matching * terms[f"matching_{name}"] + recommendation * terms[f"recommendation_{name}"]
         total = total + alpha * terms[f"item_reconstruction_{name}"] + beta * terms[f"text_reconstruction_{name}"]
     terms["loss"] = total
     return terms

@@ -12,10 +12,10 @@ from .aligner import ItemTextAligner
 from .cf_encoder import build_cf_encoder, cf_config_from_dict
 from .configuration_allmrec import ALLMRecConfig
 from .errors import ALLMRecError, CheckpointError
-from .item_table import ItemTable
+from .item_table import ItemTable, random_joint_embeddings
 from .modeling_pretrained import ALLMRecPreTrainedModel
 from .outputs import ALLMRecOutput, RetrievalOutput
-from .projector import Projector
+from .projector import build_projector
 from .prompt import NO_SLOT, USER_SLOT
 from .scoring import METHODS, check_method, verified_method
 
@@ -42,20 +42,23 @@ class ALLMRecModel(ALLMRecPreTrainedModel):
         self.cf_encoder = build_cf_encoder(cf_config)  # first, so that model.device describes the light part
         self.aligner = ItemTextAligner(cf_config.hidden_size, config.text_dim, config.joint_dim)
         self.item_table = ItemTable(cf_config.num_items, config.joint_dim)
-        self.user_projector: Any = None  # a Projector once the width of the LLM is known
+        self.user_projector: Any = None  # a projector once the width of the LLM is known
         self.item_projector: Any = None
         if config.llm_dim is not None:
             self._build_projectors(config.llm_dim)
         self.language_model: Any = None
         self.scoring_method = "naive"
+        self._random_items: tuple[int, torch.Tensor] | None = None  # seed, (N + 1, d_joint); made on demand, not saved
         self.register_state_dict_post_hook(_drop_language_model)
         self.register_load_state_dict_post_hook(_expect_no_language_model)
         self.post_init()
         self.cf_encoder.eval()
 
     def _build_projectors(self, llm_dim: int) -> None:
-        self.user_projector = Projector(self.cf_encoder.config.hidden_size, llm_dim, "leaky_relu")
-        self.item_projector = Projector(self.config.joint_dim, llm_dim, "gelu")
+        kind, tokens = self.config.projector, self.config.projector_tokens
+        user_dim = self.cf_encoder.config.hidden_size
+        self.user_projector = build_projector(kind, user_dim, llm_dim, "leaky_relu", tokens)
+        self.item_projector = build_projector(kind, self.config.joint_dim, llm_dim, "gelu", tokens)
 
     def get_input_embeddings(self) -> nn.Module:
         """Return the CF encoder's item table, the light part's only embedding."""
@@ -139,6 +142,8 @@ class ALLMRecModel(ALLMRecPreTrainedModel):
 
     def item_vectors(self, item_indices: torch.Tensor) -> torch.Tensor:
         """Return joint embeddings `(..., d_joint)` of items: `e_i`, or `q_i` by the rule `config.item_embedding`."""
+        if self.config.item_embedding == "random":
+            return self._random_joint_embeddings()[item_indices]
         text = self.item_table.text_joint_embeddings[item_indices]
         if self.config.item_embedding == "text":
             return text
@@ -147,6 +152,17 @@ class ALLMRecModel(ALLMRecPreTrainedModel):
             return vectors
         cold = self.item_table.interaction_counts[item_indices] < self.config.min_interactions
         return torch.where(cold.unsqueeze(-1), text, vectors)
+
+    def _random_joint_embeddings(self) -> torch.Tensor:
+        seed = self.config.item_embedding_seed
+        if self._random_items is None or self._random_items[0] != seed:
+            aligner = copy.deepcopy(self.aligner).cpu().double()
+            joint = aligner.encode_items(self.cf_encoder.item_embeddings.detach().cpu().double())
+            known = self.item_table.interaction_counts > 0
+            self._random_items = (seed, random_joint_embeddings(joint.detach(), known, seed))
+        table = self._random_items[1].to(self.item_table.text_joint_embeddings)
+        self._random_items = (seed, table)
+        return table
 
     def embed_prompts(
         self,
@@ -333,6 +349,7 @@ class ALLMRecModel(ALLMRecPreTrainedModel):
         joint = self.aligner.encode_texts(text_embeddings.to(self.device, torch.float32))
         self.item_table.append(joint)
         self.cf_encoder.append_items(self.aligner.decode_items(joint))
+        self._random_items = None
         return list(range(first, first + len(joint)))
 
 
@@ -341,6 +358,7 @@ def _drop_language_model(module: nn.Module, state_dict: dict[str, Any], prefix: 
         del state_dict[key]
 
 
-def _expect_no_language_model(module: nn.Module, incompatible_keys: Any) -> None:
+def _expect_no_language_model(module: Any, incompatible_keys: Any) -> None:
     missing: Sequence[str] = incompatible_keys.missing_keys
     incompatible_keys.missing_keys[:] = [key for key in missing if not key.startswith("language_model.")]
+    module._random_items = None  # its scale is that of the weights

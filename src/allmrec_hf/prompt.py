@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import NamedTuple
 
 from .errors import DataError
@@ -23,8 +23,9 @@ DOMAIN_WORDS = {
     "item": ("item", "buy", "bought"),
 }
 
+_PAPER_USER = "{user} is a user representation."
 _PAPER_PROMPT = (
-    "{{user}} is a user representation.This user has {verb_past} {{history}} in the previous. Recommend one next "
+    "{user}This user has {verb_past} {{history}} in the previous. Recommend one next "
     "{noun} for this user to {verb} next from the following {noun} title set, {{candidates}}. The recommendation is "
 )
 _FIELD = re.compile(r"\{(\w*)\}")
@@ -77,14 +78,32 @@ class PromptTemplate:
                 )
 
     @classmethod
-    def for_domain(cls, domain: str) -> PromptTemplate:
-        """Return the paper's prompt (table 1, arXiv 2404.11343) in the words of a domain: movie, game or item."""
+    def for_domain(cls, domain: str, user_representation: bool = True, joint_embedding: bool = True) -> PromptTemplate:
+        """Return the paper's prompt (table 1, arXiv 2404.11343) in the words of a domain.
+
+        Args:
+            domain: movie, game or item.
+            user_representation: Whether it has the sentence with the user's slot.
+            joint_embedding: Whether a slot for its vector follows every title.
+        """
         if domain not in DOMAIN_WORDS:
             raise DataError(
                 f"unknown domain {domain!r}; known are {sorted(DOMAIN_WORDS)}, or give a template of your own"
             )
         noun, verb, verb_past = DOMAIN_WORDS[domain]
-        return cls(prompt=_PAPER_PROMPT.format(noun=noun, verb=verb, verb_past=verb_past))
+        user = _PAPER_USER if user_representation else ""
+        template = cls(prompt=_PAPER_PROMPT.format(user=user, noun=noun, verb=verb, verb_past=verb_past))
+        return template if joint_embedding else replace(template, item=template.item.replace("{vector}", ""))
+
+    @property
+    def has_user_slot(self) -> bool:
+        """Whether prompts have a slot for the user representation."""
+        return "{user}" in self.prompt
+
+    @property
+    def has_item_slots(self) -> bool:
+        """Whether prompts have a slot for the joint embedding of every item."""
+        return "{vector}" in self.item
 
     @classmethod
     def from_dict(cls, values: dict[str, str]) -> PromptTemplate:

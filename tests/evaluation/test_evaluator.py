@@ -54,10 +54,12 @@ def test_ranks_of_known_scores(toy_data):
     # candidates [5 7 (2)], [(3) 8 5], [6 9 (10)], [9 2 (5)]
     assert result.ranks["table"].tolist() == [3, 3, 1, 2]
     assert result.ranks["reverse"].tolist() == [1, 1, 3, 2]
+    assert list(result.to_dict()["methods"]["table"]["overall"]) == ["users", "hit@1", "ndcg@1", "mrr"]
+    result = evaluate([TableRanker(by_index(1))], toy_data, cutoffs=(1, 3))
     overall = result.to_dict()["methods"]["table"]["overall"]
     assert overall["users"] == 4
     assert overall["hit@1"] == 0.25
-    assert overall["ndcg@10"] == pytest.approx((0.5 + 0.5 + 1 + 1 / log2(3)) / 4)
+    assert overall["ndcg@3"] == pytest.approx((0.5 + 0.5 + 1 + 1 / log2(3)) / 4)
     assert overall["mrr"] == pytest.approx((1 / 3 + 1 / 3 + 1 + 1 / 2) / 4)
 
 
@@ -200,17 +202,18 @@ def test_the_report_is_json_and_says_where_it_comes_from(toy_data, tmp_path):
 def test_an_empty_group_shows_a_dash_and_zero_users(toy_data):
     toy_data.sequences = [[1, 3, 5, 2], [1, 2, 5, 3]]
     toy_data.candidate_items = toy_data.candidate_items[:2]
-    result = evaluate([TableRanker(by_index(1))], toy_data)
+    result = evaluate([TableRanker(by_index(1))], toy_data, cutoffs=(1, 3))
     assert result.to_dict()["methods"]["table"]["never_seen"] == {"users": 0}
     line = result.to_table().splitlines()[-1]
-    assert line.split() == ["never", "seen", "table", "0", "-", "-", "-", "-", "-", "-"]
-    assert "| never seen | table | 0 | - | - | - | - | - | - |" in result.to_markdown()
+    assert line.split() == ["never", "seen", "table", "0", "-", "-", "-", "-"]
+    assert "| never seen | table | 0 | - | - | - | - |" in result.to_markdown()
 
 
 def test_the_table_shows_the_numbers_of_the_report(toy_data):
-    result = evaluate([TableRanker(by_index(1)), TableRanker(by_index(-1), "a-longer-name")], toy_data)
+    rankers = [TableRanker(by_index(1)), TableRanker(by_index(-1), "a-longer-name")]
+    result = evaluate(rankers, toy_data, cutoffs=(1, 2, 3))
     lines = result.to_table().splitlines()
-    assert lines[2].split() == ["targets", "method", "users", "hit@1", "hit@5", "ndcg@5", "hit@10", "ndcg@10", "mrr"]
+    assert lines[2].split() == ["targets", "method", "users", "hit@1", "hit@2", "ndcg@2", "hit@3", "ndcg@3", "mrr"]
     row = result.to_dict()["methods"]["a-longer-name"]["overall"]
     assert lines[5].split()[:4] == ["overall", "a-longer-name", "4", f"{row['hit@1']:.4f}"]
     widths = {len(line) for line in lines[2:] if not line.endswith("-")}
@@ -232,7 +235,7 @@ def test_every_rank_is_kept_per_user(toy_data, tmp_path):
 def test_the_report_can_be_made_again_from_the_ranks(toy_data):
     result = evaluate([TableRanker(by_index(1))], toy_data)
     ranks = result.per_user().filter(pl.col("cold"))["rank"].to_numpy()
-    assert result.to_dict()["methods"]["table"]["cold"] == summarize_ranks(ranks)
+    assert result.to_dict()["methods"]["table"]["cold"] == summarize_ranks(ranks, (1,))
 
 
 def test_nan_scores_name_the_ranker(toy_data):
@@ -275,6 +278,67 @@ def test_candidates_without_their_target_name_the_user(toy_data):
     toy_data.candidate_items[1] = [8, 9, 7]
     with pytest.raises(DataError, match=r"1 of 4 candidate rows.*'u1'"):
         evaluate([TableRanker(by_index(1))], toy_data)
+
+
+def test_warm_cold_and_never_seen_are_counted_in_the_data_the_methods_know(toy_data):
+    known = type(toy_data)(sequences=[[10, 10, 10, 1], [5, 10, 3, 1]], candidate_items=[])
+    result = evaluate([TableRanker(by_index(1))], toy_data, known=known)
+    # known in training: item 5 once, 10 three times; in validation 10 and 3; the targets are 2, 3, 10, 5
+    assert result.members["warm"].tolist() == [False, False, True, True]
+    assert result.members["never_seen"].tolist() == [True, False, False, False]
+    assert result.to_dict()["groups"]["never_seen"] == {"items": 7}
+    known.num_items = 9
+    with pytest.raises(DataError, match="toy have 9 items, the evaluated data toy 10; both must share one catalogue"):
+        evaluate([TableRanker(by_index(1))], toy_data, known=known)
+
+
+def test_users_are_grouped_by_what_is_known_of_them(toy_data):
+    toy_data.sequences[1] = [1, 4, 4, 6, 2, 5, 3]
+    result = evaluate([TableRanker(by_index(1))], toy_data, history_buckets=(2, 3, 5))
+    names = [name for name in result.members if name.startswith("history")]
+    assert names == ["history 1-2", "history 3", "history 4-5", "history 6+"]
+    assert [result.members[name].tolist() for name in names] == [
+        [False, False, False, False],
+        [True, False, True, True],
+        [False, False, False, False],
+        [False, True, False, False],
+    ]
+    groups = result.to_dict()["methods"]["table"]
+    assert (groups["history 1-2"], groups["history 3"]["users"]) == ({"users": 0}, 3)
+    assert result.to_table().splitlines()[-1].split()[:4] == ["history", "6+", "table", "1"]
+    assert result.per_user().columns[5:9] == names
+
+
+def test_a_group_of_the_callers_own_follows_a_sample(toy_data):
+    mine = [True, False, True, False]
+    whole = evaluate([TableRanker(by_index(1))], toy_data, groups={"mine": mine})
+    assert whole.to_dict()["methods"]["table"]["mine"] == summarize_ranks([3, 1], (1,)) | {"users": 2}
+    sample = evaluate([TableRanker(by_index(1))], toy_data, groups={"mine": mine}, max_users=2, seed=1)
+    assert sample.members["mine"].tolist() == [mine[toy_data.user_ids.index(user)] for user in sample.user_ids]
+    assert whole.to_table().splitlines()[-1].split()[:3] == ["mine", "table", "2"]
+
+
+@pytest.mark.parametrize(
+    ("groups", "message"),
+    [
+        ({"warm": [True] * 4}, "cannot be called 'warm'"),
+        ({"rank": [True] * 4}, "cannot be called 'rank'"),
+        ({"history 9": [True] * 4}, "cannot be called 'history 9'"),
+        ({"a\nb": [True] * 4}, "not printable"),
+        ({"mine": [True] * 3}, r"group 'mine' is bool \(3,\); expected booleans \(4,\)"),
+        ({"mine": [1, 0, 1, 0]}, r"group 'mine' is int64 \(4,\)"),
+    ],
+)
+def test_groups_that_cannot_be_shown_are_refused(toy_data, groups, message):
+    with pytest.raises(ALLMRecError, match=message):
+        evaluate([TableRanker(by_index(1))], toy_data, groups=groups)
+
+
+def test_a_cut_off_above_the_candidates_is_refused_with_both_numbers(toy_data):
+    with pytest.raises(DataError, match="toy: the cut-off 5 is above the 3 candidates of each user"):
+        evaluate([TableRanker(by_index(1))], toy_data, cutoffs=(1, 5))
+    assert "hit@5" in evaluate([TableRanker(by_index(1))], toy_data, "full").to_dict()["methods"]["table"]["overall"]
+    evaluate([TableRanker(by_index(1))], toy_data, "paper", cutoffs=(1, 5))  # shows Hit@1 whatever is asked
 
 
 def test_a_split_without_users_is_an_error(toy_data):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from allmrec_hf.errors import ALLMRecError
-from allmrec_hf.evaluation.warmth import WarmthGroups
+from allmrec_hf.evaluation.warmth import WarmthGroups, history_groups
 
 
 def items(mask: np.ndarray) -> list[int]:
@@ -72,3 +72,16 @@ def test_a_share_that_would_overlap_is_refused(share):
 def test_counts_of_different_catalogues_are_refused():
     with pytest.raises(ALLMRecError, match=r"\(3,\) and \(4,\)"):
         WarmthGroups.from_counts([0, 1, 2], [0, 1, 2, 3])
+
+
+def test_every_history_length_is_in_exactly_one_bucket():
+    buckets = history_groups(range(1, 60), (1, 5, 50))
+    assert list(buckets) == ["history 1", "history 2-5", "history 6-50", "history 51+"]
+    assert np.sum(list(buckets.values()), axis=0).tolist() == [1] * 59
+    assert [int(mask.sum()) for mask in buckets.values()] == [1, 4, 45, 9]
+
+
+@pytest.mark.parametrize("edges", [(), (0, 5), (5, 5), (10, 5), (2.5,), ("5",), 5, "5"])
+def test_edges_that_do_not_grow_are_refused(edges):
+    with pytest.raises(ALLMRecError, match="growing positive integers, such as 5, 10, 20; got"):
+        history_groups([1, 2], edges)

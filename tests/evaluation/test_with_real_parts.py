@@ -15,6 +15,7 @@ from allmrec_hf.cf_sasrec import SASRecConfig, SASRecModel
 from allmrec_hf.data.prepared import PreparedData
 from allmrec_hf.evaluation.evaluator import evaluate
 from allmrec_hf.evaluation.rankers import CFRanker, PopularityRanker, TextCosineRanker
+from allmrec_hf.evaluation.scenarios import scenario
 
 DOCUMENTATION = Path(__file__).resolve().parents[2] / "docs" / "evaluation.md"
 NUM_USERS, NUM_ITEMS, NUM_CANDIDATES = 30, 40, 6
@@ -79,4 +80,4 @@ def test_the_documentation_names_every_field_of_the_report(data, rankers):
         if line.startswith("| `")
         for name in re.findall(r"`(\w+)`", line.split("|")[1])
     }
-    assert documented == set(evaluate(rankers, data, "full").to_dict())
+    assert documented == set(scenario("overall").trial(data).evaluate(rankers, "full").to_dict())

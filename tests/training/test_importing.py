@@ -226,7 +226,9 @@ def test_checkpoints_of_other_models_are_refused(tmp_path, ids):
     catalog = catalog_of([f"A{row}" for row in range(1, 131)])
     with pytest.raises(CheckpointError, match="15 positions for histories of 14 items"):
         import_cf_encoder("authors", file, catalog, rows)
-    with pytest.raises(CheckpointError, match="is no checkpoint of RecBole: .*; for the published program's, use --source authors"):
+    with pytest.raises(
+        CheckpointError, match=r"is no checkpoint of RecBole: .*; for the published program's, use --source authors"
+    ):
         import_cf_encoder("recbole", file, catalog, rows)
     with pytest.raises(CheckpointError, match="is a checkpoint of RecBole; use --source recbole"):
         import_cf_encoder("authors", RECBOLE, catalog, rows)

@@ -172,6 +172,7 @@ def _evaluate(data: PreparedData, output: Path, max_users: int | None, tell: Any
     from ..evaluation.rankers import CFRanker, PopularityRanker, TextCosineRanker
     from ..processing_allmrec import ALLMRecProcessor
     from ..prompt import PromptTemplate
+    from ..ranking import ndcg_at_k
     from ..training.alignment import text_embedding_table
     from ..training.fair import fair_backbone
 
@@ -187,8 +188,8 @@ def _evaluate(data: PreparedData, output: Path, max_users: int | None, tell: Any
     words_only.catalog = processor.catalog
     embeddings = text_embedding_table(model.text_encoder, data.catalog.texts()).numpy()
     by_text = [TextCosineRanker(embeddings, last_items=last, name=f"text, last {last}") for last in (1, 3, 10)]
-    tried = evaluate(by_text, data, split="validation", max_users=max_users).to_dict()["methods"]
-    text = max(by_text, key=lambda ranker: tried[ranker.name]["overall"]["ndcg@10"])
+    tried = evaluate(by_text, data, split="validation", max_users=max_users).ranks
+    text = max(by_text, key=lambda ranker: float(ndcg_at_k(tried[ranker.name], 10).mean()))
     text.name = "text alone"
     rankers: list[Ranker] = [
         ALLMRecRanker(model, processor, batch_size=32),

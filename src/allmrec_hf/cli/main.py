@@ -1,4 +1,4 @@
-"""`allmrec`: prepare, train, import-cf, evaluate, recommend, add-items, push, demo."""
+"""`allmrec`: prepare, train, import-cf, evaluate, benchmark, recommend, explain, add-items, push, demo."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ import warnings
 import typer
 
 from .._version import __version__
+from .benchmark import benchmark
 from .demo import demo
 from .evaluate import evaluate
+from .explain import explain
 from .import_cf import import_cf, import_users_module
 from .options import setup_logging, stderr, user_errors
 from .prepare import prepare
@@ -57,7 +59,9 @@ for name, function in (
     ("train", train),
     ("import-cf", import_cf),
     ("evaluate", evaluate),
+    ("benchmark", benchmark),
     ("recommend", recommend),
+    ("explain", explain),
     ("add-items", add_items),
     ("push", push),
     ("demo", demo),

@@ -61,6 +61,22 @@ class ItemEmbedding(str, Enum):
     auto = "auto"
     cf = "cf"
     text = "text"
+    random = "random"
+
+
+class MatchingLoss(str, Enum):
+    """How stage 1 brings both sides of an item together."""
+
+    mse = "mse"
+    infonce = "infonce"
+
+
+class ProjectorKind(str, Enum):
+    """What maps vectors into the LLM."""
+
+    mlp = "mlp"
+    linear = "linear"
+    resampler = "resampler"
 
 
 class Tracker(str, Enum):
@@ -120,6 +136,12 @@ def train(
     joint_dim: Annotated[int, typer.Option(help="Width of the joint space.")] = 128,
     alpha: Annotated[float, typer.Option(help="Stage 1: weight of the item reconstruction.")] = 0.5,
     beta: Annotated[float, typer.Option(help="Stage 1: weight of the text reconstruction.")] = 0.5,
+    matching: Annotated[float, typer.Option(help="Stage 1: weight of the matching of both sides.")] = 1.0,
+    recommendation: Annotated[float, typer.Option(help="Stage 1: weight of the recommendation loss.")] = 1.0,
+    matching_loss: Annotated[
+        MatchingLoss, typer.Option(help="Stage 1: mse (the paper's) or infonce.")
+    ] = MatchingLoss.mse,
+    matching_temperature: Annotated[float, typer.Option(help="Stage 1: temperature of infonce.")] = 0.07,
     targets: Annotated[
         Targets | None, typer.Option(help="Stage 2: validation items (unseen by the backbone) or last training items.")
     ] = None,
@@ -134,7 +156,19 @@ def train(
     warm_start_steps: Annotated[
         int | None, typer.Option(help="Stage 2: steps of the projectors' warm start; 0 in the paper.")
     ] = None,
-    item_embedding: Annotated[ItemEmbedding | None, typer.Option(help="Vectors from CF, text, or by rule.")] = None,
+    item_embedding: Annotated[
+        ItemEmbedding | None, typer.Option(help="Vectors from CF, text, by rule, or random.")
+    ] = None,
+    no_user_representation: Annotated[
+        bool, typer.Option("--no-user-representation", help="Stage 2: no user vector in the prompt.")
+    ] = False,
+    no_joint_embedding: Annotated[
+        bool, typer.Option("--no-joint-embedding", help="Stage 2: no item vectors in the prompt.")
+    ] = False,
+    projector: Annotated[
+        ProjectorKind, typer.Option(help="Stage 2: mlp (the paper's), linear or resampler.")
+    ] = ProjectorKind.mlp,
+    projector_tokens: Annotated[int, typer.Option(min=1, help="Stage 2: learned queries of the resampler.")] = 8,
     dtype: Annotated[str | None, typer.Option(help="dtype of the LLM, such as bfloat16.")] = None,
     device_map: Annotated[str | None, typer.Option(help="device_map of the LLM, such as auto.")] = None,
     load_in_8bit: Annotated[bool, typer.Option(help="Quantize the LLM (extra `quantization`).")] = False,
@@ -202,6 +236,14 @@ def train(
             joint_dim=joint_dim,
             alpha=alpha,
             beta=beta,
+            matching=matching,
+            recommendation=recommendation,
+            matching_loss=matching_loss.value,
+            matching_temperature=matching_temperature,
+            no_user_representation=no_user_representation,
+            no_joint_embedding=no_joint_embedding,
+            projector=projector.value,
+            projector_tokens=projector_tokens,
             positions=positions.value,
             checkpoint_activations=checkpoint_activations,
             include_llm=include_llm,

@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -14,15 +14,15 @@ from typing import Any, cast
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
-from tqdm.auto import tqdm
+from numpy.typing import ArrayLike, NDArray
 
 from .._version import __version__
 from ..errors import ALLMRecError, DataError
 from ..files import written_whole
 from ..ranking import summarize_ranks, target_ranks
-from .protocol import CandidateRows, EvaluationData, History, Ranker, TargetSplit, TitleGenerator, TrainSplit
+from .protocol import EvaluationData, History, Ranker, TargetSplit, TitleGenerator, TrainSplit
 from .report import format_markdown, format_table
+from .rows import Rows, count_seen_targets, further_members, select_rows
 from .warmth import WarmthGroups
 
 logger = logging.getLogger(__name__)
@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 PROTOCOLS = ("candidates", "full", "paper")
 SPLITS: dict[TargetSplit, TrainSplit] = {"validation": "train", "test": "train+validation"}
 REPORT_FORMAT = 1
+CUTOFFS = (1, 5, 10)
 _LIBRARIES = ("numpy", "torch", "transformers", "polars", "sentence-transformers")
 
 
@@ -72,7 +73,7 @@ class EvaluationResult:
         return Path(path)
 
     def per_user(self) -> pl.DataFrame:
-        """Return one row for each user and method: user_id, target, warm, cold, never_seen, method, rank, answer."""
+        """Return one row for each user and method: user_id, target, a Boolean for each group, method, rank, answer."""
         base = pl.DataFrame({"user_id": self.user_ids, "target": self.target_ids}).with_columns(
             pl.Series(group, mask) for group, mask in self.members.items() if group != "overall"
         )
@@ -93,27 +94,6 @@ class EvaluationResult:
         return Path(path)
 
 
-@dataclass(frozen=True)
-class _Rows:
-    """The users under evaluation, the same arrays for every ranker."""
-
-    data: EvaluationData
-    split: TargetSplit
-    users: NDArray[np.int64]  # (R,)
-    targets: NDArray[np.int64]  # (R,)
-    items: NDArray[np.int64]  # (R, C)
-    positions: NDArray[np.int64]  # (R,) column of the target
-
-    def batches(self, ranker: str, batch_size: int) -> Iterator[tuple[slice, list[History], NDArray[np.int64]]]:
-        """Yield slices of rows with their histories and a copy of their candidates, which a ranker may spoil."""
-        with tqdm(total=len(self.users), desc=f"evaluate {ranker}", unit="user", disable=None) as progress:
-            for start in range(0, len(self.users), batch_size):
-                rows = slice(start, min(start + batch_size, len(self.users)))
-                histories = [self.data.history(int(user), self.split) for user in self.users[rows]]
-                yield rows, histories, self.items[rows].copy()
-                progress.update(rows.stop - rows.start)
-
-
 def evaluate(
     rankers: Sequence[Ranker],
     data: EvaluationData,
@@ -122,9 +102,12 @@ def evaluate(
     *,
     max_users: int | None = None,
     seed: int = 0,
-    cutoffs: tuple[int, ...] = (1, 5, 10),
+    cutoffs: tuple[int, ...] | None = None,
     num_retrieved: int = 100,
     batch_size: int = 256,
+    known: EvaluationData | None = None,
+    groups: Mapping[str, ArrayLike] | None = None,
+    history_buckets: Sequence[int] | None = None,
 ) -> EvaluationResult:
     """Evaluate rankers side by side on the same users, targets and candidates.
 
@@ -137,23 +120,29 @@ def evaluate(
         split: `"test"` or `"validation"`.
         max_users: Evaluate a seeded sample of this many users; None takes all.
         seed: Draws the sample, nothing else.
-        cutoffs: The k of Hit@k and NDCG@k; the paper's protocol has Hit@1 only.
+        cutoffs: The k of Hit@k and NDCG@k; the paper's protocol has Hit@1 only. None takes 1, 5 and 10, as far as there
+            are so many candidates.
         num_retrieved: How many items each method retrieves under `"full"`.
         batch_size: Users given to a ranker at a time.
+        known: The data that the methods were trained on, over the same catalogue, where they are not `data`; which
+            items are warm, cold or never seen is counted there.
+        groups: Further groups: name -> `(U,)` booleans, one for each user of `data.candidates(split)`, in their order.
+        history_buckets: The largest history length of each bucket but the last, such as `(5, 10, 20)`; None has none.
 
     Returns:
         The report and every user's ranks. Ties get the expected rank.
 
     Raises:
         ALLMRecError: when an argument is out of range, or a ranker returns NaN or another shape; it is named.
-        DataError: when the data's candidates do not hold each target exactly once, or the split has no users.
+        DataError: when the data's candidates do not hold each target exactly once, the split has no users, a cut-off is
+            above the number of candidates, or `known` has another catalogue.
     """
     _check_arguments(rankers, protocol, split, max_users, cutoffs, num_retrieved, batch_size)
     candidates = data.candidates(split)
-    rows = _select_rows(data, split, candidates, max_users, seed)
-    counts = data.item_counts("train")
-    groups = WarmthGroups.from_counts(counts, data.item_counts(SPLITS[split]))
-    members = groups.members(rows.targets)
+    rows = select_rows(data, split, candidates, max_users, seed)
+    cutoffs = _shown_cutoffs(cutoffs, protocol, rows)
+    warmth = _warmth(data, known or data, split)
+    members = warmth.members(rows.targets) | further_members(rows, groups or {}, history_buckets)
 
     ranks: dict[str, NDArray[np.float64]] = {}
     answers: dict[str, list[str]] = {}
@@ -184,11 +173,11 @@ def evaluate(
         "seed": seed,
         "candidates_seed": data.info.get("seed"),
         "candidates_sha256": candidates_digest(data, split),
-        "groups": groups.describe(),
+        "groups": warmth.describe(),
         "versions": library_versions(),
     }
     if protocol == "full":
-        report["targets_already_seen"] = _count_seen_targets(rows)
+        report["targets_already_seen"] = count_seen_targets(rows)
     report["methods"] = {
         name: {
             group: _summarize(values[mask], protocol, cutoffs, valid[name][mask] if name in valid else None)
@@ -237,7 +226,7 @@ def _check_arguments(
     protocol: str,
     split: str,
     max_users: int | None,
-    cutoffs: tuple[int, ...],
+    cutoffs: tuple[int, ...] | None,
     num_retrieved: int,
     batch_size: int,
 ) -> None:
@@ -252,34 +241,38 @@ def _check_arguments(
         raise ALLMRecError(f"max_users must be at least 1, or None for all users; got {max_users}")
     if batch_size < 1:
         raise ALLMRecError(f"batch_size must be at least 1; got {batch_size}")
+    cutoffs = CUTOFFS if cutoffs is None else cutoffs
     if not cutoffs or min(cutoffs) < 1:
         raise ALLMRecError(f"cutoffs must be positive integers; got {cutoffs}")
     if protocol == "full" and num_retrieved < max(cutoffs):
         raise ALLMRecError(f"num_retrieved = {num_retrieved} cannot show Hit@{max(cutoffs)}; retrieve at least as many")
 
 
-def _select_rows(
-    data: EvaluationData, split: TargetSplit, candidates: CandidateRows, max_users: int | None, seed: int
-) -> _Rows:
-    users, targets, items = (np.asarray(part) for part in (candidates.users, candidates.targets, candidates.items))
-    if len(users) == 0:
-        raise DataError(f"{data.name}: the {split} split has no users; prepare the data from longer histories")
-    found = (items == targets[:, None]).sum(axis=1)
-    if (found != 1).any():
-        user = data.user_ids[int(users[np.argmax(found != 1)])]
+def _shown_cutoffs(cutoffs: tuple[int, ...] | None, protocol: str, rows: Rows) -> tuple[int, ...]:
+    """Return the cut-offs; among C candidates every target is within the first C, so a higher one says nothing."""
+    num_candidates = rows.items.shape[1]
+    if protocol != "candidates":
+        return CUTOFFS if cutoffs is None else cutoffs
+    if cutoffs is None:
+        return tuple(k for k in CUTOFFS if k <= num_candidates)
+    if max(cutoffs) > num_candidates:
         raise DataError(
-            f"{data.name}: {int((found != 1).sum())} of {len(users)} candidate rows do not hold their target exactly "
-            f"once, first that of user {user!r}; prepare the data again"
+            f"{rows.data.name}: the cut-off {max(cutoffs)} is above the {num_candidates} candidates of each user; take "
+            f"cutoffs of at most {num_candidates}, or prepare the data with more candidates (num_candidates)"
         )
-    if max_users is not None and max_users < len(users):
-        chosen = np.sort(np.random.default_rng(seed).choice(len(users), size=max_users, replace=False))
-        logger.info("a sample of %d of %d users, seed %d", max_users, len(users), seed)
-        users, targets, items = users[chosen], targets[chosen], items[chosen]
-    positions = np.argmax(items == targets[:, None], axis=1)
-    return _Rows(data, split, users, targets, items, positions)
+    return cutoffs
 
 
-def _candidate_ranks(ranker: Ranker, rows: _Rows, batch_size: int) -> NDArray[np.float64]:
+def _warmth(data: EvaluationData, known: EvaluationData, split: TargetSplit) -> WarmthGroups:
+    if known.num_items != data.num_items:
+        raise DataError(
+            f"the training data {known.name} have {known.num_items} items, the evaluated data {data.name} "
+            f"{data.num_items}; both must share one catalogue"
+        )
+    return WarmthGroups.from_counts(known.item_counts("train"), known.item_counts(SPLITS[split]))
+
+
+def _candidate_ranks(ranker: Ranker, rows: Rows, batch_size: int) -> NDArray[np.float64]:
     ranks = np.empty(len(rows.users))
     for batch, histories, candidates in rows.batches(ranker.name, batch_size):
         scores = np.asarray(ranker.score(histories, candidates), dtype=np.float64)
@@ -288,7 +281,7 @@ def _candidate_ranks(ranker: Ranker, rows: _Rows, batch_size: int) -> NDArray[np
     return ranks
 
 
-def _full_ranks(ranker: Ranker, rows: _Rows, num_retrieved: int, batch_size: int) -> NDArray[np.float64]:
+def _full_ranks(ranker: Ranker, rows: Rows, num_retrieved: int, batch_size: int) -> NDArray[np.float64]:
     ranks = np.full(len(rows.users), np.inf)
     for batch, histories, _ in rows.batches(ranker.name, batch_size):
         items, scores = ranker.retrieve(histories, num_retrieved)
@@ -329,7 +322,7 @@ def _check_retrieved(
             raise ALLMRecError(f"{name} retrieved items that its user has seen; leave the history out")
 
 
-def _generate(ranker: Ranker, rows: _Rows, batch_size: int) -> list[str]:
+def _generate(ranker: Ranker, rows: Rows, batch_size: int) -> list[str]:
     generator = cast("TitleGenerator", ranker)
     answers: list[str] = []
     for _, histories, candidates in rows.batches(ranker.name, batch_size):
@@ -340,7 +333,7 @@ def _generate(ranker: Ranker, rows: _Rows, batch_size: int) -> list[str]:
     return answers
 
 
-def _match(ranker: Ranker, rows: _Rows, answers: list[str]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _match(ranker: Ranker, rows: Rows, answers: list[str]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return rank 1 or `inf` by exact match with the target's title, and whether the answer is any candidate's."""
     title_of: Callable[[int], str] = getattr(ranker, "prompt_title", rows.data.catalog.title)
     ranks, valid = np.full(len(answers), np.inf), np.zeros(len(answers))
@@ -365,8 +358,3 @@ def _summarize(
     if valid is not None and len(valid):
         summary["valid"] = float(valid.mean())
     return summary
-
-
-def _count_seen_targets(rows: _Rows) -> int:
-    histories = (rows.data.history(int(user), rows.split) for user in rows.users)
-    return sum(int(target in history) for target, history in zip(rows.targets, histories, strict=True))

@@ -6,10 +6,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from .warmth import GROUPS
-
 Report = Mapping[str, Any]
 MISSING = "-"
+NOBODY = {"users": 0}
 _PIPE = re.compile(r"(?<!\\)\|")
 
 
@@ -22,13 +21,18 @@ def metric_names(report: Report) -> list[str]:
     return names
 
 
+def group_names(report: Report) -> list[str]:
+    """Return the groups of users that a report has, in its order."""
+    return list(dict.fromkeys(group for groups in report["methods"].values() for group in groups))
+
+
 def table_rows(report: Report) -> list[list[str]]:
     """Return the table as text cells: a header, then one row for each group and method."""
     metrics = metric_names(report)
     rows = [["targets", "method", "users", *metrics]]
-    for group in GROUPS:
+    for group in group_names(report):
         for method, groups in report["methods"].items():
-            values = groups[group]
+            values = groups.get(group, NOBODY)
             cells = [f"{values[name]:.4f}" if name in values else MISSING for name in metrics]
             rows.append([group.replace("_", " "), method, f"{values['users']:,}", *cells])
     return rows
@@ -44,7 +48,8 @@ def describe(report: Report) -> str:
         "paper": f"top-1 or generated title among {report['num_candidates']} seeded candidates, exact match",
         "full": f"the first {report['num_retrieved']} of all {report['num_items']:,} items, a target beyond is a miss",
     }[report["protocol"]]
-    return f"{report['dataset']}, {report['split']} split, protocol {report['protocol']}: {users}, {choice}"
+    scenario = f", scenario {report['scenario']['label']}" if "scenario" in report else ""
+    return f"{report['dataset']}{scenario}, {report['split']} split, protocol {report['protocol']}: {users}, {choice}"
 
 
 def format_table(report: Report) -> str:

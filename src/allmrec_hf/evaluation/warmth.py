@@ -1,7 +1,8 @@
-"""Groups of users by how well the training data knows their target item."""
+"""Groups of users: by how well the training data knows their target item, by history length, and a caller's own."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,7 @@ from ..errors import ALLMRecError
 OVERALL = "overall"
 GROUPS = (OVERALL, "warm", "cold", "never_seen")
 PAPER_SHARE = 0.35  # section 5.3, arXiv 2404.11343
+RANK_COLUMNS = ("user_id", "target", "method", "rank", "answer")  # of the per-user table, beside the groups
 
 
 @dataclass(frozen=True)
@@ -92,3 +94,49 @@ class WarmthGroups:
         if self.cold.any():
             description["cold"]["max_interactions"] = int(self.counts[self.cold].max())
         return description
+
+
+def history_groups(lengths: ArrayLike, edges: Sequence[int]) -> dict[str, NDArray[np.bool_]]:
+    """Return `(B,)` masks of users by the length of what is known of them, one bucket for each edge and one beyond.
+
+    Args:
+        lengths: `(B,)` interactions known before the target.
+        edges: The largest length of each bucket but the last, growing.
+
+    Raises:
+        ALLMRecError: when the edges are no growing positive integers.
+
+    Example:
+        >>> list(history_groups([2, 5, 6, 40], (5, 10)))
+        ['history 1-5', 'history 6-10', 'history 11+']
+    """
+    known = isinstance(edges, Sequence) and len(edges) > 0 and all(type(edge) is int for edge in edges)
+    if not known or edges[0] < 1 or sorted(set(edges)) != list(edges):
+        raise ALLMRecError(f"history_buckets must be growing positive integers, such as 5, 10, 20; got {edges!r}")
+    first = [1, *(edge + 1 for edge in edges)]
+    spans = [f"{low}-{high}" if low < high else f"{low}" for low, high in zip(first, edges, strict=False)]
+    bucket = np.searchsorted(edges, np.asarray(lengths), side="left")  # (B,) a length equal to an edge is within
+    return {f"history {span}": bucket == number for number, span in enumerate([*spans, f"{first[-1]}+"])}
+
+
+def checked_groups(groups: Mapping[str, ArrayLike], num_users: int) -> dict[str, NDArray[np.bool_]]:
+    """Return a caller's own groups as masks.
+
+    Args:
+        groups: For each name, `(U,)` booleans, one for each user of the split.
+        num_users: U.
+
+    Raises:
+        ALLMRecError: when a name is taken or cannot stand in a table, or a mask is not `(U,)` booleans.
+    """
+    masks = {name: np.asarray(mask) for name, mask in groups.items()}
+    for name, mask in masks.items():
+        taken = name in (*GROUPS, *RANK_COLUMNS) or name.startswith("history ")
+        if taken or not name.strip() or not name.isprintable():
+            raise ALLMRecError(f"a group cannot be called {name!r}; the name is taken, empty or not printable")
+        if mask.dtype != np.bool_ or mask.shape != (num_users,):
+            raise ALLMRecError(
+                f"group {name!r} is {mask.dtype} {mask.shape}; expected booleans ({num_users},), one for each user "
+                "with candidates, in their order"
+            )
+    return masks

@@ -14,7 +14,7 @@ from ..aligner import ItemTextAligner
 from ..cf_encoder import CFEncoder
 from ..data.prepared import PreparedData
 from ..histories import pad_histories
-from ..losses import alignment_losses, reconstruction_loss
+from ..losses import Contrast, alignment_losses, reconstruction_loss
 from .arguments import StageArguments
 from .samples import NegativeSampler, Samples, bucketed_batches, drawn, last_of_training, validation_targets
 from .task import Batch, StageTask
@@ -58,6 +58,10 @@ class AlignmentModule(nn.Module):
         beta: Weight of the text reconstruction.
         cross_reconstruction: Weight of the CF embedding decoded from the text's joint embedding, which is what a cold
             item lives on; 0 in the paper.
+        matching: Weight of the matching of both sides; 1 in the paper, as the next.
+        recommendation: Weight of the recommendation loss.
+        matching_loss: `"mse"` (the paper) or `"infonce"`, each target set and each set of negatives a batch of its own.
+        matching_temperature: Of InfoNCE.
     """
 
     def __init__(
@@ -70,13 +74,23 @@ class AlignmentModule(nn.Module):
         alpha: float,
         beta: float,
         cross_reconstruction: float = 0.0,
+        matching: float = 1.0,
+        recommendation: float = 1.0,
+        matching_loss: Literal["mse", "infonce"] = "mse",
+        matching_temperature: float = 0.07,
     ) -> None:
         super().__init__()
         self.cf_encoder = cf_encoder.requires_grad_(False).eval()
         self.aligner = aligner
         self.texts = texts
         self.text_encoder = text_encoder if fine_tune else None
-        self.alpha, self.beta = alpha, beta
+        self.weights: dict[str, Any] = {
+            "alpha": alpha,
+            "beta": beta,
+            "matching": matching,
+            "recommendation": recommendation,
+        }
+        self.temperature = matching_temperature if matching_loss == "infonce" else None
         self.cross_reconstruction = cross_reconstruction
         table = None if fine_tune else text_embedding_table(text_encoder, texts)
         self.register_buffer("text_table", table, persistent=False)
@@ -115,9 +129,9 @@ class AlignmentModule(nn.Module):
         positives = (self.cf_encoder.item_embeddings[positive], positive_texts)
         negatives = (self.cf_encoder.item_embeddings[negative], negative_texts)
         outputs = self.aligner(*positives), self.aligner(*negatives)
-        terms = alignment_losses(
-            users, *outputs, positives, negatives, self.alpha, self.beta, score=self.cf_encoder.score_vectors
-        )
+        contrast = None if self.temperature is None else Contrast(positive, negative, self.temperature)
+        score = self.cf_encoder.score_vectors
+        terms = alignment_losses(users, *outputs, positives, negatives, score=score, contrast=contrast, **self.weights)
         if self.cross_reconstruction:
             pairs = ((outputs[0].text_joint, positives[0]), (outputs[1].text_joint, negatives[0]))
             terms["cross_reconstruction"] = sum(

@@ -312,9 +312,7 @@ class _Run:
             texts,
             text_encoder,
             fine_tune,
-            self.settings.alpha,
-            self.settings.beta,
-            self.settings.cross_reconstruction,
+            **self.settings.alignment_loss(),
         )
         task = AlignmentTask(module, self.data, self.settings.positions, arguments)
         run_stage(task, arguments, self._stage_directory("align"), self.resume)
@@ -336,8 +334,9 @@ class _Run:
         torch.manual_seed(arguments.seed)
         model.config.base_model_name_or_path = _origin(str(self.settings.llm), included=self.settings.include_llm)
         model.config.base_model_revision = self.settings.llm_revision
-        model.config.item_embedding = self.settings.item_embedding
-        model.config.score_normalization = self.settings.score_normalization
+        for name in ("item_embedding", "score_normalization", "projector", "projector_tokens"):
+            setattr(model.config, name, getattr(self.settings, name))
+        model.config.item_embedding_seed = arguments.seed
         model.attach_language_model(language_model)
         processor = self._processor(tokenizer, model)
         model.config.tokenizer_fingerprint = processor.fingerprint
@@ -349,6 +348,8 @@ class _Run:
         )
         if self.settings.warm_start_steps:
             self._warm_start(model, task)
+        model.user_projector.requires_grad_(self._prompt().has_user_slot)  # what no prompt shows is not trained
+        model.item_projector.requires_grad_(self._prompt().has_item_slots)
         run_stage(task, arguments, self._stage_directory("project"), self.resume)
         if self.writes:
             processor.save_pretrained(self.output)
@@ -380,9 +381,7 @@ class _Run:
         return processor
 
     def _prompt(self) -> PromptTemplate:
-        if self.settings.prompt is not None:
-            return PromptTemplate.from_dict(self.settings.prompt)
-        return PromptTemplate.for_domain(self.data.domain)
+        return self.settings.template(self.data.domain)
 
     def _write_card(self, cf_encoder: CFEncoder, model: ALLMRecModel | None) -> None:
         card = model_card(cf_encoder, model, self.data, self.arguments)

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from ..cf_encoder import MODEL_TYPE_PREFIX
 from ..errors import ALLMRecError
+from ..prompt import PromptTemplate
 from .arguments import PRESETS
 
 DEFAULT_BACKBONE = "sasrec"
 DEFAULT_TEXT_ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
+WEIGHTS = ("alpha", "beta", "matching", "recommendation", "cross_reconstruction")
+ALIGNMENT_LOSS = (*WEIGHTS, "matching_loss", "matching_temperature")
+MatchingLoss = Literal["mse", "infonce"]
+ProjectorKind = Literal["mlp", "linear", "resampler"]
+ItemEmbedding = Literal["auto", "cf", "text", "random"]
+CHOICES = {
+    "matching_loss": get_args(MatchingLoss),
+    "projector": get_args(ProjectorKind),
+    "item_embedding": get_args(ItemEmbedding),
+}
 # Settings that a stage leaves in the folder; a later stage run alone takes them over from `run.json`.
 SETTINGS_OF_STAGE = {
     "cf": ("cf", "cf_options", "cf_checkpoint", "cf_module", "missing_items"),
@@ -18,10 +29,8 @@ SETTINGS_OF_STAGE = {
         "text_encoder",
         "fine_tune_text_encoder",
         "joint_dim",
-        "alpha",
-        "beta",
-        "cross_reconstruction",
         "positions",
+        *ALIGNMENT_LOSS,
     ),
 }
 
@@ -45,6 +54,10 @@ class RunSettings:
         joint_dim: d_joint.
         alpha: Weight of the item reconstruction.
         beta: Weight of the text reconstruction.
+        matching: Weight of the matching of both sides; 1 in the paper.
+        recommendation: Weight of the recommendation loss; 1 in the paper.
+        matching_loss: `"mse"` (the paper) or `"infonce"`, see `losses.contrastive_loss`.
+        matching_temperature: Of InfoNCE; that of most published two-tower models where not given.
         cross_reconstruction: Weight of the CF embedding decoded from text in stage 1, not in the paper.
         positions: Stage 1 trains on the `"last"` position of each user or on `"all"`.
         targets: Stage 2's targets, `"validation"` items that the backbone has not seen, or the last of `"train"`.
@@ -54,6 +67,10 @@ class RunSettings:
         history_in_prompt: History items that the prompt names.
         num_candidates: Candidates in a training prompt.
         prompt: A prompt template of one's own; the paper's in the words of the data's domain where not given.
+        no_user_representation: Stage 2's prompt has no user representation.
+        no_joint_embedding: Stage 2's prompt has no joint embeddings.
+        projector: Kind of the projectors, see `ALLMRecConfig.projector`.
+        projector_tokens: Learned queries of the resampler.
         item_embedding: The rule of `ALLMRecConfig.item_embedding`.
         score_normalization: As in `ALLMRecConfig`.
         include_llm: Save the LLM's weights in the run folder too.
@@ -73,6 +90,10 @@ class RunSettings:
     joint_dim: int = 128
     alpha: float = 0.5
     beta: float = 0.5
+    matching: float = 1.0
+    recommendation: float = 1.0
+    matching_loss: MatchingLoss = "mse"
+    matching_temperature: float = 0.07
     cross_reconstruction: float = 0.0
     positions: Literal["last", "all"] = "last"
     targets: Literal["validation", "train"] = "validation"
@@ -82,10 +103,59 @@ class RunSettings:
     history_in_prompt: int = 10
     num_candidates: int = 20
     prompt: dict[str, str] | None = None
-    item_embedding: Literal["auto", "cf", "text"] = "auto"
+    no_user_representation: bool = False
+    no_joint_embedding: bool = False
+    projector: ProjectorKind = "mlp"
+    projector_tokens: int = 8
+    item_embedding: ItemEmbedding = "auto"
     score_normalization: Literal["sum", "mean"] = "sum"
     include_llm: bool = False
     checkpoint_activations: bool = False
+
+    def __post_init__(self) -> None:
+        for name in WEIGHTS:
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ALLMRecError(
+                    f"{name} is a weight of stage 1's loss: a finite number of at least 0, not {getattr(self, name)}"
+                )
+        if not any(getattr(self, name) for name in WEIGHTS):
+            raise ALLMRecError(f"every weight of stage 1's loss is 0 ({', '.join(WEIGHTS)}), so nothing is trained")
+        if not 0 < self.matching_temperature < float("inf"):
+            raise ALLMRecError(f"matching_temperature must be greater than 0, got {self.matching_temperature}")
+        if self.projector_tokens < 1:
+            raise ALLMRecError(f"projector_tokens must be at least 1, got {self.projector_tokens}")
+        for name, known in CHOICES.items():
+            if getattr(self, name) not in known:
+                raise ALLMRecError(f"unknown {name} {getattr(self, name)!r}; known are {', '.join(known)}")
+
+    def alignment_loss(self) -> dict[str, Any]:
+        """Return what stage 1's loss is made of, as `AlignmentModule` takes it."""
+        return {name: getattr(self, name) for name in ALIGNMENT_LOSS}
+
+    def template(self, domain: str) -> PromptTemplate:
+        """Return the prompt template of stage 2 for data of a domain.
+
+        Raises:
+            ALLMRecError: when a template of one's own has slots that the settings leave out, or when no slot is left,
+                so that there is nothing to train.
+        """
+        users, items = not self.no_user_representation, not self.no_joint_embedding
+        if self.prompt is None:
+            template = PromptTemplate.for_domain(domain, user_representation=users, joint_embedding=items)
+        else:
+            template = PromptTemplate.from_dict(self.prompt)
+        for wanted, found, slot, name in (
+            (users, template.has_user_slot, "{user}", "no_user_representation"),
+            (items, template.has_item_slots, "{vector}", "no_joint_embedding"),
+        ):
+            if found and not wanted:
+                raise ALLMRecError(f"{name} is set, but the prompt template has {slot}; take out one of the two")
+        if not (template.has_user_slot or template.has_item_slots):
+            raise ALLMRecError(
+                "the prompt has no slot for a user or an item vector, so stage 2 has nothing to train; keep the user "
+                "representation or the joint embeddings, or evaluate the LLM alone"
+            )
+        return template
 
 
 def run_settings(preset_name: str, cf: str | None = None) -> RunSettings:

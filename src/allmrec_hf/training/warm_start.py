@@ -8,7 +8,7 @@ no LLM pass, to put a user near the target and away from the other candidates, a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from ..histories import pad_histories
 from ..losses import listwise_loss
 from ..modeling_allmrec import ALLMRecModel
 from ..processing_allmrec import ALLMRecProcessor
-from ..projector import Projector
+from ..projector import AnyProjector
 from ..ranking import ndcg_at_k, target_ranks
 from .arguments import StageArguments
 from .projection import CandidateTask
@@ -36,21 +36,21 @@ WORDS_AT_ONCE = 8192
 
 
 @torch.no_grad()
-def centre_inputs(projector: Projector, inputs: torch.Tensor) -> None:
+def centre_inputs(projector: AnyProjector, inputs: torch.Tensor) -> None:
     """Fold the standardisation of the inputs `(S, input_dim)` into the projector's first layer.
 
     Joint embeddings are sigmoids that vary by hundredths around 0.5; without this, LayerNorm sees their common part.
     """
-    first: Any = projector.layers[0]
+    first = projector.first
     mean, std = inputs.mean(dim=0), inputs.std(dim=0, correction=int(len(inputs) > 1)).clamp(min=1e-4)
     first.weight.div_(std)
     first.bias.sub_(first.weight @ mean)
 
 
 @torch.no_grad()
-def start_near_words(projector: Projector, words: torch.Tensor, generator: torch.Generator) -> None:
+def start_near_words(projector: AnyProjector, words: torch.Tensor, generator: torch.Generator) -> None:
     """Make the last layer's outputs random mixtures of the LLM's word embeddings `(V, d_llm)` around their mean."""
-    last: Any = projector.layers[3]
+    last = projector.last
     words = words.float()
     mean = words.mean(dim=0)
     mixed = torch.zeros_like(last.weight.T)  # (in, d_llm)
@@ -78,8 +78,8 @@ def prepare_projectors(model: ALLMRecModel, task: CandidateTask, seed: int) -> N
         users = model.cf_encoder.encode_users(tensors["history_ids"], tensors["history_mask"])
         items = model.item_vectors(torch.arange(1, model.cf_encoder.num_items + 1, device=model.device))
     for projector, inputs in ((model.user_projector, users), (model.item_projector, items)):
-        centre_inputs(projector, inputs)
         start_near_words(projector, words.to(inputs.device), generator)
+        centre_inputs(projector, inputs)  # last, as a linear projector's two layers are one
 
 
 class MatchingModule(nn.Module):

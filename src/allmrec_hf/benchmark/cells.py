@@ -1,0 +1,163 @@
+"""A cell: one method with one seed in one scenario of one data set, stored when it is done and never computed again.
+
+```
+OUTPUT/cells/<dataset>--<scenario>--<label>--<seed>--<digest>/result.json      what was run and what came out
+                                                              /per_user.parquet the rank of every user's target
+```
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from ..errors import ALLMRecError, DataError
+from ..files import written_whole
+
+CELLS = "cells"
+RESULT_FILE, RANKS_FILE = "result.json", "per_user.parquet"
+FORMAT = 1
+_UNSAFE = re.compile(r"[^a-z0-9]+")
+
+
+@dataclass(frozen=True)
+class CellKey:
+    """What a cell is; two keys with another digest are two cells.
+
+    Attributes:
+        dataset: Name of the data set within the suite.
+        scenario: Name of the scenario with its parameters, such as `few-shot-256`.
+        label: The method's name in tables, unique within the suite.
+        method: The method's name in the registry.
+        seed: The seed.
+        facts: Everything else that decides the result: options, LLM, preset, budget, how the data were made.
+    """
+
+    dataset: str
+    scenario: str
+    label: str
+    method: str
+    seed: int
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def digest(self) -> str:
+        """Return twelve hexadecimal digits over everything in the key."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+    @property
+    def folder_name(self) -> str:
+        """Return a name for the cell's folder that no label can break out of."""
+        words = [_UNSAFE.sub("-", part.lower()).strip("-")[:40] for part in (self.dataset, self.scenario, self.label)]
+        return "--".join([*words, str(self.seed), self.digest])
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A finished cell.
+
+    Attributes:
+        key: What it is.
+        report: `EvaluationResult.report` of this one method.
+        ranks: `EvaluationResult.per_user()`: user_id, target, a Boolean column for each group, method, rank, answer.
+        seconds: Wall-clock time of training and evaluation.
+        details: What the method says of itself: `paper`, `simplified`, LLM and its size, geometry, ...
+    """
+
+    key: CellKey
+    report: Mapping[str, Any]
+    ranks: pl.DataFrame
+    seconds: float
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+def cell_folder(output: Path, key: CellKey) -> Path:
+    """Return where a cell is kept."""
+    return output / CELLS / key.folder_name
+
+
+def is_done(output: Path, key: CellKey) -> bool:
+    """Tell whether a cell was finished; `result.json` is the last file written."""
+    return (cell_folder(output, key) / RESULT_FILE).is_file()
+
+
+def save_cell(output: Path, cell: Cell) -> Path:
+    """Write a cell and return its folder; a kill leaves either a whole cell or none."""
+    folder = cell_folder(output, cell.key)
+    with written_whole(folder / RANKS_FILE) as temporary:
+        cell.ranks.write_parquet(temporary)
+    content = {
+        "format": FORMAT,
+        "key": asdict(cell.key),
+        "report": dict(cell.report),
+        "seconds": cell.seconds,
+        "details": dict(cell.details),
+    }
+    with written_whole(folder / RESULT_FILE) as temporary:
+        temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return folder
+
+
+def load_cell(folder: Path) -> Cell:
+    """Read a finished cell.
+
+    Raises:
+        DataError: when a file is missing or damaged.
+    """
+    try:
+        content = json.loads((folder / RESULT_FILE).read_text(encoding="utf-8"))
+        if content["format"] != FORMAT:
+            raise DataError(f"{folder} has format {content['format']}, this version reads {FORMAT}")
+        ranks = pl.read_parquet(folder / RANKS_FILE)
+        return Cell(CellKey(**content["key"]), content["report"], ranks, content["seconds"], content["details"])
+    except (OSError, ValueError, KeyError, TypeError, pl.exceptions.PolarsError) as error:
+        if isinstance(error, ALLMRecError):
+            raise
+        raise DataError(f"{folder} is no finished cell ({error!r}); delete the folder to compute it again") from error
+
+
+def load_cells(output: Path) -> list[Cell]:
+    """Read all finished cells of a benchmark, in the order of their folders' names, and check that they compare.
+
+    Raises:
+        DataError: when there are none, or two of the same data and scenario were ranked on different candidates.
+    """
+    folders = sorted(path.parent for path in (output / CELLS).glob(f"*/{RESULT_FILE}"))
+    if not folders:
+        raise DataError(f"{output} holds no finished cells; run `allmrec benchmark --suite SUITE --output {output}`")
+    cells = [load_cell(folder) for folder in folders]
+    refuse_other_candidates(cells)
+    return cells
+
+
+def refuse_other_candidates(cells: list[Cell]) -> None:
+    """Refuse cells of one data set and scenario that were ranked on different candidate files.
+
+    Raises:
+        DataError: naming the two runs.
+    """
+    first: dict[tuple[str, str], Cell] = {}
+    for cell in cells:
+        other = first.setdefault((cell.key.dataset, cell.key.scenario), cell)
+        for name in ("candidates_sha256", "users", "protocol", "split"):
+            if cell.report[name] != other.report[name]:
+                raise DataError(
+                    f"{cell.key.label} (seed {cell.key.seed}) and {other.key.label} (seed {other.key.seed}) cannot be "
+                    f"compared on {cell.key.dataset}, {cell.key.scenario}: {name} is {cell.report[name]!r} and "
+                    f"{other.report[name]!r}; evaluate both on the same candidate file (delete one cell and run again)"
+                )
+
+
+def discard_unfinished(output: Path) -> None:
+    """Remove what a kill left of cells that were being written."""
+    for folder in (output / CELLS).glob("*"):
+        if folder.is_dir() and not (folder / RESULT_FILE).exists():
+            shutil.rmtree(folder)

@@ -1,0 +1,139 @@
+"""What a suite comes to: its cells, in the order in which they are computed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import ALLMRecError
+from ..methods.method import Method, Setting, method
+from .cells import CellKey
+from .sources import fingerprint
+from .suite import DatasetSpec, MethodSpec, ScenarioSpec, Suite
+
+DEMO = "demo"  # in place of an id: the tiny LM and text encoder that come with this package
+DEMO_PARTS = Path(__file__).parents[1] / "demo"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One cell that the suite asks for.
+
+    Attributes:
+        key: The cell.
+        dataset: Its data; those of the targets where the scenario has two.
+        scenario: Its scenario.
+        method: Its method.
+        setting: What the method is trained with; its two folders are names under the benchmark's output.
+    """
+
+    key: CellKey
+    dataset: DatasetSpec
+    scenario: ScenarioSpec
+    method: MethodSpec
+    setting: Setting
+
+    @property
+    def group(self) -> tuple[str, str, int]:
+        """Return what jobs that share trained parts have in common."""
+        return self.key.dataset, self.key.scenario, self.key.seed
+
+    def __str__(self) -> str:
+        return f"{self.key.dataset}, {self.key.scenario}, {self.key.label}, seed {self.key.seed}"
+
+
+def plan(suite: Suite) -> list[Job]:
+    """Return all cells of a suite, those that share trained parts one after the other.
+
+    Raises:
+        ALLMRecError: when a method does not know an option, prepared data are missing, or a row has no cell at all.
+    """
+    methods = {spec.label: _checked(spec) for spec in suite.methods}
+    digests = {spec.name: fingerprint(spec) for spec in suite.datasets}
+    jobs = []
+    for seed in suite.seeds:
+        for scenario, dataset in _trials(suite):
+            data = {name: digests[name] for name in (dataset.name, *scenario.domains)}
+            for spec in suite.methods:
+                seeded = methods[spec.label].seeded
+                if spec.runs_in(dataset.name, scenario) and (seeded or seed == suite.seeds[0]):
+                    jobs.append(_job(suite, dataset, scenario, spec, seed, data))
+    without = [spec.label for spec in suite.methods if not any(job.method.label == spec.label for job in jobs)]
+    if without:
+        raise ALLMRecError(f"no scenario and data set of the suite is for {', '.join(without)}; see only_...")
+    return sorted(jobs, key=lambda job: suite.datasets.index(job.dataset))
+
+
+def part_path(name: str, part: str) -> str:
+    """Return an id or path as it is, and for `demo` the folder of the tiny part that comes with this package."""
+    return str(DEMO_PARTS / part) if name == DEMO else name
+
+
+def part_name(name: str) -> str:
+    """Return an id as it is, and for a folder its name with a digest of its files: paths differ between machines."""
+    folder = Path(name)
+    if not folder.is_dir():
+        return name
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.iterdir() if path.is_file()):
+        digest.update(f"{path.name} {path.stat().st_size}\n".encode())
+        if path.name == "config.json":
+            digest.update(path.read_bytes())
+    return f"{DEMO if folder.parent == DEMO_PARTS else folder.name} ({digest.hexdigest()[:8]})"
+
+
+def _checked(spec: MethodSpec) -> Method:
+    found = method(spec.method)
+    try:
+        found.checked(Setting(Path(), Path(), options=spec.options))
+    except ALLMRecError as error:
+        raise ALLMRecError(f"the suite's method {spec.label}: {error}") from error
+    return found
+
+
+def _trials(suite: Suite) -> list[tuple[ScenarioSpec, DatasetSpec]]:
+    return [
+        (scenario, dataset)
+        for dataset in suite.datasets
+        for scenario in suite.scenarios
+        if scenario.is_for(dataset.name)
+    ]
+
+
+def _job(
+    suite: Suite, dataset: DatasetSpec, scenario: ScenarioSpec, spec: MethodSpec, seed: int, data: Mapping[str, str]
+) -> Job:
+    llm = spec.llm or suite.llm
+    llm = None if llm is None else part_path(llm, "language_model")
+    text_encoder = part_path(suite.text_encoder, "text_encoder")
+    shared: dict[str, Any] = {
+        "data": dict(sorted(data.items())),
+        "scenario": scenario.scenario.describe() | {"domains": list(scenario.domains)},
+        "text_encoder": part_name(text_encoder),
+        "preset": suite.preset,
+        "budget": suite.budget,
+    }
+    facts = shared | {
+        "backbone": spec.backbone or suite.backbone,
+        "llm": None if llm is None else part_name(llm),
+        "options": dict(spec.options),
+        "evaluation": asdict(suite.evaluation),
+    }
+    key = CellKey(dataset.name, scenario.label, spec.label, spec.method, seed, json.loads(json.dumps(facts)))
+    parts = CellKey(dataset.name, scenario.label, "parts", "parts", seed, shared)
+    setting = Setting(
+        folder=Path("work") / key.digest,
+        parts=Path("parts") / parts.digest,
+        seed=seed,
+        llm=llm,
+        text_encoder=text_encoder,
+        backbone=spec.backbone or suite.backbone,
+        preset=suite.preset,
+        budget=suite.budget,
+        options=spec.options,
+    )
+    return Job(key, dataset, scenario, spec, setting)

@@ -1,0 +1,324 @@
+"""The report of a benchmark: one HTML file that stands by itself, the same in Markdown, and its tables as parquet."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from ..evaluation.warmth import OVERALL
+from ..files import written_whole
+from . import plots, views
+from .cells import Cell
+from .published import PublishedValue
+from .tables import (
+    BASE_SCENARIO,
+    Tables,
+    by_scenario,
+    chance,
+    default_reference,
+    headline,
+    labels_in_order,
+    make_tables,
+    measured,
+)
+from .verdicts import CONTROLS, name, parameters, verdicts
+
+HTML_FILE, MARKDOWN_FILE, TABLES_FOLDER = "report.html", "report.md", "tables"
+_TEMPLATES = {HTML_FILE: "report.html.jinja", MARKDOWN_FILE: "report.md.jinja"}
+_SCALING = (
+    (re.compile(r"few-shot-(\d+)"), "training users"),
+    (re.compile(r"share-(0?\.\d+|1|1\.0)"), "share of the training data"),
+)
+_BADGES = {
+    "alarm": "ALARM",
+    "against": "against",
+    "missing": "missing",
+    "note": "note",
+    "good": "holds",
+    "quiet": "quiet",
+}
+_READING = (
+    "A figure is a mean over users of values averaged over seeds; the range beside it is the 95 % interval of a paired "
+    "bootstrap over users, ± the sample deviation of the mean over seeds, where there are several.",
+    "Bold in tables of results: the highest mean of the column, and every method whose interval of the difference to "
+    "it includes 0, so that the figures do not tell the two apart. This is not corrected for the number of methods.",
+    "A comparison is the method under test minus the other. p randomised: sign flips by user, two-sided. p McNemar: "
+    "exact, on hits, the least favourable seed. p Holm: the randomised p corrected over all methods and groups of that "
+    "scenario and metric. Bold and coloured: p Holm below 0.05.",
+    "Ties are ranked at their expected rank. Epochs and variants are picked on the validation part; the test part is "
+    "only ranked.",
+    "Intervals and tests speak of other users of the same kind, not of other data, other candidates or, with one seed, "
+    "other training runs.",
+)
+_MARKDOWN = re.compile(r"([\\`*_\[\]<>|~$&#!])")
+
+
+@dataclass(frozen=True)
+class _Material:
+    """What all parts of a report are made from."""
+
+    cells: Sequence[Cell]
+    tables: Tables
+    reference: str | None
+    first: Mapping[str, Cell]
+    kinds: Mapping[str, str]
+
+    def points(self, dataset: str, scenario: str, group: str, metric: str) -> list[plots.Point]:
+        """Return the means with intervals of one group, in the order of the tables."""
+        rows = self.tables.results.filter(dataset=dataset, scenario=scenario, group=group, metric=metric)
+        return [
+            plots.Point(row["label"], self.kinds[row["label"]], row["mean"], row["low"], row["high"])
+            for row in rows.iter_rows(named=True)
+        ]
+
+    def whole_methods(self, dataset: str, scenario: str, group: str, metric: str) -> list[plots.Point]:
+        """Return the same without ablations, which have a plot of their own; all where there is nothing else."""
+        points = self.points(dataset, scenario, group, metric)
+        return [point for point in points if point.kind != plots.ABLATION] or points
+
+
+def render(
+    output: Path,
+    cells: Sequence[Cell],
+    title: str,
+    reference: str | None = None,
+    *,
+    command: str = "",
+    order: Sequence[str] = (),
+    published: Sequence[PublishedValue] = (),
+    skipped: Sequence[Mapping[str, Any]] = (),
+    failed: Sequence[Mapping[str, Any]] = (),
+) -> Path:
+    """Write `report.html`, `report.md` and `tables/*.parquet`; the same cells give the same bytes.
+
+    Args:
+        output: The benchmark's folder.
+        cells: Finished cells, as `load_cells` gives them.
+        title: The report's title.
+        reference: Label of the method under test, which every other is compared with; None takes the first whole
+            A-LLMRec, and where there is none, compares nothing.
+        command: The command that ran the benchmark.
+        order: Labels in the order of the tables.
+        published: Published figures to print beside ours.
+        skipped: Scenarios that could not be made, each with `dataset`, `scenario`, `reason`.
+        failed: Cells that failed, each with `dataset`, `scenario`, `label`, `seed`, `error`.
+
+    Returns:
+        The path of the HTML file.
+
+    Raises:
+        ALLMRecError: when the reference is no label, or matplotlib is not installed.
+        DataError: when cells cannot be compared: other candidates, users, groups, or one seed of a label twice.
+    """
+    reference = reference if reference is not None else default_reference(cells)
+    tables = make_tables(cells, reference, order)
+    first = labels_in_order(cells, order)
+    kinds = {label: _kind(cell, label == reference) for label, cell in first.items()}
+    material = _Material(cells, tables, reference, first, kinds)
+    found = verdicts(cells, tables, reference)
+    context = {
+        "title": title,
+        "command": command,
+        "reference": reference,
+        "subjects": {subject: [v for v in found if v.subject == subject] for subject in _unique(found, "subject")},
+        "num_cells": len(cells),
+        "seeds": sorted({cell.key.seed for cell in cells}),
+        "llms": _llms(cells),
+        "versions": _versions(cells),
+        "data": views.data_grid(by_scenario(cells)),
+        "methods": views.methods_grid(first, kinds),
+        "datasets": [
+            _dataset(material, dataset, published) for dataset in dict.fromkeys(key[0] for key in by_scenario(cells))
+        ],
+        "problems": [*_problems(skipped, "not made", "reason"), *_problems(failed, "failed", "error")],
+        "colours": plots.COLOURS,
+        "badges": _BADGES,
+        "reading": _READING,
+    }
+    for file, template in _TEMPLATES.items():
+        text = _environment(file == HTML_FILE).from_string(_template(template)).render(context)
+        with written_whole(output / file) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    tables.write(output / TABLES_FOLDER)
+    return output / HTML_FILE
+
+
+def markdown_text(value: Any) -> str:
+    """Return text that Markdown shows as it is: markup and pipes escaped, on one line."""
+    return _MARKDOWN.sub(r"\\\1", " ".join(str(value).split()))
+
+
+def _environment(is_html: bool) -> Environment:
+    environment = Environment(autoescape=is_html, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["md"] = markdown_text
+    environment.filters["svg"] = Markup
+    return environment
+
+
+def _template(file: str) -> str:
+    return resources.files(__package__).joinpath(file).read_text(encoding="utf-8")
+
+
+def _kind(cell: Cell, is_reference: bool) -> str:
+    if is_reference:
+        return plots.REFERENCE
+    if cell.details.get("ablation_of"):
+        return plots.ABLATION
+    return plots.CONTROL if cell.key.method in CONTROLS else plots.METHOD
+
+
+def _unique(entries: Iterable[Any], attribute: str) -> list[Any]:
+    return list(dict.fromkeys(getattr(entry, attribute) for entry in entries))
+
+
+def _llms(cells: Sequence[Cell]) -> list[str]:
+    known = {cell.details.get("llm"): cell.details.get("llm_parameters") for cell in cells if cell.details.get("llm")}
+    return [f"{llm} ({parameters(size)} parameters)" if size else str(llm) for llm, size in known.items()]
+
+
+def _versions(cells: Sequence[Cell]) -> dict[str, str]:
+    """Return each library's versions; more than one where cells were computed with different ones."""
+    found: dict[str, list[str]] = {}
+    for cell in cells:
+        for library, version in (cell.report.get("versions") or {}).items():
+            if version not in found.setdefault(library, []):
+                found[library].append(version)
+    return {library: " and ".join(sorted(versions)) for library, versions in found.items()}
+
+
+def _problems(entries: Sequence[Mapping[str, Any]], what: str, reason: str) -> list[str]:
+    named = [
+        (entry, [str(entry[key]) for key in ("dataset", "scenario", "label", "seed") if key in entry])
+        for entry in entries
+    ]
+    return [f"{', '.join(where)}: {what}: {entry.get(reason, '')}" for entry, where in named]
+
+
+def _dataset(material: _Material, dataset: str, published: Sequence[PublishedValue]) -> views.DatasetView:
+    cells = [cell for cell in material.cells if cell.key.dataset == dataset]
+    cells.sort(key=lambda cell: list(material.first).index(cell.key.label))
+    scenes = {scenario: found for (_, scenario), found in by_scenario(cells).items()}
+    base = next(iter(scenes))
+    ablations = _ablation_rows(material, dataset)
+    return views.DatasetView(
+        name=dataset,
+        scenes=[_scene(material, dataset, scenario, found) for scenario, found in scenes.items()],
+        plots=[
+            *_scaling(material, dataset, list(scenes)),
+            *_sizes(material, dataset, base),
+            *_ablation_plots(material, dataset, ablations),
+        ],
+        ablations=views.ablations_grid(ablations),
+        geometry=views.geometry_grid(cells),
+        published=views.published_grid(dataset, published, material.tables),
+        cost=views.cost_grid(cells),
+    )
+
+
+def _scene(material: _Material, dataset: str, scenario: str, cells: Sequence[Cell]) -> views.SceneView:
+    place = {"dataset": dataset, "scenario": scenario}
+    results = list(material.tables.results.filter(**place).iter_rows(named=True))
+    compared = material.tables.comparisons.filter(**place)
+    compared = compared.filter(reference=material.reference or "")
+    report = cells[0].report
+    size = report["num_items"] if report["protocol"] == "full" else report["num_candidates"]
+    return views.SceneView(
+        name=scenario,
+        facts=views.scenario_facts(cells),
+        results=views.results_grid(results, material.kinds, size),
+        comparisons=views.comparisons_grid(list(compared.iter_rows(named=True))),
+        plots=_scene_plots(material, dataset, scenario, measured(cells), size),
+    )
+
+
+def _scene_plots(
+    material: _Material, dataset: str, scenario: str, metrics: Sequence[str], size: int
+) -> list[views.Plot]:
+    metric = headline(metrics)[0]
+    groups = (OVERALL, "warm", "cold")
+    panels = {group: material.whole_methods(dataset, scenario, group, metric) for group in groups}
+    panels = {group: points for group, points in panels.items() if points}
+    where, shown = f"{dataset}, {scenario}", name(metric)
+    named = {views.words(group): points for group, points in panels.items()}
+    caption = f"{shown} with 95 % intervals over users, {where}"
+    found = [views.Plot(caption, plots.bars(named, shown, chance(metric, size), caption))]
+    if "warm" in panels and "cold" in panels:
+        caption = f"Warm against cold targets, {where}: up and to the right is better"
+        pairs = list(zip(panels["warm"], panels["cold"], strict=True))
+        found.append(views.Plot(caption, plots.scatter(pairs, shown, caption)))
+    return found
+
+
+def _scaling(material: _Material, dataset: str, scenarios: Sequence[str]) -> list[views.Plot]:
+    found = []
+    for pattern, x_label in _SCALING:
+        matches = {scenario: pattern.fullmatch(scenario) for scenario in scenarios}
+        places = sorted((float(match[1]), scenario) for scenario, match in matches.items() if match)
+        lines: dict[str, list[tuple[float, plots.Point]]] = {}
+        metric = _metric(material)
+        for x, scenario in places:
+            for point in material.whole_methods(dataset, scenario, OVERALL, metric):
+                lines.setdefault(point.label, []).append((x, point))
+        lines = {label: points for label, points in lines.items() if len(points) > 1}
+        if lines:
+            caption = f"{name(metric)} by {x_label}, {dataset}"
+            found.append(views.Plot(caption, plots.curves(lines, x_label, name(metric), caption)))
+    return found
+
+
+def _sizes(material: _Material, dataset: str, scenario: str) -> list[views.Plot]:
+    """Return the curve over sizes of the LLM, where the method under test was run with several."""
+    if material.reference is None:
+        return []
+    method, metric = material.first[material.reference].key.method, _metric(material)
+    points = {
+        float(material.first[point.label].details["llm_parameters"]): point
+        for point in material.points(dataset, scenario, OVERALL, metric)
+        if material.first[point.label].key.method == method
+        and material.first[point.label].details.get("llm_parameters")
+    }
+    if len(points) < 2:
+        return []
+    caption = f"{name(metric)} by size of the LLM, {dataset}, {scenario}"
+    svg = plots.curves({method: sorted(points.items())}, "parameters of the LLM", name(metric), caption)
+    return [views.Plot(caption, svg)]
+
+
+def _metric(material: _Material) -> str:
+    return headline(measured(material.cells))[0]
+
+
+def _ablation_rows(material: _Material, dataset: str) -> list[tuple[str, Mapping[str, Any]]]:
+    metrics = headline(measured(material.cells))
+    rows = material.tables.comparisons.filter(pl.col("metric").is_in(metrics), dataset=dataset, group=OVERALL)
+    return [
+        (row["scenario"], row)
+        for row in rows.iter_rows(named=True)
+        if material.first[row["label"]].details.get("ablation_of") == row["reference"]
+    ]
+
+
+def _ablation_plots(
+    material: _Material, dataset: str, rows: Sequence[tuple[str, Mapping[str, Any]]]
+) -> list[views.Plot]:
+    metric, found = _metric(material), []
+    scenarios = list(dict.fromkeys(scenario for scenario, _ in rows))
+    scenario = BASE_SCENARIO if BASE_SCENARIO in scenarios else next(iter(scenarios), None)
+    shown = [row for place, row in rows if place == scenario and row["metric"] == metric]
+    for parent in dict.fromkeys(row["reference"] for row in shown):
+        points = [
+            plots.Point(row["label"], plots.ABLATION, -row["difference"], -row["high"], -row["low"])
+            for row in shown
+            if row["reference"] == parent
+        ]
+        caption = f"Ablations of {parent}: {name(metric)} minus that of the whole, {dataset}, {scenario}"
+        found.append(views.Plot(caption, plots.differences(points, name(metric), caption)))
+    return found

@@ -1,0 +1,315 @@
+"""Runs a suite: computes the cells that are not there yet, whatever became of the last attempt."""
+
+from __future__ import annotations
+
+import json
+import logging
+import multiprocessing
+import shutil
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field, replace
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..data.prepared import PreparedData
+from ..errors import DataError
+from ..evaluation.geometry import joint_embedding_geometry
+from ..evaluation.protocol import Ranker
+from ..evaluation.scenarios import CrossDomain, FewShot, Trial
+from ..files import written_whole
+from ..methods.a_llmrec import facts
+from ..methods.method import Method, method
+from ..modeling_allmrec import ALLMRecModel
+from ..training.parts import check_llm
+from .cells import (
+    Cell,
+    CellKey,
+    cell_folder,
+    discard_unfinished,
+    is_done,
+    load_cell,
+    refuse_other_candidates,
+    save_cell,
+)
+from .plan import Job, part_name, plan
+from .published import published_values
+from .report import render
+from .sources import check_files, prepared_data
+from .suite import Suite, check_cutoffs
+
+logger = logging.getLogger(__name__)
+PARTS, WORK = "parts", "work"
+RANDOM_LLM = ("random-llm", "leak-alarm")
+LLM_ALONE = ("llm-only", "leak-alarm")  # models around an LLM whose other parts were never trained
+LLM_METHODS = ("a-llmrec", "llm-only", "mlp-llm", "tallrec", "llm-srec", "random-llm", "leak-alarm")
+_GroupOutcome = tuple[int, list[dict[str, Any]], list[dict[str, Any]]]  # computed, skipped, failed
+SKIPPED_FILE, FAILED_FILE = "skipped.json", "failed.json"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a benchmark runs.
+
+    Attributes:
+        output: Its folder.
+        data_root: Folder of the raw files that the suite names.
+        allow_other_counts: Go on where data are not the published ones.
+    """
+
+    output: Path
+    data_root: Path | None = None
+    allow_other_counts: bool = False
+
+
+@dataclass
+class Outcome:
+    """What a run came to.
+
+    Attributes:
+        jobs: All cells of the suite.
+        computed: How many of them this run computed.
+        skipped: Scenarios that cannot be made: dataset, scenario, reason.
+        failed: Cells that ended with an error: dataset, scenario, label, seed, error.
+        report: The report, where there was anything to tell.
+    """
+
+    jobs: list[Job]
+    computed: int = 0
+    skipped: list[dict[str, Any]] = field(default_factory=list)
+    failed: list[dict[str, Any]] = field(default_factory=list)
+    report: Path | None = None
+
+
+def run_suite(suite: Suite, place: Place, processes: int = 1, keep_parts: bool = False) -> Outcome:
+    """Compute the cells of a suite that are not there yet.
+
+    Nothing is known of an earlier run but its finished cells and what methods left to be gone on with, so it may have
+    ended in any way.
+
+    Args:
+        suite: The suite.
+        place: Where it runs.
+        processes: How many cells are computed at a time, each with other trained parts.
+        keep_parts: Keep backbones, alignments and text embeddings when all is done.
+
+    Raises:
+        ALLMRecError: when the suite does not fit its data; nothing is computed then.
+    """
+    outcome = Outcome(plan(suite))
+    to_do = [job for job in outcome.jobs if not is_done(place.output, job.key)]
+    logger.info("%d cells, %d of them done already", len(outcome.jobs), len(outcome.jobs) - len(to_do))
+    discard_unfinished(place.output)
+    for spec in suite.datasets:
+        check_files(spec, place.data_root, place.output)
+    _check_llms(to_do)
+    data = Datasets(suite, place)
+    _check_trials(suite, outcome.jobs, data)
+    started, finished = time.monotonic(), 0
+    for computed, skipped, failed in _all_groups(to_do, data, processes):
+        outcome.computed += computed
+        outcome.skipped += [entry for entry in skipped if entry not in outcome.skipped]  # once for all seeds
+        outcome.failed += failed
+        finished += computed + len(failed)
+        logger.info("%d of %d cells after %.0f s", finished, len(to_do), time.monotonic() - started)
+    _write(place.output / SKIPPED_FILE, outcome.skipped)
+    _write(place.output / FAILED_FILE, outcome.failed)
+    if not outcome.failed and not keep_parts:
+        shutil.rmtree(place.output / PARTS, ignore_errors=True)
+        shutil.rmtree(place.output / WORK, ignore_errors=True)
+    return outcome
+
+
+def finished_cells(jobs: Iterable[Job], output: Path) -> list[Cell]:
+    """Return the finished cells of a suite, and check that they compare.
+
+    Cells of an earlier form of the suite that lie in the same folder are left out, which the log says.
+
+    Raises:
+        DataError: when there are none, or two were ranked on different candidates.
+    """
+    keys: list[CellKey] = [job.key for job in jobs if is_done(output, job.key)]
+    if not keys:
+        raise DataError(f"{output} holds no finished cell of this suite; run it without --only-report")
+    present = len(list((output / "cells").glob("*/result.json")))
+    if present > len(keys):
+        logger.warning("%d cells in %s are none of this suite's and are left out", present - len(keys), output)
+    cells = [load_cell(cell_folder(output, key)) for key in keys]
+    refuse_other_candidates(cells)
+    return cells
+
+
+class Datasets:
+    """The prepared data of a suite, each prepared when it is first asked for and then kept."""
+
+    def __init__(self, suite: Suite, place: Place) -> None:
+        self.suite = suite
+        self.place = place
+        self._loaded: dict[str, PreparedData] = {}
+
+    def __getitem__(self, name: str) -> PreparedData:
+        """Return a data set by its name in the suite."""
+        if name not in self._loaded:
+            spec = next(spec for spec in self.suite.datasets if spec.name == name)
+            place = self.place
+            self._loaded[name] = prepared_data(spec, place.data_root, place.output, place.allow_other_counts)
+        return self._loaded[name]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what another process needs; it loads the data itself."""
+        return {"suite": self.suite, "place": self.place, "_loaded": {}}
+
+
+def run_cell(job: Job, trial: Trial, data: Datasets) -> Cell:
+    """Train and evaluate one method in one scenario; only the method itself stores anything, to go on with."""
+    output, evaluation = data.place.output, data.suite.evaluation
+    setting = replace(job.setting, folder=output / job.setting.folder, parts=output / job.setting.parts)
+    setting.folder.mkdir(parents=True, exist_ok=True)
+    setting.parts.mkdir(parents=True, exist_ok=True)
+    trained = method(job.method.method)
+    started = time.monotonic()
+    ranker = trained.fit(trial.training, setting)
+    ranker.name = job.key.label
+    fitted = time.monotonic()
+    result = trial.evaluate([ranker], max_users=evaluation.max_users, cutoffs=evaluation.cutoffs)
+    ended = time.monotonic()
+    details = _details(job, trained, trial, ranker)
+    details |= {"seconds_fit": fitted - started, "seconds_evaluate": ended - fitted}
+    return Cell(job.key, result.to_dict(), result.per_user(), ended - started, details)
+
+
+def _all_groups(jobs: Sequence[Job], data: Datasets, processes: int) -> Iterable[_GroupOutcome]:
+    """Yield what each group of jobs with common parts came to; groups are what processes share out."""
+    groups = [list(part) for _, part in groupby(jobs, key=lambda job: job.group)]
+    if processes <= 1:
+        yield from (_run_group(group, data) for group in groups)
+        return
+    threads = max(1, torch.get_num_threads() // processes)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, context, _start_process, (threads, logger.getEffectiveLevel())) as pool:
+        yield from pool.map(_run_group, groups, [data] * len(groups))
+
+
+def _start_process(threads: int, level: int) -> None:
+    torch.set_num_threads(threads)
+    logging.basicConfig(format="%(levelname)s %(message)s")
+    logging.getLogger("allmrec_hf").setLevel(level)
+
+
+def _run_group(jobs: Sequence[Job], data: Datasets) -> _GroupOutcome:
+    first, failed = jobs[0], []
+    try:
+        trial = make_trial(first, data)
+    except DataError as error:
+        logger.warning("%s, %s cannot be made: %s", first.key.dataset, first.key.scenario, error)
+        return 0, [{"dataset": first.key.dataset, "scenario": first.key.scenario, "reason": str(error)}], []
+    for job in jobs:
+        try:
+            cell = run_cell(job, trial, data)
+        except Exception as error:  # one method's failure must not cost the others their results
+            logger.exception("%s failed", job)
+            names = {name: getattr(job.key, name) for name in ("dataset", "scenario", "label", "seed")}
+            failed.append(names | {"error": f"{type(error).__name__}: {error}"})
+            continue
+        save_cell(data.place.output, cell)
+        shutil.rmtree(data.place.output / job.setting.folder, ignore_errors=True)
+        logger.info("%s: %.0f s", job, cell.seconds)
+    return len(jobs) - len(failed), [], failed
+
+
+def make_trial(job: Job, data: Datasets) -> Trial:
+    """Return the trial of a job's scenario on its data.
+
+    Raises:
+        DataError: when the data do not allow the scenario.
+    """
+    trial = job.scenario.scenario.trial(*(data[name] for name in job.scenario.domains or (job.dataset.name,)))
+    buckets = data.suite.evaluation.history_buckets
+    if buckets is None:
+        return trial
+    parameters = {**trial.description["parameters"], "history_buckets": list(buckets)}
+    return replace(trial, history_buckets=buckets, description={**trial.description, "parameters": parameters})
+
+
+def _details(job: Job, trained: Method, trial: Trial, ranker: Ranker) -> dict[str, Any]:
+    """Return what a report says of a method besides its ranking."""
+    found = facts(ranker)
+    if job.setting.llm is not None and "llm" in found:
+        random = job.method.method in RANDOM_LLM
+        found["llm"] = ("random weights, as " if random else "") + part_name(
+            job.setting.options.get("llm", job.setting.llm)
+        )
+    model = getattr(ranker, "model", None)
+    if isinstance(model, ALLMRecModel) and job.method.method not in LLM_ALONE:
+        found["geometry"] = joint_embedding_geometry(model)
+    return found | {
+        "paper": trained.paper,
+        "simplified": trained.simplified,
+        "ablation_of": job.method.ablation_of,
+        "scenario": dict(trial.description),
+        "options": dict(job.setting.options),
+        "backbone": job.setting.backbone,
+    }
+
+
+def _check_llms(jobs: Iterable[Job]) -> None:
+    """Refuse, before anything is computed, LLMs that are missing."""
+    needing = [job for job in jobs if job.method.method in LLM_METHODS]
+    for job in needing:
+        job.setting.required_llm(job.key.label)
+    for llm in dict.fromkeys(str(job.setting.llm) for job in needing):
+        check_llm(llm, None, {})
+
+
+def _check_trials(suite: Suite, jobs: Iterable[Job], data: Datasets) -> None:
+    """Prepare all data, and refuse what the suite asks of them that cannot be; nobody should wait hours for that.
+
+    What the suite names itself (K users, two domains) is its mistake; that data have no user of some kind is not.
+    """
+    for job in {job.group[:2]: job for job in jobs}.values():
+        check_cutoffs(suite, job.key.dataset, int(data[job.key.dataset].info["num_candidates"]))
+        if isinstance(job.scenario.scenario, (FewShot, CrossDomain)):
+            make_trial(job, data)
+
+
+def write_report(suite: Suite, outcome: Outcome, output: Path, command: str = "") -> Path:
+    """Write the report of all finished cells of the suite, and of what did not come about in the last run.
+
+    Raises:
+        ALLMRecError: when there are no finished cells, or they cannot be compared.
+    """
+    cells = finished_cells(outcome.jobs, output)
+    labels = [spec.label for spec in suite.methods]
+    reference = suite.reference if any(cell.key.label == suite.reference for cell in cells) else None
+    return render(
+        output,
+        cells,
+        suite.title,
+        reference,
+        command=command,
+        order=labels,
+        published=published_values(suite.published) if suite.published else (),
+        skipped=_read(output / SKIPPED_FILE),
+        failed=_read(output / FAILED_FILE),
+    )
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    """Return what `_write` wrote."""
+    try:
+        return list(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else []
+    except ValueError as error:
+        raise DataError(f"{path} is damaged ({error}); delete it") from error
+
+
+def _write(path: Path, entries: Sequence[Mapping[str, Any]]) -> None:
+    """Write what did not come about; without any, an earlier run's file goes."""
+    if not entries:
+        path.unlink(missing_ok=True)
+        return
+    with written_whole(path) as temporary:
+        temporary.write_text(json.dumps(list(entries), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

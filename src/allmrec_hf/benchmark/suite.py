@@ -1,0 +1,172 @@
+"""A suite: which data, scenarios and methods a benchmark runs; `reading` makes one of YAML."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from ..errors import ALLMRecError
+from ..evaluation.scenarios import Scenario
+from ..methods.method import method_names
+from ..training.settings import DEFAULT_BACKBONE, DEFAULT_TEXT_ENCODER
+
+SUITES = Path(__file__).parent / "suites"
+CUTOFFS = (1, 5, 10)
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+@dataclass(frozen=True)
+class DatasetSpec:
+    """One data set of a suite.
+
+    Attributes:
+        name: Its name in the report and of its folder.
+        source: `synthetic`, `prepared`, `table` or `amazon-2018`.
+        options: What the source needs: the world's arguments, or file names under the data root.
+        prepare: How it is prepared, as in `data.prepare.prepare`; `title` is the name in `dataset.json`.
+        expected: Published numbers of users, items and interactions, which the prepared data must have.
+    """
+
+    name: str
+    source: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    prepare: Mapping[str, Any] = field(default_factory=dict)
+    expected: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ScenarioSpec:
+    """One scenario with one value of each of its parameters.
+
+    Attributes:
+        label: Its name in cells and tables, such as `few-shot-256`.
+        scenario: How the data are split.
+        domains: For a scenario across data sets: the one to train on and the one to evaluate.
+        only_datasets: Names of the data sets it is made of; empty for all.
+    """
+
+    label: str
+    scenario: Scenario
+    domains: tuple[str, ...] = ()
+    only_datasets: tuple[str, ...] = ()
+
+    def is_for(self, dataset: str) -> bool:
+        """Tell whether the suite wants it with the targets of a data set."""
+        return dataset == self.domains[-1] if self.domains else not self.only_datasets or dataset in self.only_datasets
+
+
+@dataclass(frozen=True)
+class MethodSpec:
+    """One row of the tables.
+
+    Attributes:
+        label: Its name there, unique within the suite.
+        method: The method's name in the registry.
+        options: The method's own options.
+        ablation_of: Label of the method of which this is a changed form.
+        llm: Its LLM, where it is not the suite's.
+        backbone: Its CF backbone, where it is not the suite's.
+        only_scenarios: Names or labels of the scenarios it is run in; empty for all.
+        only_datasets: Names of the data sets it is run on; empty for all.
+    """
+
+    label: str
+    method: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    ablation_of: str | None = None
+    llm: str | None = None
+    backbone: str | None = None
+    only_scenarios: tuple[str, ...] = ()
+    only_datasets: tuple[str, ...] = ()
+
+    def runs_in(self, dataset: str, scenario: ScenarioSpec) -> bool:
+        """Tell whether the suite wants this method there."""
+        named = not self.only_scenarios or {scenario.scenario.name, scenario.label} & set(self.only_scenarios)
+        return bool(named) and (not self.only_datasets or dataset in self.only_datasets)
+
+
+@dataclass(frozen=True)
+class EvaluationSpec:
+    """How rankers are evaluated.
+
+    Attributes:
+        max_users: A seeded sample of this many users, the same for every cell; None for all.
+        cutoffs: The k of Hit@k and NDCG@k.
+        history_buckets: The largest history length of each bucket but the last; None for the scenario's own.
+    """
+
+    max_users: int | None = None
+    cutoffs: tuple[int, ...] = CUTOFFS
+    history_buckets: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A whole benchmark.
+
+    Attributes:
+        title: Heading of the report.
+        datasets: The data.
+        scenarios: The scenarios, lists of parameters taken apart.
+        methods: The methods.
+        seeds: Seeds of every method that draws anything; splits and candidates are the same for all.
+        llm: Id or path of the LLM; `demo` is the tiny one that comes with the package.
+        text_encoder: Id or path of the text encoder; `demo` as above.
+        backbone: Name of the CF backbone.
+        preset: Preset of the stages.
+        budget: By stage, fields of `StageArguments` that replace the preset's.
+        reference: Label of the method that all others are compared with.
+        evaluation: How rankers are evaluated.
+        published: Name of the data set in `published.PUBLISHED` whose figures are printed beside ours.
+    """
+
+    title: str
+    datasets: tuple[DatasetSpec, ...]
+    scenarios: tuple[ScenarioSpec, ...]
+    methods: tuple[MethodSpec, ...]
+    seeds: tuple[int, ...] = (0,)
+    llm: str | None = None
+    text_encoder: str = DEFAULT_TEXT_ENCODER
+    backbone: str = DEFAULT_BACKBONE
+    preset: str = "default"
+    budget: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    reference: str | None = None
+    evaluation: EvaluationSpec = EvaluationSpec()
+    published: str | None = None
+
+    def with_methods(self, names: Sequence[str]) -> Suite:
+        """Return the suite with some methods only: labels of its own, or names of the registry."""
+        own = {spec.label: spec for spec in self.methods}
+        unknown = [name for name in names if name not in own and name not in method_names()]
+        if unknown:
+            known = ", ".join(dict.fromkeys([*own, *method_names()]))
+            raise ALLMRecError(f"--methods names unknown methods {unknown}; known ones: {known}")
+        chosen = tuple(own.get(name, MethodSpec(name, name)) for name in dict.fromkeys(names))
+        labels = [spec.label for spec in chosen]
+        return replace(self, methods=chosen, reference=self.reference if self.reference in labels else labels[0])
+
+    def with_data(self, folder: Path) -> Suite:
+        """Return the suite on one folder of prepared data; scenarios across data sets are left out."""
+        name = NAME.search(folder.resolve().name)
+        spec = DatasetSpec(name[0] if name else "data", "prepared", {"path": str(folder.resolve())})
+        kept = tuple(replace(part, only_datasets=()) for part in self.scenarios if not part.domains)
+        methods = tuple(replace(part, only_datasets=()) for part in self.methods)
+        return replace(self, datasets=(spec,), scenarios=kept, methods=methods, published=None)
+
+
+def suite_names() -> list[str]:
+    """Return the names of the suites that come with this package."""
+    return sorted(path.stem for path in SUITES.glob("*.yaml"))
+
+
+def check_cutoffs(suite: Suite, dataset: str, num_candidates: int, where: str = "the suite") -> None:
+    """Refuse a Hit@k whose k is above the number of candidates: it would be 1 for every method."""
+    highest = max(suite.evaluation.cutoffs)
+    if highest > num_candidates:
+        raise ALLMRecError(
+            f"{where}: evaluation.cutoffs names {highest}, but {dataset} has sets of {num_candidates} candidates, so "
+            f"Hit@{highest} would be 1 for every method; lower the cut-off, or raise the data's num_candidates"
+        )

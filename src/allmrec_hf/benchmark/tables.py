@@ -1,0 +1,320 @@
+"""From the ranks in the cells to two long tables, of results and of comparisons, from which every figure is made."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from ..errors import ALLMRecError, DataError
+from ..evaluation.report import metric_names
+from ..evaluation.significance import (
+    Interval,
+    average_over_seeds,
+    bootstrap_means,
+    deviation,
+    holm,
+    mcnemar,
+    percentile_interval,
+    refuse_other_users,
+    sign_flip_tests,
+)
+from ..evaluation.warmth import GROUPS, OVERALL
+from ..files import written_whole
+from ..ranking import hit_at_k, ndcg_at_k, reciprocal_rank
+from .cells import Cell, refuse_other_candidates
+
+BASE_SCENARIO = "overall"
+SIGNIFICANT = 0.05
+_CUTOFF = re.compile(r"(hit|ndcg)@([1-9]\d*)")
+_COMPARED = ("hit@1", "ndcg@10")
+_RESULTS: dict[str, Any] = {
+    **dict.fromkeys(("dataset", "scenario", "group", "label", "metric"), pl.String),
+    **dict.fromkeys(("mean", "low", "high", "deviation"), pl.Float64),
+    **dict.fromkeys(("seeds", "users"), pl.Int64),
+    "among_best": pl.Boolean,
+}
+_COMPARISONS: dict[str, Any] = {
+    **dict.fromkeys(("dataset", "scenario", "group", "metric", "reference", "label"), pl.String),
+    **dict.fromkeys(("difference", "low", "high", "p_randomisation", "p_mcnemar", "p_holm"), pl.Float64),
+    "users": pl.Int64,
+}
+
+
+@dataclass(frozen=True)
+class Tables:
+    """Everything that was measured, as long tables.
+
+    Attributes:
+        results: A row for each dataset, scenario, group, label and metric: `mean`, `low`, `high` over users of the
+            values averaged over seeds; `deviation` over seeds (null for one); `seeds`, `users`; `among_best`: the
+            interval of its difference to the highest mean includes 0.
+        comparisons: A row for each comparison: `difference` is reference minus label, with `low`, `high`; p values of
+            the randomisation test, of McNemar's (hits only, the least favourable seed), and Holm's correction of the
+            former over all comparisons of the reference in that dataset, scenario and metric.
+    """
+
+    results: pl.DataFrame
+    comparisons: pl.DataFrame
+
+    def write(self, folder: Path) -> None:
+        """Write both as parquet."""
+        for name, frame in (("results", self.results), ("comparisons", self.comparisons)):
+            with written_whole(folder / f"{name}.parquet") as temporary:
+                frame.write_parquet(temporary)
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """Per-user values of all labels of a dataset and scenario.
+
+    Attributes:
+        labels: L labels.
+        metrics: M metrics.
+        values: `(U, L, M)` averaged over seeds.
+        seed_ranks: For each label, seed -> `(U,)` ranks.
+        groups: For each group, `(U,)` its members.
+    """
+
+    labels: list[str]
+    metrics: list[str]
+    values: NDArray[np.float64]
+    seed_ranks: Mapping[str, Mapping[int, NDArray[np.float64]]]
+    groups: Mapping[str, NDArray[np.bool_]]
+
+
+def per_user_values(metric: str, ranks: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return a metric of each user, `(U,)`, from the ranks of their targets; an infinite rank is a miss.
+
+    Raises:
+        ALLMRecError: when the metric is unknown.
+    """
+    if metric == "mrr":
+        return reciprocal_rank(ranks)
+    match = _CUTOFF.fullmatch(metric)
+    if match is None:
+        raise ALLMRecError(f"unknown metric {metric!r}; known ones: hit@K, ndcg@K, mrr")
+    return (hit_at_k if match[1] == "hit" else ndcg_at_k)(ranks, int(match[2]))
+
+
+def chance(metric: str, num_candidates: int) -> float:
+    """Return what a random order of the candidates reaches in expectation."""
+    return float(per_user_values(metric, np.arange(1.0, num_candidates + 1)).mean())
+
+
+def labels_in_order(cells: Iterable[Cell], order: Sequence[str] = ()) -> dict[str, Cell]:
+    """Return the first cell of each label: those of `order` first, then the others as they come."""
+    first: dict[str, Cell] = {}
+    for cell in cells:
+        first.setdefault(cell.key.label, cell)
+    return {label: first[label] for label in [*(label for label in order if label in first), *first]}
+
+
+def default_reference(cells: Iterable[Cell]) -> str | None:
+    """Return the label of the method under test where none was named: the first whole A-LLMRec, or None."""
+    for label, cell in labels_in_order(cells).items():
+        if cell.key.method == "a-llmrec" and not cell.details.get("ablation_of"):
+            return label
+    return None
+
+
+def measured(cells: Iterable[Cell]) -> list[str]:
+    """Return the metrics that can be made from ranks, in the order of the reports; NDCG@1 equals Hit@1."""
+    names: list[str] = []
+    for cell in cells:
+        names += [name for name in metric_names(cell.report) if name not in names and name != "valid"]
+    return names
+
+
+def headline(metrics: Sequence[str]) -> list[str]:
+    """Return the metrics shown with tests and plots: Hit@1 and NDCG@10, or the first there is."""
+    return [name for name in _COMPARED if name in metrics] or list(metrics[:1])
+
+
+def make_tables(cells: Sequence[Cell], reference: str | None, order: Sequence[str] = ()) -> Tables:
+    """Compute means, intervals, tests and corrections of all cells.
+
+    Args:
+        cells: Finished cells, as `load_cells` gives them.
+        reference: Label of the method that every other is compared with; None compares only ablations.
+        order: Labels in the order of the tables.
+
+    Raises:
+        ALLMRecError: when no cell has the reference's label.
+        DataError: when cells of one dataset and scenario have other candidates, users or groups, or one label has two
+            cells of one seed.
+    """
+    labels = list(labels_in_order(cells, order))
+    if reference is not None and reference not in labels:
+        raise ALLMRecError(f"no cell is labelled {reference!r}, the method under test; labels: {', '.join(labels)}")
+    refuse_other_candidates(list(cells))
+    results: list[dict[str, Any]] = []
+    comparisons: list[dict[str, Any]] = []
+    for (dataset, scenario), members in by_scenario(cells).items():
+        place = {"dataset": dataset, "scenario": scenario}
+        columns = _columns(members, labels)
+        pairs = _pairs(members, columns.labels, reference)
+        for group, mask in columns.groups.items():
+            if mask.any():
+                resampled = bootstrap_means(columns.values[mask].reshape(int(mask.sum()), -1))
+                resampled = resampled.reshape(len(resampled), *columns.values.shape[1:])  # (R, L, M)
+                results += [{**place, **row} for row in _results(columns, group, resampled)]
+                comparisons += [{**place, **row} for row in _comparisons(columns, group, resampled, pairs)]
+    return Tables(pl.DataFrame(results, _RESULTS), _corrected(pl.DataFrame(comparisons, _COMPARISONS)))
+
+
+def by_scenario(cells: Iterable[Cell]) -> dict[tuple[str, str], list[Cell]]:
+    """Return the cells of each dataset and scenario, `overall` first, numbers within names in their own order."""
+    found: dict[tuple[str, str], list[Cell]] = {}
+    for cell in cells:
+        found.setdefault((cell.key.dataset, cell.key.scenario), []).append(cell)
+    return dict(sorted(found.items(), key=lambda entry: (entry[0][0], _natural(entry[0][1]))))
+
+
+def _natural(scenario: str) -> tuple[bool, list[tuple[float, str]]]:
+    parts = re.split(r"(\d+(?:\.\d+)?)", scenario)  # text and numbers take turns
+    return scenario != BASE_SCENARIO, [
+        (float(part), "") if number % 2 else (-1.0, part) for number, part in enumerate(parts)
+    ]
+
+
+def _columns(cells: Sequence[Cell], labels: Sequence[str]) -> _Columns:
+    first = cells[0]
+    names = [name for name, kind in first.ranks.schema.items() if kind == pl.Boolean and name != OVERALL]
+    names.sort(key=lambda name: GROUPS.index(name) if name in GROUPS else len(GROUPS))
+    by_label: dict[str, dict[int, NDArray[np.float64]]] = {label: {} for label in labels}
+    for cell in cells:
+        titles = (_title(first), _title(cell))
+        refuse_other_users(first.ranks, cell.ranks, titles, ["user_id", "target"])
+        if any(name not in cell.ranks.columns or not cell.ranks[name].equals(first.ranks[name]) for name in names):
+            raise DataError(f"{titles[0]} and {titles[1]} put users into different groups; make both on the same data")
+        seeds = by_label[cell.key.label]
+        if cell.key.seed in seeds:
+            raise DataError(
+                f"{titles[1]} was run twice on {cell.key.dataset}, {cell.key.scenario}, with different settings; "
+                "keep the one you mean, or give the two different labels"
+            )
+        seeds[cell.key.seed] = _ranks(cell)
+    present = [label for label in labels if by_label[label]]
+    metrics = measured(cells)
+    values = [
+        [
+            average_over_seeds([per_user_values(metric, ranks) for ranks in by_label[label].values()])[0]
+            for label in present
+        ]
+        for metric in metrics
+    ]
+    groups = {OVERALL: np.ones(len(first.ranks), dtype=bool)}
+    groups |= {name: first.ranks[name].fill_null(False).to_numpy() for name in names}
+    return _Columns(present, metrics, np.array(values).transpose(2, 1, 0), by_label, groups)
+
+
+def _title(cell: Cell) -> str:
+    return f"{cell.key.label} (seed {cell.key.seed})"
+
+
+def _ranks(cell: Cell) -> NDArray[np.float64]:
+    ranks = cell.ranks["rank"].cast(pl.Float64).to_numpy()
+    bad = int((~(ranks >= 1)).sum())
+    if bad or not len(ranks):
+        raise DataError(f"{_title(cell)}: {bad} of {len(ranks)} ranks are no ranks (1 is best, inf is a miss)")
+    return ranks
+
+
+def _results(columns: _Columns, group: str, resampled: NDArray[np.float64]) -> list[dict[str, Any]]:
+    mask = columns.groups[group]
+    means = columns.values[mask].mean(axis=0)  # (L, M)
+    rows = []
+    for m, metric in enumerate(columns.metrics):
+        best = int(means[:, m].argmax())
+        for n, label in enumerate(columns.labels):
+            interval = percentile_interval(means[n, m], resampled[:, n, m])
+            behind = percentile_interval(means[best, m] - means[n, m], resampled[:, best, m] - resampled[:, n, m])
+            seeds = [float(per_user_values(metric, ranks[mask]).mean()) for ranks in columns.seed_ranks[label].values()]
+            rows.append(
+                {
+                    "group": group,
+                    "label": label,
+                    "metric": metric,
+                    **_fields(interval, "mean"),
+                    "deviation": deviation(seeds),
+                    "seeds": len(seeds),
+                    "users": int(mask.sum()),
+                    "among_best": n == best or not behind.excludes_zero,
+                }
+            )
+    return rows
+
+
+def _comparisons(
+    columns: _Columns, group: str, resampled: NDArray[np.float64], pairs: Sequence[tuple[str, str]]
+) -> list[dict[str, Any]]:
+    if not pairs:
+        return []
+    mask = columns.groups[group]
+    first, second = (np.array([columns.labels.index(pair[side]) for pair in pairs]) for side in (0, 1))
+    differences = columns.values[mask][:, first] - columns.values[mask][:, second]  # (U, P, M)
+    p_values = sign_flip_tests(differences.reshape(len(differences), -1)).reshape(differences.shape[1:])
+    rows = []
+    for p, (reference, label) in enumerate(pairs):
+        for m, metric in enumerate(columns.metrics):
+            drawn = resampled[:, first[p], m] - resampled[:, second[p], m]
+            rows.append(
+                {
+                    "group": group,
+                    "metric": metric,
+                    "reference": reference,
+                    "label": label,
+                    **_fields(percentile_interval(differences[:, p, m].mean(), drawn), "difference"),
+                    "p_randomisation": p_values[p, m],
+                    "p_mcnemar": _worst_mcnemar(columns, (reference, label), metric, mask),
+                    "users": int(mask.sum()),
+                }
+            )
+    return rows
+
+
+def _fields(interval: Interval, name: str) -> dict[str, float]:
+    return {name: interval.mean, "low": interval.low, "high": interval.high}
+
+
+def _worst_mcnemar(columns: _Columns, pair: tuple[str, str], metric: str, mask: NDArray[np.bool_]) -> float | None:
+    """Return the largest p value over pairs of seeds: a method of one seed meets every seed of the other."""
+    if not metric.startswith("hit@"):
+        return None
+    first, second = (columns.seed_ranks[label] for label in pair)
+    shared = [(seed, seed) for seed in first if seed in second]
+    if min(len(first), len(second)) == 1:
+        shared = [(one, other) for one in first for other in second]
+    hits = [
+        (per_user_values(metric, first[one][mask]), per_user_values(metric, second[other][mask]))
+        for one, other in shared
+    ]
+    return max((mcnemar(*both) for both in hits), default=None)
+
+
+def _pairs(cells: Sequence[Cell], labels: Sequence[str], reference: str | None) -> list[tuple[str, str]]:
+    pairs = [(reference, label) for label in labels if label != reference] if reference in labels else []
+    found = labels_in_order(cells)
+    for label in labels:
+        parent = found[label].details.get("ablation_of")
+        if parent in labels and parent not in (label, reference):
+            pairs.append((parent, label))
+    return [(str(first), second) for first, second in pairs]
+
+
+def _corrected(comparisons: pl.DataFrame) -> pl.DataFrame:
+    """Return the table with Holm's correction, family by family."""
+    families: dict[tuple[Any, ...], list[int]] = {}
+    for number, family in enumerate(comparisons.select("dataset", "scenario", "metric", "reference").iter_rows()):
+        families.setdefault(family, []).append(number)
+    corrected = np.ones(len(comparisons))
+    for rows in families.values():
+        corrected[rows] = holm(comparisons["p_randomisation"].to_numpy()[rows])
+    return comparisons.with_columns(pl.Series("p_holm", corrected, dtype=pl.Float64))

@@ -1,0 +1,265 @@
+"""Alarms and verdicts: what the figures allow to be said, computed by rules fixed before any figure is seen.
+
+Every rule looks at one metric, `VERDICT_METRIC`, over all users of a scenario. `docs/statistics.md` states the rules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from ..cf_encoder import MODEL_TYPE_PREFIX, cf_encoder_types
+from ..evaluation.warmth import OVERALL
+from .cells import Cell
+from .tables import SIGNIFICANT, Tables, by_scenario, chance, headline, labels_in_order, measured
+
+LARGE_LLM = 1_000_000_000
+CONTROLS = ("popularity", "text-cosine", "no-llm", "random-llm", "fair-backbone", "leak-alarm")
+LLM_CONTROLS = ("random-llm", "no-llm")
+UNTRAINED = ("random-llm", "leak-alarm")
+Status = Literal["alarm", "against", "missing", "note", "quiet", "good"]
+STATUSES: tuple[Status, ...] = ("alarm", "against", "missing", "note", "quiet", "good")
+LEAK, MISSING_CONTROLS, CREDIT, FAIRNESS, LLM_SIZE, SEEDS = (
+    "Leak alarm",
+    "Controls",
+    "Credit to the LLM",
+    "Fair backbone",
+    "Size of the LLM",
+    "Seeds",
+)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One sentence that the figures allow.
+
+    Attributes:
+        subject: What it is about.
+        status: `alarm`: the numbers cannot be trusted; `against`: a claim fails; `missing`: it cannot be said;
+            `note`: a limit of what can be said; `quiet`: nothing to report; `good`: a claim holds.
+        where: The dataset and scenario, or empty for the whole report.
+        text: The sentence, with its figures.
+    """
+
+    subject: str
+    status: Status
+    where: str
+    text: str
+
+
+@dataclass(frozen=True)
+class _Scene:
+    """A dataset and scenario, as the rules look at it."""
+
+    where: str
+    cells: Mapping[str, Cell]  # the first of each label
+    means: Mapping[str, Mapping[str, Any]]  # rows of `Tables.results` by label
+    against: Mapping[str, Mapping[str, Any]]  # rows of `Tables.comparisons` of the reference by label
+    reference: str | None
+    metric: str
+
+    def of_method(self, method: str) -> list[str]:
+        """Return the labels of a method, its ablations left out."""
+        return [
+            label
+            for label, cell in self.cells.items()
+            if cell.key.method == method and label != self.reference and not cell.details.get("ablation_of")
+        ]
+
+
+def verdicts(cells: Sequence[Cell], tables: Tables, reference: str | None) -> list[Verdict]:
+    """Return all alarms and verdicts, by subject; within one, the worst first."""
+    scenes = _scenes(cells, tables, reference)
+    found = [_leak(scene) for scene in scenes]
+    found += _missing_controls(scenes)
+    tested = [scene for scene in scenes if scene.reference is not None]
+    if not tested:
+        text = "no method under test was run, so no claim about one is made"
+        found.append(Verdict(CREDIT, "missing", "", text))
+    for scene in tested:
+        found += [_credit(scene), _fairness(scene)]
+    found += [_llm_size(cells), _seeds(cells)]
+    subjects = (LEAK, MISSING_CONTROLS, CREDIT, FAIRNESS, LLM_SIZE, SEEDS)
+    return sorted(found, key=lambda verdict: (subjects.index(verdict.subject), STATUSES.index(verdict.status)))
+
+
+def verdict_metric(cells: Sequence[Cell]) -> str:
+    """Return the metric that verdicts look at: Hit@1, the paper's, unless the cells lack it."""
+    return headline(measured(cells))[0]
+
+
+def _scenes(cells: Sequence[Cell], tables: Tables, reference: str | None) -> list[_Scene]:
+    scenes = []
+    for (dataset, scenario), members in by_scenario(cells).items():
+        metric = verdict_metric(members)
+        place = {"dataset": dataset, "scenario": scenario, "group": OVERALL, "metric": metric}
+        present = labels_in_order(members)
+        found = reference if reference in present else None
+        means = {row["label"]: row for row in tables.results.filter(**place).iter_rows(named=True)}
+        rows = tables.comparisons.filter(**place, reference=reference) if found else tables.comparisons.clear()
+        against = {row["label"]: row for row in rows.iter_rows(named=True)}
+        scenes.append(_Scene(f"{dataset}, {scenario}", present, means, against, found, metric))
+    return scenes
+
+
+def _leak(scene: _Scene) -> Verdict:
+    labels = scene.of_method("leak-alarm")
+    if not labels:
+        text = "leak-alarm was not run: a leak of the target into the prompt or the candidates would go unnoticed"
+        return Verdict(LEAK, "missing", scene.where, text)
+    report = next(iter(scene.cells.values())).report
+    size = report["num_items"] if report["protocol"] == "full" else report["num_candidates"]
+    limit, source = chance(scene.metric, size), "chance"
+    cosines = scene.of_method("text-cosine")
+    for label in cosines:
+        if scene.means[label]["mean"] > limit:
+            limit, source = scene.means[label]["mean"], f"raw text cosine ({label})"
+    row = max((scene.means[label] for label in labels), key=lambda found: found["low"])
+    facts = (
+        f"an untrained LLM that reads text only reaches {name(scene.metric)} {_mean(row)}; "
+        f"{source} gives {limit:.4f}{'' if cosines else ' (raw text cosine was not run)'}"
+    )
+    if row["low"] > limit:
+        return Verdict(LEAK, "alarm", scene.where, f"LEAK: {facts}. Trust no figure of this scenario until explained")
+    return Verdict(LEAK, "quiet", scene.where, facts)
+
+
+def _missing_controls(scenes: Sequence[_Scene]) -> list[Verdict]:
+    """Return one sentence for each set of missing controls, with the scenarios that lack it."""
+    lacking: dict[tuple[str, ...], list[str]] = {}
+    for scene in scenes:
+        missing = [method for method in CONTROLS if not scene.of_method(method)]
+        missing += [] if _backbone(scene) else ["the CF backbone alone"]
+        lacking.setdefault(tuple(missing), []).append(scene.where)
+    found = []
+    for names, places in lacking.items():
+        where = "all scenarios" if len(lacking) == 1 else "; ".join(places)
+        if names:
+            text = f"not run: {', '.join(names)}. Nothing can be credited to the LLM on the strength of this report"
+            if not set(names) & {*LLM_CONTROLS, "the CF backbone alone"}:
+                text = f"not run: {', '.join(names)}. What they would show is not known"
+            found.append(Verdict(MISSING_CONTROLS, "missing", where, text))
+        else:
+            text = f"all were run: {', '.join(CONTROLS)} and the backbone alone"
+            found.append(Verdict(MISSING_CONTROLS, "quiet", where, text))
+    return found
+
+
+def _credit(scene: _Scene) -> Verdict:
+    reference, backbone = str(scene.reference), _backbone(scene)
+    missing = [method for method in LLM_CONTROLS if not scene.of_method(method)]
+    if backbone is None or missing:
+        absent = [*missing, *([] if backbone else ["the CF backbone alone"])]
+        text = f"nothing is credited to the LLM of {reference}: {' and '.join(absent)} missing"
+        return Verdict(CREDIT, "missing", scene.where, text)
+    gain = scene.against[backbone]
+    over = f"over {backbone} ({name(scene.metric)} {_difference(gain)})"
+    if not _beats(gain):
+        return Verdict(CREDIT, "against", scene.where, f"{reference} has no significant gain {over}; nothing to credit")
+    controls = [scene.against[label] for method in LLM_CONTROLS for label in scene.of_method(method)]
+    failed = [row for row in controls if not _beats(row)]
+    if failed:
+        which = " and ".join(f"{row['label']} ({_difference(row)})" for row in failed)
+        text = f"the gain of {reference} {over} is NOT credited to the LLM: it does not beat {which}"
+        return Verdict(CREDIT, "against", scene.where, text)
+    which = " and ".join(f"{row['label']} ({_difference(row)})" for row in controls)
+    text = f"the gain of {reference} {over} is credited to the LLM: it survives {which}"
+    return Verdict(CREDIT, "good", scene.where, text)
+
+
+def _fairness(scene: _Scene) -> Verdict:
+    labels = scene.of_method("fair-backbone")
+    if not labels:
+        text = f"fair-backbone missing: a gain of {scene.reference} may come from the data that stage 2 saw"
+        return Verdict(FAIRNESS, "missing", scene.where, text)
+    row = max((scene.against[label] for label in labels), key=lambda found: found["p_holm"])
+    whom = f"{row['label']}, the backbone retrained on exactly the data that stage 2 saw"
+    facts = f"{name(scene.metric)} {_difference(row)}"
+    if _beats(row):
+        return Verdict(FAIRNESS, "good", scene.where, f"{scene.reference} is above {whom}: {facts}")
+    verb = "is BELOW" if row["difference"] < 0 and row["p_holm"] < SIGNIFICANT else "is not shown to be above"
+    return Verdict(FAIRNESS, "against", scene.where, f"{scene.reference} {verb} {whom}: {facts}")
+
+
+def _llm_size(cells: Sequence[Cell]) -> Verdict:
+    sizes = {
+        (int(cell.details["llm_parameters"]), str(cell.details.get("llm", "an LLM")))
+        for cell in cells
+        if cell.details.get("llm_parameters") and cell.key.method not in UNTRAINED
+    }
+    unresolved = "the paper's claim about large LLMs is neither confirmed nor refuted here"
+    if not sizes:
+        return Verdict(LLM_SIZE, "note", "", f"no cell states the size of an LLM: {unresolved}")
+    size, llm = max(sizes)
+    text = f"the largest LLM used, {llm}, has {parameters(size)} parameters"
+    if size < LARGE_LLM:
+        return Verdict(LLM_SIZE, "note", "", f"{text}, fewer than 1 billion: {unresolved}")
+    return Verdict(LLM_SIZE, "quiet", "", f"{text}; what is said of it holds for this LLM and these data")
+
+
+def _seeds(cells: Sequence[Cell]) -> Verdict:
+    counts = {
+        (cell.key.dataset, cell.key.scenario, cell.key.label): len(
+            {other.key.seed for other in cells if _same_place(cell, other)}
+        )
+        for cell in cells
+    }
+    low, high = min(counts.values()), max(counts.values())
+    if high == 1:
+        text = "one seed: intervals speak of other users, not of other training runs, whose spread is not known"
+        return Verdict(SEEDS, "note", "", text)
+    number = f"{high} seeds" if low == high else f"{low} to {high} seeds"
+    text = f"{number} for each method; intervals and tests speak of other users, ± of other training runs"
+    return Verdict(SEEDS, "note" if low == 1 else "quiet", "", text)
+
+
+def _same_place(one: Cell, other: Cell) -> bool:
+    return (one.key.dataset, one.key.scenario, one.key.label) == (
+        other.key.dataset,
+        other.key.scenario,
+        other.key.label,
+    )
+
+
+def _backbone(scene: _Scene) -> str | None:
+    """Return the label of the CF backbone alone: the reference's own where it is known, else the best one."""
+    known = {model_type.removeprefix(MODEL_TYPE_PREFIX) for model_type in cf_encoder_types()}
+    if scene.reference is not None:
+        cell = scene.cells[scene.reference]
+        own = cell.details.get("backbone") or cell.key.facts.get("backbone")
+        known = {own} if own else known
+    labels = [label for method in sorted(known) for label in scene.of_method(method)]
+    return max(labels, key=lambda label: float(scene.means[label]["mean"]), default=None)
+
+
+def _beats(row: Mapping[str, Any]) -> bool:
+    return bool(row["difference"] > 0 and row["p_holm"] < SIGNIFICANT)
+
+
+def _mean(row: Mapping[str, Any]) -> str:
+    return f"{row['mean']:.4f} (95 % interval {row['low']:.4f} to {row['high']:.4f})"
+
+
+def _difference(row: Mapping[str, Any]) -> str:
+    return f"{row['difference']:+.4f}, {row['low']:+.4f} to {row['high']:+.4f}, Holm p {p_value(row['p_holm'])}"
+
+
+def name(metric: str) -> str:
+    """Return a metric's name for readers."""
+    return metric.replace("hit@", "Hit@").replace("ndcg@", "NDCG@").replace("mrr", "MRR")
+
+
+def p_value(value: float | None) -> str:
+    """Return a p value for readers."""
+    if value is None:
+        return "-"
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def parameters(count: float) -> str:
+    """Return a number of parameters for readers."""
+    for size, letter in ((1e9, " B"), (1e6, " M"), (1e3, " k")):
+        if count >= size:
+            return f"{count / size:.3g}{letter}"
+    return f"{count:.0f}"

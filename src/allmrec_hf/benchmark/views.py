@@ -1,0 +1,284 @@
+"""What a report shows, as plain grids that both templates lay out: no statistics and no markup in here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..evaluation.warmth import OVERALL
+from .cells import Cell
+from .published import PublishedValue
+from .tables import SIGNIFICANT, Tables, chance, headline
+from .verdicts import name, p_value, parameters
+
+NONE = "-"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One field of a grid.
+
+    Attributes:
+        text: What it says.
+        detail: What stands smaller beside it.
+        strong: Whether it is emphasised.
+        tone: `up`, `down`, or a kind of method, for its colour.
+    """
+
+    text: str
+    detail: str = ""
+    strong: bool = False
+    tone: str = ""
+
+
+@dataclass(frozen=True)
+class Section:
+    """Rows under a heading."""
+
+    heading: str
+    rows: Sequence[Sequence[Entry]]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table.
+
+    Attributes:
+        header: Names of the columns.
+        sections: Its rows.
+        texts: How many columns at the left hold text; the others hold numbers.
+    """
+
+    header: Sequence[str]
+    sections: Sequence[Section]
+    texts: int = 1
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A picture with the sentence under it."""
+
+    caption: str
+    svg: str
+
+
+@dataclass(frozen=True)
+class SceneView:
+    """A scenario of a dataset."""
+
+    name: str
+    facts: str
+    results: Grid
+    comparisons: Grid | None
+    plots: Sequence[Plot]
+
+
+@dataclass(frozen=True)
+class DatasetView:
+    """Everything about one dataset."""
+
+    name: str
+    scenes: Sequence[SceneView]
+    plots: Sequence[Plot] = ()
+    ablations: Grid | None = None
+    geometry: Grid | None = None
+    published: Grid | None = None
+    cost: Grid | None = None
+
+
+def texts(*words: str) -> list[Entry]:
+    """Return entries without emphasis."""
+    return [Entry(word) for word in words]
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested facts as one level, names joined by a space."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            found |= flat(value, f"{prefix}{key} ")
+        else:
+            found[f"{prefix}{key}"] = value
+    return found
+
+
+def words(group: str) -> str:
+    """Return a group's name for readers."""
+    return "all users" if group == OVERALL else group.replace("_", " ")
+
+
+def number(value: Any) -> str:
+    """Return a figure for readers: counts with separators, other numbers with four digits, anything else as it is."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return str(value)
+    return f"{int(value):,}" if float(value).is_integer() else f"{value:.4g}"
+
+
+def results_grid(rows: Sequence[Mapping[str, Any]], kinds: Mapping[str, str], num_random: int) -> Grid:
+    """Return means with intervals and spread over seeds, the best and those not told apart from it emphasised."""
+    metrics = list(dict.fromkeys(row["metric"] for row in rows))
+    sections = []
+    for group in dict.fromkeys(row["group"] for row in rows):
+        found = {(row["label"], row["metric"]): row for row in rows if row["group"] == group}
+        labels = list(dict.fromkeys(label for label, _ in found))
+        emphasised = len(labels) > 1
+        lines = []
+        for label in labels:
+            line = [Entry(label, kinds[label], tone=kinds[label])]
+            for metric in metrics:
+                row = found[label, metric]
+                spread = f" ±{row['deviation']:.4f}" if row["deviation"] is not None else ""
+                detail = f"{row['low']:.3f} to {row['high']:.3f}{spread}"
+                line.append(Entry(f"{row['mean']:.4f}", detail, strong=emphasised and row["among_best"]))
+            lines.append(line)
+        lines.append([Entry("chance", "a random order"), *texts(*(f"{chance(m, num_random):.4f}" for m in metrics))])
+        users = next(iter(found.values()))["users"]
+        sections.append(Section(f"{words(group)} ({users:,} users)", lines))
+    return Grid(["method", *map(name, metrics)], sections)
+
+
+def comparisons_grid(rows: Sequence[Mapping[str, Any]]) -> Grid | None:
+    """Return differences of the headline metrics with their p values; None where nothing was compared."""
+    if not rows:
+        return None
+    metrics = headline(list(dict.fromkeys(row["metric"] for row in rows)))
+    header = ["against"]
+    for metric in metrics:
+        hit = metric.startswith("hit@")
+        header += [f"{name(metric)} difference", "p randomised", *(["p McNemar"] if hit else []), "p Holm"]
+    sections = []
+    for group in dict.fromkeys(row["group"] for row in rows):
+        found = {(row["label"], row["metric"]): row for row in rows if row["group"] == group}
+        lines = []
+        for label in dict.fromkeys(label for label, _ in found):
+            line = [Entry(label)]
+            for metric in metrics:
+                row = found[label, metric]
+                mcnemar = [row["p_mcnemar"]] if metric.startswith("hit@") else []
+                values = [row["p_randomisation"], *mcnemar, row["p_holm"]]
+                line += [difference(row), *texts(*map(p_value, values))]
+            lines.append(line)
+        users = next(iter(found.values()))["users"]
+        sections.append(Section(f"{words(group)} ({users:,} users)", lines))
+    return Grid(header, sections)
+
+
+def difference(row: Mapping[str, Any], sign: int = 1) -> Entry:
+    """Return a difference with its interval; emphasised and coloured where Holm's correction leaves it significant."""
+    value = sign * row["difference"]
+    low, high = sorted((sign * row["low"], sign * row["high"]))
+    significant = row["p_holm"] < SIGNIFICANT
+    tone = ("up" if value > 0 else "down") if significant else ""
+    return Entry(f"{value + 0.0:+.4f}", f"{low:+.3f} to {high:+.3f}", significant, tone)
+
+
+def ablations_grid(rows: Sequence[tuple[str, Mapping[str, Any]]]) -> Grid | None:
+    """Return, for each ablation's row of `Tables.comparisons` with its scenario, ablation minus the whole method."""
+    lines = [
+        [
+            *texts(row["label"], row["reference"], scenario, name(row["metric"])),
+            difference(row, -1),
+            Entry(p_value(row["p_holm"])),
+        ]
+        for scenario, row in rows
+    ]
+    header = ["ablation", "of", "scenario", "metric", "difference", "p Holm"]
+    return Grid(header, [Section("", lines)], texts=4) if lines else None
+
+
+def methods_grid(first: Mapping[str, Cell], kinds: Mapping[str, str]) -> Grid:
+    """Return what each method is, where it comes from and what is simplified."""
+    lines = []
+    for label, cell in first.items():
+        details = cell.details
+        llm = str(details.get("llm") or NONE)
+        if details.get("llm_parameters"):
+            llm += f" ({parameters(details['llm_parameters'])} parameters)"
+        options = ", ".join(f"{key}: {value}" for key, value in flat(details.get("options") or {}).items())
+        paper, simplified = str(details.get("paper") or NONE), str(details.get("simplified") or NONE)
+        words_of_it = texts(cell.key.method, llm, paper, simplified, options or NONE)
+        lines.append([Entry(label, kinds[label], tone=kinds[label]), *words_of_it])
+    header = ["label", "method", "LLM", "paper", "what is simplified or differs", "options"]
+    return Grid(header, [Section("", lines)], texts=len(header))
+
+
+def data_grid(scenes: Mapping[tuple[str, str], Sequence[Cell]]) -> Grid:
+    """Return what was evaluated in each dataset and scenario."""
+    lines = []
+    for (dataset, scenario), cells in scenes.items():
+        report = cells[0].report
+        seeds = sorted({cell.key.seed for cell in cells})
+        available = number(report.get("users_available", report["users"]))
+        lines.append(
+            [
+                *texts(dataset, scenario, report["protocol"], report["split"]),
+                Entry(number(report["users"]), f"of {available}"),
+                *texts(number(report["num_items"]), number(report["num_candidates"])),
+                *texts(", ".join(map(str, seeds)), str(report["candidates_sha256"])[:12]),
+            ]
+        )
+    header = ["data", "scenario", "protocol", "split", "users", "items", "candidates", "seeds", "candidate file"]
+    return Grid(header, [Section("", lines)], texts=4)
+
+
+def scenario_facts(cells: Sequence[Cell]) -> str:
+    """Return what the cells say of their scenario, as one line."""
+    described = cells[0].details.get("scenario") or cells[0].report.get("scenario") or {}
+    if not isinstance(described, Mapping):
+        return str(described)
+    return " · ".join(f"{key.replace('_', ' ')} {number(value)}" for key, value in flat(described).items())
+
+
+def cost_grid(cells: Sequence[Cell]) -> Grid:
+    """Return seconds of training and evaluation, the mean over seeds, by label and scenario."""
+    scenarios = list(dict.fromkeys(cell.key.scenario for cell in cells))
+    seconds: dict[tuple[str, str], list[float]] = {}
+    for cell in cells:
+        seconds.setdefault((cell.key.label, cell.key.scenario), []).append(cell.seconds)
+    lines = []
+    for label in dict.fromkeys(cell.key.label for cell in cells):
+        found = [seconds.get((label, scenario)) for scenario in scenarios]
+        lines.append([Entry(label), *texts(*(f"{sum(one) / len(one):,.1f}" if one else NONE for one in found))])
+    total = [sum(cell.seconds for cell in cells if cell.key.scenario == scenario) for scenario in scenarios]
+    lines.append([Entry("all cells, summed", strong=True), *texts(*(f"{value:,.1f}" for value in total))])
+    return Grid(["seconds", *scenarios], [Section("", lines)])
+
+
+def geometry_grid(cells: Sequence[Cell]) -> Grid | None:
+    """Return the geometry of joint embeddings, the mean over seeds; None where no cell has any."""
+    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for cell in cells:
+        if isinstance(cell.details.get("geometry"), Mapping):
+            found.setdefault((cell.key.label, cell.key.scenario), []).append(flat(cell.details["geometry"]))
+    if not found:
+        return None
+    columns = list(dict.fromkeys(key for seeds in found.values() for one in seeds for key in one))
+    lines = [
+        texts(label, scenario, *(_average([one.get(column) for one in seeds]) for column in columns))
+        for (label, scenario), seeds in found.items()
+    ]
+    return Grid(["method", "scenario", *(column.replace("_", " ") for column in columns)], [Section("", lines)], 2)
+
+
+def _average(values: Sequence[Any]) -> str:
+    numbers = [float(value) for value in values if isinstance(value, (int, float))]
+    return number(sum(numbers) / len(numbers)) if numbers else NONE
+
+
+def published_grid(dataset: str, values: Sequence[PublishedValue], tables: Tables) -> Grid | None:
+    """Return published figures beside ours of the same scenario, group, label and metric, where there are any."""
+    rows = tables.results.filter(dataset=dataset).iter_rows(named=True)
+    ours = {(row["scenario"], row["group"], row["label"].casefold(), row["metric"]): row for row in rows}
+    lines: dict[str, list[list[Entry]]] = {}
+    for value in values:
+        if value.dataset != dataset:
+            continue
+        row = ours.get((value.scenario, value.group, value.label.casefold(), value.metric))
+        measured = Entry(f"{row['mean']:.4f}", f"{row['low']:.3f} to {row['high']:.3f}") if row else Entry(NONE)
+        apart = f"{row['mean'] - value.value:+.4f}" if row else NONE
+        heading = f"{value.scenario}, {words(value.group)}, {name(value.metric)}"
+        line = [Entry(value.label), Entry(f"{value.value:.4f}"), measured, Entry(apart)]
+        lines.setdefault(heading, []).append(line)
+    sections = [Section(heading, found) for heading, found in lines.items()]
+    return Grid(["method", "published", "here", "here minus published"], sections) if sections else None

@@ -1,0 +1,174 @@
+"""`allmrec benchmark`: what of a suite is not computed yet, and the report of all of it."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .options import ConfigOption, JsonOption, emit, say, stderr, user_errors
+
+if TYPE_CHECKING:
+    from ..benchmark.plan import Job
+    from ..benchmark.runner import Outcome, Place
+    from ..benchmark.suite import Suite
+
+FAILED = 1
+
+
+def benchmark(
+    output: Annotated[Path | None, typer.Option(help="Folder of the cells and the report; gone on with.")] = None,
+    suite: Annotated[
+        str | None, typer.Option(help="YAML file, or smoke, real, paper-movies, paper-games, paper-beauty, paper-toys.")
+    ] = None,
+    data_root: Annotated[Path | None, typer.Option(help="Folder of the raw files that the suite names.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Prepared data in place of the suite's.")] = None,
+    methods: Annotated[
+        list[str] | None, typer.Option(help="Only these methods: names or labels, with commas or repeated.")
+    ] = None,
+    llm: Annotated[str | None, typer.Option(help="Hub id or folder of the LLM; `demo` is a tiny one.")] = None,
+    text_encoder: Annotated[str | None, typer.Option(help="sentence-transformers id or folder; `demo`.")] = None,
+    seeds: Annotated[str | None, typer.Option(help="Seeds of the methods, such as 0,1,2.")] = None,
+    max_users: Annotated[int | None, typer.Option(help="A seeded sample of test users.")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes that share out seeds and scenarios.")] = 1,
+    allow_other_counts: Annotated[
+        bool, typer.Option("--allow-other-counts", help="Go on where data are not the published ones.")
+    ] = False,
+    keep_parts: Annotated[bool, typer.Option("--keep-parts", help="Keep trained backbones and alignments.")] = False,
+    only_report: Annotated[bool, typer.Option("--only-report", help="Compute nothing; report what is there.")] = False,
+    list_cells: Annotated[bool, typer.Option("--list", help="Show suites, or the cells of one, and stop.")] = False,
+    json_output: JsonOption = False,
+    config: ConfigOption = None,
+) -> None:
+    """Run what of a suite is not done yet, and write its report: one HTML page, Markdown tables and parquet.
+
+    **Examples**
+
+    `allmrec benchmark --suite smoke --output runs/smoke`
+
+    `allmrec benchmark --suite real --data-root raw --llm facebook/opt-1.3b --output runs/real`
+
+    `allmrec benchmark --data data/shop --methods popularity,sasrec,a-llmrec --llm facebook/opt-125m --output runs/shop`
+
+    `allmrec benchmark --suite paper-beauty --list`
+    """
+    with user_errors():
+        from ..benchmark.runner import Place
+        from ..benchmark.suite import suite_names
+        from ..errors import ALLMRecError
+
+        if list_cells and suite is None and data is None:
+            emit({"suites": suite_names()}) if json_output else say("\n".join(suite_names()))
+            return
+        chosen = _suite(suite, data, methods, seeds, max_users, {"llm": llm, "text_encoder": text_encoder})
+        if list_cells:
+            _list(chosen, output, json_output)
+            return
+        if output is None:
+            raise ALLMRecError("give the folder of the benchmark: --output DIR")
+        outcome = _run(chosen, Place(output, data_root, allow_other_counts), jobs, keep_parts, only_report)
+        emit(_summary(outcome)) if json_output else _tell(outcome)
+        if outcome.failed:
+            raise typer.Exit(FAILED)
+
+
+def _suite(
+    name: str | None,
+    data: Path | None,
+    methods: list[str] | None,
+    seeds: str | None,
+    max_users: int | None,
+    parts: dict[str, str | None],
+) -> Suite:
+    """Return the suite with what the command line changes; without one, the methods on the data."""
+    from ..benchmark.reading import load_suite, parse_suite
+    from ..errors import ALLMRecError
+
+    names = [label.strip() for given in methods or [] for label in given.split(",") if label.strip()]
+    if name is not None:
+        suite = load_suite(name)
+    elif data is not None and names:
+        content = {
+            "title": f"Benchmark of {data.resolve().name}",
+            "datasets": [{"name": "data", "prepared": str(data)}],
+            "scenarios": ["overall"],
+            "methods": ["popularity"],
+        }
+        suite = parse_suite(content, "the command line")
+    else:
+        raise ALLMRecError("give --suite FILE_OR_NAME, or --data DIR with --methods NAME,NAME")
+    suite = suite if data is None else suite.with_data(data)
+    suite = suite.with_methods(names) if names else suite
+    changes: dict[str, Any] = {part: value for part, value in parts.items() if value is not None}
+    if seeds is not None:
+        changes["seeds"] = _seeds(seeds)
+    if max_users is not None:
+        changes["evaluation"] = replace(suite.evaluation, max_users=max_users)
+    return replace(suite, **changes)
+
+
+def _seeds(text: str) -> tuple[int, ...]:
+    from ..errors import ALLMRecError
+
+    parts = text.replace(",", " ").split()
+    if not parts or not all(part.isdecimal() for part in parts) or len(set(parts)) < len(parts):
+        raise ALLMRecError(f"--seeds takes different whole numbers, such as 0,1,2; got {text!r}")
+    return tuple(int(part) for part in parts)
+
+
+def _list(suite: Suite, output: Path | None, json_output: bool) -> None:
+    from ..benchmark.cells import is_done
+    from ..benchmark.plan import plan
+
+    found: list[tuple[Job, bool]] = [(job, output is not None and is_done(output, job.key)) for job in plan(suite)]
+    if json_output:
+        names = ("dataset", "scenario", "label", "method", "seed")
+        emit({"cells": [{name: getattr(job.key, name) for name in names} | {"done": done} for job, done in found]})
+        return
+    for job, done in found:
+        say(f"{'done' if done else 'to do':<6} {job}")
+    say(f"{len(found)} cells, {sum(done for _, done in found)} done")
+
+
+def _run(suite: Suite, place: Place, jobs: int, keep_parts: bool, only_report: bool) -> Outcome:
+    from ..benchmark.plan import plan
+    from ..benchmark.runner import Outcome, run_suite, write_report
+    from ..errors import ALLMRecError
+
+    outcome = Outcome(plan(suite)) if only_report else run_suite(suite, place, jobs, keep_parts)
+    try:
+        outcome.report = write_report(suite, outcome, place.output, _command())
+    except ALLMRecError:
+        if not outcome.failed:
+            raise
+    return outcome
+
+
+def _command() -> str:
+    """Return the command as it was typed, without the folders that the program lies in."""
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+def _summary(outcome: Outcome) -> dict[str, Any]:
+    return {
+        "cells": len(outcome.jobs),
+        "computed": outcome.computed,
+        "skipped": outcome.skipped,
+        "failed": outcome.failed,
+        "report": None if outcome.report is None else str(outcome.report),
+    }
+
+
+def _tell(outcome: Outcome) -> None:
+    say(f"{len(outcome.jobs)} cells, {outcome.computed} computed now.")
+    for entry in outcome.skipped:
+        say(f"Left out: {entry['dataset']}, {entry['scenario']}: {entry['reason']}")
+    for entry in outcome.failed:
+        names = ", ".join(str(entry[name]) for name in ("dataset", "scenario", "label"))
+        stderr.print(f"failed: {names}, seed {entry['seed']}: {entry['error']}", markup=False, soft_wrap=True)
+    if outcome.report is not None:
+        say(f"The report is in {outcome.report}.")

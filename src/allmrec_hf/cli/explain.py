@@ -1,0 +1,192 @@
+"""`allmrec explain`: what decided one recommendation, and free-text tasks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .options import ConfigOption, JsonOption, emit, say, stderr, user_errors
+from .recommend import ModelOption, load_pipeline
+
+if TYPE_CHECKING:
+    from ..pipeline_recommendation import RecommendationPipeline
+
+
+def explain(
+    model: ModelOption = None,
+    history: Annotated[list[str] | None, typer.Option(help="Item ids, oldest first, with commas between.")] = None,
+    item: Annotated[str | None, typer.Option(help="The item to explain.")] = None,
+    candidates: Annotated[
+        list[str] | None, typer.Option(help="The prompt's list; retrieved from the catalogue if not given.")
+    ] = None,
+    contrast: Annotated[
+        bool, typer.Option("--contrast", help="Explain the score minus the candidates' mean: what decides the ranking.")
+    ] = False,
+    removal: Annotated[
+        str, typer.Option(help="How an item leaves the prompt: neutral (same places) or delete (shorter list).")
+    ] = "neutral",
+    top_tokens: Annotated[int, typer.Option(min=1, help="Nearest tokens for each vector.")] = 5,
+    gradient_steps: Annotated[
+        int, typer.Option(min=1, help="Places over which the gradient is averaged; 1 takes it at the input alone.")
+    ] = 8,
+    output: Annotated[Path | None, typer.Option(help="Write the explanation here, as JSON.")] = None,
+    picture: Annotated[Path | None, typer.Option(help="Draw it here: .svg, .png or .html.")] = None,
+    task: Annotated[
+        str | None, typer.Option(help="A free-text task instead: favourite-category, why-this, or a JSON file.")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Measure favourite-category on this folder of `allmrec prepare`.")
+    ] = None,
+    category_column: Annotated[
+        str | None, typer.Option(help="The catalogue's column of categories, for favourite-category with --data.")
+    ] = None,
+    max_users: Annotated[int, typer.Option(min=1, help="A seeded sample of users, with --data.")] = 200,
+    json_output: JsonOption = False,
+    config: ConfigOption = None,
+) -> None:
+    """Explain one recommendation: contributions, nearest tokens, both scores; or ask the LLM a free-text question.
+
+    **Examples**
+
+    `allmrec explain --model runs/games --history B0001,B0002 --item B0007 --output why.json --picture why.svg`
+
+    `allmrec explain --model runs/games --history B0001,B0002 --item B0007 --task why-this`
+
+    `allmrec explain --model runs/games --task favourite-category --data data/games`
+    """
+    with user_errors():
+        from ..errors import DataError
+
+        if data is not None and task is None:
+            raise DataError("--data is for --task favourite-category; without a task give --history and --item")
+        if data is None and not _ids(history):
+            raise DataError("the history is empty; give --history ID,ID,...")
+        if data is None and task is None and item is None:
+            raise DataError("give --item, the item to explain, or --task")
+        if picture is not None and picture.suffix.lower() not in (".svg", ".png", ".html"):
+            raise DataError(f"--picture {picture} must end in .svg, .png or .html")
+        pipe = load_pipeline(model)
+        if task is not None:
+            found = _run_task(pipe, task, _ids(history), item, data, category_column, max_users)
+            _write(found, output)
+            emit(found) if json_output else _say_task(found)
+            return
+        from ..explaining.explanation import explain as explained
+        from ..explaining.explanation import write_explanation
+
+        settings: dict[str, Any] = {"contrast": contrast, "removal": removal, "gradient_steps": gradient_steps}
+        settings |= {"candidates": _ids(candidates) or None, "top_tokens": top_tokens}
+        found = explained(pipe.model, pipe.processor, _ids(history), str(item), **settings)
+        if picture is not None:
+            from ..explaining.picture import draw_explanation
+
+            draw_explanation(found, picture)
+        if output is not None:
+            write_explanation(found, output)
+        for note in found["notes"]:
+            stderr.print(note, markup=False, soft_wrap=True)
+        emit(found) if json_output else _say_explanation(found)
+
+
+def _ids(values: list[str] | None) -> list[str]:
+    return [part.strip() for value in values or [] for part in value.split(",") if part.strip()]
+
+
+def _write(found: dict[str, Any], output: Path | None) -> None:
+    from ..files import written_whole
+
+    if output is not None:
+        with written_whole(output) as temporary:
+            temporary.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+
+
+def _run_task(
+    pipe: RecommendationPipeline,
+    name: str,
+    history: list[str],
+    item: str | None,
+    data: Path | None,
+    column: str | None,
+    max_users: int,
+) -> dict[str, Any]:
+    from ..data.prepared import PreparedData
+    from ..explaining.explanation import require_items
+    from ..explaining.favourite import favourite_category
+    from ..explaining.tasks import find_task, generate_answers
+
+    task, catalog = find_task(name), pipe.processor.catalog
+    if data is not None:
+        prepared = PreparedData.load(data)
+        return favourite_category(pipe.model, pipe.processor, prepared, column, task=task, max_users=max_users)
+    known = require_items(catalog, history, "history")
+    items = require_items(catalog, [item] if item else [], "item") if task.asks_about_item else None
+    texts = generate_answers(pipe.model, pipe.processor, task, [known], items)
+    return {"task": task.to_dict(), "answer": texts[0]}
+
+
+def _say_task(found: dict[str, Any]) -> None:
+    if "methods" not in found:
+        say(found["answer"])
+        return
+    from ..explaining.favourite import favourite_table
+
+    say(f"{found['data']}, {found['users']:,} users, {found['num_categories']} categories ({found['column']})\n")
+    say(favourite_table(found))
+
+
+def _say_explanation(found: dict[str, Any]) -> None:
+    """Print the explanation as three tables."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from ..explaining.nearest_words import visible_text
+
+    console = Console(highlight=False)
+
+    def show(title: str, columns: list[str], rows: list[list[str]]) -> None:
+        table = Table(title=Text(title), title_justify="left")
+        for number, column in enumerate(columns):
+            table.add_column(column, justify="left" if number == 0 else "right")
+        for row in rows:
+            table.add_row(*(Text(visible_text(cell)) for cell in row))
+        console.print(table)
+
+    value, name = found["value"], visible_text(found["item"]["title"])
+    show(
+        f"{name}: {value['kind'].replace('_', ' ')} {value['nats']:.3f} nats",
+        ["contribution of", "leave-one-out", "gradient x input"],
+        [
+            [
+                one.get("title", "user vector"),
+                f"{one['leave_one_out']['total']:+.3f}",
+                f"{one['gradient_x_input']['total']:+.3f}",
+            ]
+            for one in found["contributions"]
+        ],
+    )
+    show(
+        "Nearest tokens",
+        ["vector of", "tokens (cosine)"],
+        [
+            [near.get("title", "user"), ", ".join(f"{token['text']} {token['cosine']:.2f}" for token in near["tokens"])]
+            for near in found["nearest_tokens"]
+        ],
+    )
+    show(
+        "Candidates",
+        ["title", "LLM score", "rank", "CF score", "rank"],
+        [
+            [
+                row["title"],
+                f"{row['llm_score']:.3f}",
+                str(row["llm_rank"]),
+                f"{row['cf_score']:.3f}",
+                str(row["cf_rank"]),
+            ]
+            for row in found["candidates"]
+        ],
+    )

@@ -1,0 +1,84 @@
+"""The users under evaluation: who is asked, what is right, what to choose from, and the groups they are in."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from tqdm.auto import tqdm
+
+from ..errors import DataError
+from .protocol import CandidateRows, EvaluationData, History, TargetSplit
+from .warmth import checked_groups, history_groups
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The users under evaluation, the same arrays for every ranker."""
+
+    data: EvaluationData
+    split: TargetSplit
+    users: NDArray[np.int64]  # (R,)
+    targets: NDArray[np.int64]  # (R,)
+    items: NDArray[np.int64]  # (R, C)
+    positions: NDArray[np.int64]  # (R,) column of the target
+    places: NDArray[np.int64]  # (R,) row of each user among all with candidates
+
+    def batches(self, ranker: str, batch_size: int) -> Iterator[tuple[slice, list[History], NDArray[np.int64]]]:
+        """Yield slices of rows with their histories and a copy of their candidates, which a ranker may spoil."""
+        with tqdm(total=len(self.users), desc=f"evaluate {ranker}", unit="user", disable=None) as progress:
+            for start in range(0, len(self.users), batch_size):
+                rows = slice(start, min(start + batch_size, len(self.users)))
+                histories = [self.data.history(int(user), self.split) for user in self.users[rows]]
+                yield rows, histories, self.items[rows].copy()
+                progress.update(rows.stop - rows.start)
+
+
+def select_rows(
+    data: EvaluationData, split: TargetSplit, candidates: CandidateRows, max_users: int | None, seed: int
+) -> Rows:
+    """Return the users of a split, or a seeded sample of them.
+
+    Raises:
+        DataError: when there are none, or a row of candidates does not hold its target exactly once.
+    """
+    users, targets, items = (np.asarray(part) for part in (candidates.users, candidates.targets, candidates.items))
+    if len(users) == 0:
+        raise DataError(f"{data.name}: the {split} split has no users; prepare the data from longer histories")
+    found = (items == targets[:, None]).sum(axis=1)
+    if (found != 1).any():
+        user = data.user_ids[int(users[np.argmax(found != 1)])]
+        raise DataError(
+            f"{data.name}: {int((found != 1).sum())} of {len(users)} candidate rows do not hold their target exactly "
+            f"once, first that of user {user!r}; prepare the data again"
+        )
+    chosen = np.arange(len(users))
+    if max_users is not None and max_users < len(users):
+        chosen = np.sort(np.random.default_rng(seed).choice(len(users), size=max_users, replace=False))
+        logger.info("a sample of %d of %d users, seed %d", max_users, len(users), seed)
+        users, targets, items = users[chosen], targets[chosen], items[chosen]
+    positions = np.argmax(items == targets[:, None], axis=1)
+    return Rows(data, split, users, targets, items, positions, chosen)
+
+
+def further_members(
+    rows: Rows, groups: Mapping[str, ArrayLike], history_buckets: Sequence[int] | None
+) -> dict[str, NDArray[np.bool_]]:
+    """Return for each history bucket and each of a caller's groups `(R,)` True where a user belongs to it."""
+    members = {}
+    if history_buckets is not None:
+        lengths = [len(rows.data.history(int(user), rows.split)) for user in rows.users]
+        members = history_groups(lengths, history_buckets)
+    masks = checked_groups(groups, len(rows.data.candidates(rows.split).users))
+    return members | {name: mask[rows.places] for name, mask in masks.items()}
+
+
+def count_seen_targets(rows: Rows) -> int:
+    """Return how many targets stand in their user's history already."""
+    histories = (rows.data.history(int(user), rows.split) for user in rows.users)
+    return sum(int(target in history) for target, history in zip(rows.targets, histories, strict=True))

@@ -1,0 +1,201 @@
+"""How much each history item and the user vector contribute to a title's score, by two methods.
+
+Leave-one-out takes an item out of the history and scores again. Gradient x input multiplies the gradient of the score
+with the distance of every vector from a baseline. An item reaches the LLM by two routes, its title and vector in the
+prompt and its share in the user vector, so both methods give a part for each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from ..errors import ALLMRecError
+from ..modeling_allmrec import ALLMRecModel
+from ..processing_allmrec import ALLMRecProcessor
+from .reading import Reading
+
+Removal = Literal["delete", "neutral"]
+CLEAR = 0.1
+"""From this many nats on a contribution counts as clear: the title's probability changes by a tenth."""
+
+
+@dataclass(frozen=True)
+class Effect:
+    """One contribution by one method, in nats; positive speaks for the title.
+
+    Attributes:
+        total: The contribution by both routes.
+        in_prompt: The part of the title's tokens and the vector behind them; None where the prompt does not name it.
+        through_user_vector: The part that goes through the user vector; None where the prompt has none.
+    """
+
+    total: float
+    in_prompt: float | None = None
+    through_user_vector: float | None = None
+
+
+@dataclass(frozen=True)
+class Contribution:
+    """What the user vector or one history item contributes to the explained value.
+
+    Attributes:
+        source: `"user"` or `"history"`.
+        item: Catalogue index of a history item, 0 for the user vector.
+        position: Place in the history from 0, oldest first; -1 for the user vector.
+        leave_one_out: The value minus the value without it; for the user vector, with the average user's in its slot.
+        gradient_x_input: Gradient times (input - baseline), summed over its places.
+    """
+
+    source: Literal["user", "history"]
+    item: int
+    position: int
+    leave_one_out: Effect
+    gradient_x_input: Effect
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the form that goes into JSON."""
+        return asdict(self)
+
+
+def contributions(
+    model: ALLMRecModel,
+    processor: ALLMRecProcessor,
+    history: Sequence[int],
+    item: int,
+    candidates: Sequence[int],
+    contrast: bool = False,
+    removal: Removal = "neutral",
+    gradient_steps: int = 8,
+    permutation: int = 0,
+    batch_size: int = 16,
+) -> list[Contribution]:
+    """Return the contributions of the user vector (first, where the prompt has one) and of every history item.
+
+    The candidate list of the prompt keeps its order while items are left out. Of an item that the prompt does not name
+    (an older one) only the share in the user vector counts. When the only item is left out, the average user's vector
+    (see `reading.Baselines`) stands in the slot.
+
+    Args:
+        model: The model with its LLM.
+        processor: Its processor.
+        history: Catalogue indices in time order, at least one; the last `max_history_length` are read.
+        item: The explained item's catalogue index.
+        candidates: Catalogue indices of the prompt's list, the item among them.
+        contrast: Explain the score minus the mean score of all candidates: what decides the ranking.
+        removal: How leave-one-out takes an item out of the prompt: `"delete"` shortens the list; `"neutral"` puts the
+            gradient's baselines in its places, so that nothing else moves. The CF history loses it either way.
+        gradient_steps: Places on the straight path from the baseline to the input over which the gradient is averaged
+            (integrated gradients, arXiv 1703.01365); 1 takes the gradient at the input alone.
+        permutation: Order of the candidate list, as for the processor.
+        batch_size: Variants that the LLM reads at once.
+
+    Raises:
+        ALLMRecError: when there are no steps, or the item is not among the candidates.
+    """
+    if gradient_steps < 1 or batch_size < 1:
+        raise ALLMRecError(f"gradient_steps and batch_size must be at least 1, got {gradient_steps} and {batch_size}")
+    if removal not in get_args(Removal):
+        raise ALLMRecError(f"removal must be one of {list(get_args(Removal))}, got {removal!r}")
+    if item not in candidates:
+        raise ALLMRecError("the explained item must be among the candidates of its prompt")
+    read = list(history)[-processor.max_history_length :]
+    rows = [item, *(index for index in candidates if index != item)]
+    reading = Reading(model, processor, read, rows, permutation, contrast, batch_size)
+    shorter = reading.user_vectors([read[:place] + read[place + 1 :] for place in range(len(read))])  # (L, d_llm)
+    left_out = _leave_one_out(reading, shorter, removal)
+    gradients = _gradient_x_input(reading, shorter, gradient_steps)
+    offset = len(history) - len(read)
+    found: list[Contribution] = []
+    if reading.user_place is not None:
+        found.append(Contribution("user", 0, -1, left_out[-1], gradients[-1]))
+    return found + [
+        Contribution("history", index, offset + place, left_out[place], gradients[place])
+        for place, index in enumerate(read)
+    ]
+
+
+@torch.no_grad()
+def _leave_one_out(reading: Reading, shorter: Tensor, removal: Removal) -> list[Effect]:
+    """Return the effect of every history item, and of the user vector last."""
+    count, first = len(reading.history), reading.first_named
+    take_out = reading.without_item if removal == "delete" else reading.with_neutral_item
+    variants = [reading.embeds]
+    for place, user in enumerate(shorter):
+        prompt = take_out(place - first) if place >= first else reading.embeds
+        variants += [reading.with_user(prompt, user), prompt, reading.with_user(reading.embeds, user)]
+    variants.append(reading.with_user(reading.embeds, reading.baselines.user))
+    values = reading.values(variants).double()
+    drops = (values[0] - values[1:]).tolist()
+    effects = []
+    for place in range(count):
+        total, in_prompt, through_user = drops[3 * place : 3 * place + 3]
+        has_user = reading.user_place is not None
+        effects.append(Effect(total, in_prompt if place >= first else None, through_user if has_user else None))
+    return [*effects, Effect(drops[-1])]
+
+
+def _gradient_x_input(reading: Reading, shorter: Tensor, steps: int) -> list[Effect]:
+    """Return the effect of every history item, and of the user vector last."""
+    embeds = reading.embeds
+    baseline = reading.with_user(embeds, reading.baselines.user)
+    for number in range(len(reading.spans)):
+        baseline = reading.with_neutral_item(number, baseline)
+    gradient = _path_gradient(reading, baseline, steps)
+    shares = (gradient * (embeds - baseline).double()).sum(dim=-1)  # (T,)
+    effects = []
+    for place in range(len(reading.history)):
+        number = place - reading.first_named
+        in_prompt = None
+        if number >= 0:
+            in_prompt = float(shares[reading.spans[number].start : reading.spans[number].stop].sum())
+        through_user = None
+        if reading.user_place is not None:
+            change = (embeds[reading.user_place] - shorter[place].to(embeds.dtype)).double()
+            through_user = float(gradient[reading.user_place] @ change)
+        effects.append(Effect((in_prompt or 0.0) + (through_user or 0.0), in_prompt, through_user))
+    return [*effects, Effect(0.0 if reading.user_place is None else float(shares[reading.user_place]))]
+
+
+def _path_gradient(reading: Reading, baseline: Tensor, steps: int) -> Tensor:
+    """Return the gradient `(T, d_llm)` of the value, averaged over the path from the baseline to the input."""
+    places = [1.0] if steps == 1 else [(step + 0.5) / steps for step in range(steps)]
+    total = torch.zeros_like(baseline, dtype=torch.float64)
+    for start in range(0, steps, reading.batch_size):
+        points = [
+            (baseline + place * (reading.embeds - baseline)).detach().requires_grad_(True)
+            for place in places[start : start + reading.batch_size]
+        ]
+        with torch.enable_grad():
+            value = reading.values(points).sum()
+        total += torch.stack(torch.autograd.grad(value, points)).double().sum(dim=0)
+    return total / steps
+
+
+def sign_agreement(found: Iterable[Contribution], clear: float = CLEAR) -> dict[str, float | int]:
+    """Return how often the two methods agree in sign where leave-one-out is clear, and what guessing would reach.
+
+    Args:
+        found: Contributions, of many requests.
+        clear: Nats from which on a contribution counts.
+
+    Returns:
+        `contributions` (how many are clear), `agreement` (share of equal signs), `always_one_sign` (the share a method
+        would reach that always says the more frequent sign).
+
+    Example:
+        >>> effects = [(1.0, 0.4), (0.5, -0.1), (0.02, -3.0)]
+        >>> sign_agreement(Contribution("history", 1, 0, Effect(a), Effect(b)) for a, b in effects)
+        {'contributions': 2, 'agreement': 0.5, 'always_one_sign': 1.0}
+    """
+    pairs = [(one.leave_one_out.total, one.gradient_x_input.total) for one in found]
+    pairs = [pair for pair in pairs if abs(pair[0]) >= clear]
+    if not pairs:
+        return {"contributions": 0, "agreement": float("nan"), "always_one_sign": float("nan")}
+    positive = sum(left > 0 for left, _ in pairs) / len(pairs)
+    equal = sum((left > 0) == (right > 0) for left, right in pairs) / len(pairs)
+    return {"contributions": len(pairs), "agreement": equal, "always_one_sign": max(positive, 1 - positive)}

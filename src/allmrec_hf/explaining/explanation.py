@@ -1,0 +1,225 @@
+"""One recommendation explained: contributions, nearest tokens and both scores, as data that goes into JSON."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..catalog import ItemCatalog
+from ..errors import CheckpointError, DataError
+from ..files import written_whole
+from ..modeling_allmrec import ALLMRecModel
+from ..processing_allmrec import ALLMRecProcessor
+from .contributions import CLEAR, Removal, contributions
+from .nearest_words import nearest_tokens
+from .reading import Reading
+
+FORMAT = 1
+NUM_CANDIDATES = 20
+METHODS = {
+    "leave_one_out": "value minus the value without the item in prompt and CF history; removal 'neutral' puts the "
+    "baselines below in its places of the prompt, 'delete' shortens the list; user vector: replaced by the mean "
+    "projected vector of users who know a single item",
+    "gradient_x_input": "gradient times (input - baseline), summed over tokens and vectors; baselines: mean token "
+    "embedding, mean projected item vector, mean projected vector of users who know a single item; the user vector's "
+    "share of an item: gradient at the user's slot times the vector's change when the item leaves the CF history",
+}
+
+
+def require_items(catalog: ItemCatalog, item_ids: Sequence[str], what: str) -> list[int]:
+    """Return catalogue indices of item ids or exact titles.
+
+    Args:
+        catalog: The catalogue.
+        item_ids: Item ids; a title is taken too where it names one item.
+        what: What they are, for the error: `history`, `item` or `candidates`.
+
+    Raises:
+        DataError: when there are none, or some are unknown; the message counts them and names the nearest ids.
+    """
+    if not item_ids:
+        raise DataError(f"the {what} is empty; give at least one item id of the catalogue")
+    found = []
+    for entry in item_ids:
+        index, titled = catalog.index(entry), catalog.find_title(entry)
+        found.append(titled[0] if index is None and len(titled) == 1 else index)
+    unknown = [entry for entry, index in zip(item_ids, found, strict=True) if index is None]
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], catalog.item_ids, n=3, cutoff=0.4)
+        hint = f"; ids like {unknown[0]!r}: {near}" if near else ""
+        raise DataError(
+            f"{len(unknown)} of {len(item_ids)} ids of the {what} are not in the catalogue of {len(catalog)} items: "
+            f"{unknown[:5]}{hint}"
+        )
+    return [index for index in found if index is not None]
+
+
+def require_llm(model: Any) -> None:
+    """Check that a model can be explained.
+
+    Raises:
+        CheckpointError: when it is a CF backbone alone, or has no LLM.
+    """
+    if not isinstance(model, ALLMRecModel):
+        raise CheckpointError(
+            f"{type(model).__name__} is no A-LLMRec model; a CF backbone alone has no title's likelihood to explain"
+        )
+    if model.language_model is None:
+        raise CheckpointError(
+            "this model has no LLM, whose title likelihoods are explained: train it to stage 2, or attach one with "
+            "attach_language_model"
+        )
+
+
+def explain(
+    model: ALLMRecModel,
+    processor: ALLMRecProcessor,
+    history: Sequence[str],
+    item: str,
+    candidates: Sequence[str] | None = None,
+    contrast: bool = False,
+    removal: Removal = "neutral",
+    top_tokens: int = 5,
+    gradient_steps: int = 8,
+    batch_size: int = 16,
+) -> dict[str, Any]:
+    """Explain one recommendation; docs/explaining.md describes every field of the result.
+
+    Args:
+        model: The model with its LLM.
+        processor: Its processor.
+        history: Item ids, oldest first.
+        item: The explained item's id; one of the history is allowed, with a note.
+        candidates: Item ids of the prompt's list; the item joins them where it is missing. By default the 20 items
+            that the CF encoder retrieves, the last one replaced by the item where it is not among them.
+        contrast: Explain the score minus the candidates' mean, which decides the ranking.
+        removal: How leave-one-out takes an item out of the prompt, see `contributions`.
+        top_tokens: Nearest tokens for each projected vector.
+        gradient_steps: See `contributions`.
+        batch_size: Variants that the LLM reads at once.
+
+    Raises:
+        DataError: when ids are unknown or given twice, or there is no history.
+        CheckpointError: when the model has no LLM, or the processor is not its own.
+    """
+    require_llm(model)
+    processor.check_fits(model.config.tokenizer_fingerprint, model.cf_encoder.num_items)
+    catalog, notes = processor.catalog, []
+    known = require_items(catalog, history, "history")
+    chosen = require_items(catalog, [item], "item")[0]
+    if chosen in known:
+        notes.append("the item is in the history already; the recommender itself leaves such items out")
+    if len(known) > processor.max_history_length:
+        notes.append(f"the model reads the last {processor.max_history_length} of {len(known)} history items")
+    rows = _candidates(model.eval(), processor, known, chosen, candidates, notes)
+    settings: dict[str, Any] = {"contrast": contrast, "batch_size": batch_size}
+    found = contributions(
+        model, processor, known, chosen, rows, removal=removal, gradient_steps=gradient_steps, **settings
+    )
+    reading = Reading(model, processor, known[-processor.max_history_length :], rows, **settings)
+    scores = _scores(model, reading, known, rows)
+    by_item = {row["item_index"]: row for row in scores}
+    return {
+        "format": FORMAT,
+        "item": {**_named(catalog, chosen), **_figures(by_item[chosen])},
+        "value": {
+            "kind": "contrast" if contrast else "log_likelihood",
+            "nats": float(reading.values([reading.embeds])),
+        },
+        "methods": {**METHODS, "removal": removal, "gradient_steps": gradient_steps, "clear_from": CLEAR},
+        "contributions": [
+            {**({} if one.source == "user" else _named(catalog, one.item)), **_without(one.to_dict(), "item")}
+            for one in found
+        ],
+        "nearest_tokens": _nearest(model, processor, reading, chosen, top_tokens),
+        "candidates": [{**_named(catalog, row["item_index"]), **_figures(row)} for row in scores],
+        "notes": notes,
+    }
+
+
+def write_explanation(explanation: dict[str, Any], path: str | os.PathLike[str]) -> Path:
+    """Write an explanation as JSON, whole or not at all, and return the path."""
+    with written_whole(path) as temporary:
+        temporary.write_text(json.dumps(explanation, indent=2, ensure_ascii=True) + "\n", encoding="utf-8")
+    return Path(path)
+
+
+def _without(values: dict[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if key != name}
+
+
+def _named(catalog: ItemCatalog, index: int) -> dict[str, str]:
+    return {"item_id": catalog.item_id(index), "title": catalog.title(index)}
+
+
+def _figures(row: dict[str, Any]) -> dict[str, Any]:
+    return _without(row, "item_index")
+
+
+def _candidates(
+    model: ALLMRecModel,
+    processor: ALLMRecProcessor,
+    history: list[int],
+    chosen: int,
+    given: Sequence[str] | None,
+    notes: list[str],
+) -> list[int]:
+    if given is None:
+        tensors = {name: value.to(model.device) for name, value in processor.history_tensors([history]).items()}
+        exclude = torch.tensor([[*history, chosen]], device=model.device)
+        retrieved = model.retrieve(**tensors, top_k=NUM_CANDIDATES - 1, exclude=exclude).item_indices[0].tolist()
+        return [chosen, *(index for index in retrieved if index > 0)]
+    rows = require_items(processor.catalog, given, "candidates")
+    if len(set(rows)) < len(rows):
+        raise DataError(f"{len(rows) - len(set(rows))} candidates are given more than once")
+    if chosen not in rows:
+        notes.append("the item was not among the candidates and joined them")
+    return [chosen, *(index for index in rows if index != chosen)]
+
+
+@torch.no_grad()
+def _scores(model: ALLMRecModel, reading: Reading, history: list[int], rows: list[int]) -> list[dict[str, Any]]:
+    """Return both scores of every candidate, best by the LLM first; rank 1 is the best, equal scores share a rank."""
+    items = torch.tensor([rows], device=model.device)
+    read = torch.tensor([history[-model.cf_encoder.config.max_history_length :]], device=model.device)
+    users = model.cf_encoder.encode_users(read, torch.ones_like(read, dtype=torch.bool))
+    by_cf = model.cf_encoder.score(users, items)[0].double()
+    by_llm = reading.candidate_scores().double()
+    counts = model.item_table.interaction_counts[items[0]]
+    cold = (counts < model.config.min_interactions).tolist()
+    listed = [
+        {
+            "item_index": index,
+            "llm_score": float(by_llm[place]),
+            "llm_rank": 1 + int((by_llm > by_llm[place]).sum()),
+            "cf_score": float(by_cf[place]),
+            "cf_rank": 1 + int((by_cf > by_cf[place]).sum()),
+            "cold": cold[place],
+        }
+        for place, index in enumerate(rows)
+    ]
+    return sorted(listed, key=lambda row: (row["llm_rank"], row["item_index"]))
+
+
+@torch.no_grad()
+def _nearest(
+    model: ALLMRecModel, processor: ALLMRecProcessor, reading: Reading, chosen: int, top_k: int
+) -> list[dict[str, Any]]:
+    """Return the nearest tokens of the user's vector, of every history item's and of the chosen item's."""
+    items = [*reading.history, chosen]
+    projected = model.item_projector(model.item_vectors(torch.tensor(items, device=model.device)))
+    roles: list[dict[str, Any]] = [{"source": "history"} for _ in reading.history] + [{"source": "item"}]
+    labels = [{**role, **_named(processor.catalog, index)} for role, index in zip(roles, items, strict=True)]
+    if reading.user_place is not None:
+        projected = torch.cat([reading.user_vectors([reading.history]), projected])
+        labels.insert(0, {"source": "user"})
+    near = nearest_tokens(model, processor.tokenizer, projected, top_k)
+    return [
+        {**label, "tokens": [token._asdict() for token in tokens]} for label, tokens in zip(labels, near, strict=True)
+    ]

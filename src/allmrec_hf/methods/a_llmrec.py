@@ -1,0 +1,102 @@
+"""A-LLMRec and its ablations: the same stages with other options."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any, ClassVar
+
+from ..data.prepared import PreparedData
+from ..evaluation.llm_ranker import ALLMRecRanker
+from ..evaluation.protocol import Ranker
+from ..files import folder_written_whole
+from ..modeling_allmrec import ALLMRecModel
+from ..processing_allmrec import ALLMRecProcessor
+from ..training.run import train
+from ..training.settings import RunSettings
+from .llm_parts import on_device, required_llm, run_options
+from .method import Method, Setting
+from .shared import run_until, stage_arguments
+
+TRAINED_PARTS = ("aligner", "user_projector", "item_projector")
+_HEAVY = shutil.ignore_patterns("step-*", "best-*", "cf-train-validation*", ".*")
+
+
+class ALLMRec(Method):
+    """A-LLMRec (arXiv 2404.11343): stages 0 and 1 shared with its variants, stage 2 in the method's own folder.
+
+    Its options are the fields of `RunSettings`, so that every ablation is this method with other options, and
+    `num_permutations`, the orders of the candidate list whose scores are averaged.
+
+    Example:
+        >>> "joint_dim" in ALLMRec.options and "cf" not in ALLMRec.options
+        True
+    """
+
+    name = "a-llmrec"
+    paper = "Kim et al., KDD 2024, arXiv 2404.11343"
+    simplified = (
+        "Ranks candidates by the likelihood of their titles in place of matching generated text. The preset says how "
+        "the training differs; `paper` holds the published settings."
+    )
+    options: ClassVar[tuple[str, ...]] = (*run_options(), "num_permutations")
+
+    def fit(self, data: PreparedData, setting: Setting) -> Ranker:
+        """Train stage 2 on top of the shared stages and return the ranker by title likelihood."""
+        return fit_run(data, setting, required_llm(self, setting), self.name)
+
+
+def fit_run(data: PreparedData, setting: Setting, settings: RunSettings, name: str) -> Ranker:
+    """Return the ranker of a run with these settings, trained in the setting's folder."""
+    model, processor = load_run(train_run(data, setting, settings), settings)
+    permutations = int(setting.options.get("num_permutations", 1))
+    return ALLMRecRanker(model, processor, name=name, num_permutations=permutations)
+
+
+def train_run(data: PreparedData, setting: Setting, settings: RunSettings) -> Path:
+    """Return the setting's folder with a run of all stages; a finished stage 2 is not trained again.
+
+    Stages 0 and 1 come from the folder that all variants share which need the same of them.
+
+    Raises:
+        ALLMRecError: when the folder holds a stage 2 of other settings.
+    """
+    folder = setting.folder
+    checkpoints = [folder / "checkpoints" / stage / "checkpoints" for stage in ("warm-start", "project")]
+    started = any(path.exists() for path in checkpoints) or (folder / "project" / "done").exists()
+    if not started:
+        shared = run_until(data, setting, settings, "align")
+        with folder_written_whole(folder) as temporary:
+            shutil.copytree(shared, temporary, dirs_exist_ok=True, ignore=_HEAVY)
+    arguments = {"project": stage_arguments(setting, "project")}
+    return train(data, folder, settings, ("project",), arguments, setting.preset, resume=started)
+
+
+def load_run(folder: Path, settings: RunSettings) -> tuple[ALLMRecModel, ALLMRecProcessor]:
+    """Return the model, with its LLM as it was loaded for training, and the processor of a finished run."""
+    model = ALLMRecModel.from_pretrained(folder, **(settings.llm_options or {}))
+    return on_device(model), ALLMRecProcessor.from_pretrained(folder)
+
+
+def facts(ranker: Ranker) -> dict[str, Any]:
+    """Return what a report says of a ranker's parts.
+
+    Returns:
+        `llm` (its name), `llm_parameters`, `d_llm` and `trained_parameters` beside the backbone's, as far as the ranker
+        has a `model`; an empty mapping where it has none.
+    """
+    model: Any = getattr(ranker, "model", None)
+    if model is None:
+        return {}
+    found: dict[str, Any] = {}
+    language_model = getattr(model, "language_model", None)
+    if language_model is not None:
+        name = getattr(model.config, "base_model_name_or_path", None)
+        found = {
+            "llm": Path(name).name if name and Path(name).is_dir() else name,
+            "llm_parameters": sum(p.numel() for n, p in language_model.named_parameters() if "lora_" not in n),
+            "d_llm": int(language_model.get_input_embeddings().weight.shape[1]),
+        }
+    parts = [getattr(model, name, None) for name in TRAINED_PARTS] if isinstance(model, ALLMRecModel) else [model]
+    trained = [p.numel() for part in parts if part is not None for p in part.parameters() if p.requires_grad]
+    return found | {"trained_parameters": sum(trained)}

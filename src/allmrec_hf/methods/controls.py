@@ -1,0 +1,201 @@
+"""Controls: what a gain must survive before it is credited to the LLM, and the alarm that a test leaks."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from ..data.prepared import PreparedData
+from ..evaluation.protocol import Ranker
+from ..evaluation.rankers import CFRanker
+from ..files import folder_written_whole
+from ..histories import pad_histories
+from ..modeling_allmrec import ALLMRecModel
+from ..training.loop import run_stage
+from ..training.parts import check_llm
+from ..training.settings import RunSettings
+from ..training.warm_start import (
+    BATCH_SIZE,
+    LEARNING_RATE,
+    STATISTICS_USERS,
+    MatchingModule,
+    WarmStartTask,
+    centre_inputs,
+)
+from .a_llmrec import ALLMRec, fit_run
+from .llm_only import LLMOnly, words_ranker
+from .llm_parts import (
+    VectorRanker,
+    chosen_settings,
+    input_width,
+    on_device,
+    refuse_other_settings,
+    required_llm,
+    stage_options,
+)
+from .method import Method, Setting
+from .shared import backbone_on_all_known, run_until, stage_arguments
+
+WIDTH_WITHOUT_LLM = 128
+VALIDATIONS = 25
+STEPS = 600
+PATIENCE = 5
+
+
+@dataclass(frozen=True)
+class _NoPrompts:
+    """Stands for the processor of a method without prompts."""
+
+    max_history_length: int
+
+
+class TwoTowers(MatchingModule):
+    """The two projectors of stage 2 with no LLM behind them: a softmax over the candidates' cosines.
+
+    Args:
+        model: The model after stage 1.
+        width: Width of the projections, d_llm.
+        seed: Seed of their weights.
+    """
+
+    def __init__(self, model: ALLMRecModel, width: int, seed: int) -> None:
+        nn.Module.__init__(self)
+        self.model = model.requires_grad_(False)
+        self.word_norm = 1.0  # there are no words whose length a projection should have
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            model._build_projectors(width)
+            for projector in (model.user_projector, model.item_projector):
+                projector.apply(model._init_weights)
+
+    @torch.no_grad()
+    def prepare(self, task: WarmStartTask) -> None:
+        """Fold the standardisation of users and items into the projectors, as stage 2's warm start does."""
+        model, histories = self.model, task.samples.take(np.arange(min(len(task.samples), STATISTICS_USERS))).histories
+        ids, mask = pad_histories(histories, model.cf_encoder.config.max_history_length)
+        centre_inputs(model.user_projector, model.cf_encoder.encode_users(ids, mask))
+        centre_inputs(model.item_projector, model.item_vectors(torch.arange(1, model.cf_encoder.num_items + 1)))
+
+    @torch.no_grad()
+    def ranker(self, name: str) -> VectorRanker:
+        """Return the ranker by cosine."""
+        model: Any = on_device(self).model
+        device = model.cf_encoder.item_embeddings.device
+
+        def encode_users(histories: Any) -> torch.Tensor:
+            ids, mask = pad_histories(histories, model.cf_encoder.config.max_history_length)
+            users = model.cf_encoder.encode_users(ids.to(device), mask.to(device))
+            return F.normalize(model.user_projector(users), dim=-1)
+
+        items = model.item_vectors(torch.arange(model.cf_encoder.num_items + 1, device=device))
+        return VectorRanker(model, encode_users, F.normalize(model.item_projector(items), dim=-1), name, batch_size=256)
+
+
+class NoLLM(Method):
+    """No LLM: the projectors of A-LLMRec, as wide as with the LLM, matched by cosine and trained on the same targets.
+
+    Users, items and targets are A-LLMRec's, so what A-LLMRec ranks better than this is the LLM's. Options are those of
+    stages 0 and 1, those of the projectors and their targets, `llm` (for its width alone), and `steps`, the most
+    optimizer steps; the weights of the best validation are kept.
+    """
+
+    name = "no-llm"
+    simplified = "The projectors have the width of the LLM's embeddings, or 128 where no LLM is given."
+    options: ClassVar[tuple[str, ...]] = (
+        *stage_options("cf", "align"),
+        *("targets", "num_candidates", "item_embedding", "projector", "projector_tokens"),
+        *("llm", "llm_revision", "steps"),
+    )
+
+    def fit(self, data: PreparedData, setting: Setting) -> Ranker:
+        """Train the two projectors without an LLM and return the ranker by cosine."""
+        settings = chosen_settings(self, setting)
+        refuse_other_settings(setting.folder, {"method": self.name, "llm": settings.llm, **setting.options})
+        folder = run_until(data, setting, settings, "align")
+        model = ALLMRecModel.from_pretrained(folder / "align", language_model=None)
+        for name in ("item_embedding", "projector", "projector_tokens"):
+            setattr(model.config, name, getattr(settings, name))
+        model.config.item_embedding_seed = setting.seed
+        width = WIDTH_WITHOUT_LLM if settings.llm is None else input_width(settings.llm, settings.llm_revision)
+        module = TwoTowers(model, width, setting.seed)
+        arguments = stage_arguments(setting, "project").replaced(
+            max_steps=int(setting.options.get("steps", STEPS)),
+            batch_size=BATCH_SIZE,
+            learning_rate=LEARNING_RATE,
+            early_stopping_patience=PATIENCE,
+        )
+        history: Any = _NoPrompts(model.cf_encoder.config.max_history_length)
+        task = WarmStartTask(module, history, data, settings.targets, settings.num_candidates, arguments)
+        epochs = math.ceil(int(arguments.max_steps or STEPS) / len(task.batches(0)))
+        arguments = arguments.replaced(epochs=epochs, eval_every=max(1, epochs // VALIDATIONS))
+        module.prepare(task)
+        run_stage(task, arguments, setting.folder / "no-llm", resume=True)
+        return module.ranker(self.name)
+
+
+def with_random_llm(settings: RunSettings, setting: Setting) -> RunSettings:
+    """Return the settings with another LLM: the same architecture and tokenizer, weights drawn with the setting's seed.
+
+    It is kept in the setting's `parts`, so that every control takes the same one.
+    """
+    where = {} if settings.llm_revision is None else {"revision": settings.llm_revision}
+    facts = f"{settings.llm}|{settings.llm_revision}|{setting.seed}"
+    folder = setting.parts / f"random-llm-{hashlib.sha256(facts.encode()).hexdigest()[:12]}"
+    if not (folder / "config.json").exists():
+        name = str(settings.llm)
+        check_llm(name, settings.llm_revision, {})
+        with torch.random.fork_rng():
+            torch.manual_seed(setting.seed)
+            language_model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(name, **where))
+        with folder_written_whole(folder) as temporary:
+            AutoTokenizer.from_pretrained(name, **where).save_pretrained(str(temporary))
+            language_model.save_pretrained(str(temporary))
+    return replace(settings, llm=str(folder), llm_revision=None)
+
+
+class RandomLLM(Method):
+    """A-LLMRec around an LLM of the same architecture with random weights.
+
+    What it ranks as well as A-LLMRec does, the LLM's pretraining has no part in. Its options are A-LLMRec's.
+    """
+
+    name = "random-llm"
+    options: ClassVar[tuple[str, ...]] = ALLMRec.options
+
+    def fit(self, data: PreparedData, setting: Setting) -> Ranker:
+        """Train A-LLMRec around the random LLM."""
+        return fit_run(data, setting, with_random_llm(required_llm(self, setting), setting), self.name)
+
+
+class LeakAlarm(Method):
+    """The prompt in words alone, to an LLM with random weights: nothing it knows tells the target.
+
+    Where it ranks better than chance, the protocol gives the target away. Its options are those of LLM-Only.
+    """
+
+    name = "leak-alarm"
+    options: ClassVar[tuple[str, ...]] = LLMOnly.options
+
+    def fit(self, data: PreparedData, setting: Setting) -> Ranker:
+        """Return the ranker; nothing is trained."""
+        settings = with_random_llm(required_llm(self, setting), setting)
+        return words_ranker(data, settings, self.name, setting)
+
+
+class FairBackbone(Method):
+    """The backbone alone, trained on all that stage 2 has seen: the training and validation parts."""
+
+    name = "fair-backbone"
+
+    def fit(self, data: PreparedData, setting: Setting) -> Ranker:
+        """Train the backbone for as many epochs as were best on the training part alone."""
+        self.checked(setting)
+        return CFRanker(backbone_on_all_known(data, setting), name=f"{setting.backbone}, data of stage 2")

@@ -1,0 +1,196 @@
+"""CTRL: a collaborative tower aligned with a text tower, then trained alone (Li et al., 2023, arXiv 2306.02841)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..catalog import ItemCatalog
+from ..cf_encoder import CFEncoder, build_cf_encoder, cf_encoder_class
+from ..data.prepared import PreparedData
+from ..errors import ALLMRecError
+from ..evaluation.rankers import CFRanker
+from ..files import written_whole
+from ..histories import pad_histories
+from ..prompt import DOMAIN_WORDS, clean_title
+from ..training.alignment import text_embedding_table
+from ..training.arguments import StageArguments
+from ..training.cf_encoder import train_cf_encoder
+from ..training.loop import run_stage
+from ..training.parts import load_text_encoder
+from ..training.samples import Samples, bucketed_batches, drawn, last_of_training
+from ..training.settings import run_settings
+from ..training.task import Batch, StageTask
+from .method import Method, Setting
+from .shared import stage_arguments
+
+PROMPTS_FILE = "prompts.safetensors"
+HISTORY_IN_PROMPT = 10
+DEFAULTS = {"temperature": 0.1, "joint_dim": 64, "alignment_samples": 50_000}
+
+
+def prompt_texts(samples: Samples, catalog: ItemCatalog, domain: str) -> list[str]:
+    """Return each sample as a sentence that names the last titles of the history and the item that follows."""
+    noun, verb, past = DOMAIN_WORDS.get(domain, DOMAIN_WORDS["item"])
+
+    def titles(items: np.ndarray) -> str:
+        return ", ".join(f'"{clean_title(catalog.title(int(item)))}"' for item in items)
+
+    return [
+        f"The user {past} {titles(history[-HISTORY_IN_PROMPT:])}. Will the user {verb} the {noun} {titles(target)}?"
+        for history, target in zip(samples.histories, samples.targets[:, None], strict=True)
+    ]
+
+
+def symmetric_info_nce(left: Tensor, right: Tensor, temperature: float) -> Tensor:
+    """Return the mean of both directions' cross entropies of finding each row's partner in the batch.
+
+    Args:
+        left: `(B, d)` vectors of one kind; only their directions count.
+        right: `(B, d)` vectors of the other kind, row by row the same samples.
+        temperature: Divides the cosines.
+
+    Example:
+        >>> vectors = torch.eye(2)
+        >>> round(float(symmetric_info_nce(vectors, vectors, temperature=1.0)), 4)  # log(1 + 1 / e)
+        0.3133
+    """
+    logits = F.normalize(left, dim=-1) @ F.normalize(right, dim=-1).T / temperature  # (B, B)
+    partners = torch.arange(len(logits), device=logits.device)
+    return (F.cross_entropy(logits, partners) + F.cross_entropy(logits.T, partners)) / 2
+
+
+class TowerAlignment(nn.Module):
+    """The contrastive loss of a CF tower and a text tower that see the same user and item.
+
+    Args:
+        cf_encoder: The CF tower, trained.
+        text_dim: d_text of the frozen text embeddings.
+        joint_dim: Width of the space in which both meet.
+        temperature: Of the contrastive loss.
+    """
+
+    def __init__(self, cf_encoder: CFEncoder, text_dim: int, joint_dim: int, temperature: float) -> None:
+        super().__init__()
+        self.cf_encoder = cf_encoder
+        self.cf_head = nn.Linear(3 * cf_encoder.config.hidden_size, joint_dim)
+        self.text_head = nn.Sequential(nn.LayerNorm(text_dim), nn.Linear(text_dim, joint_dim))
+        self.temperature = temperature
+
+    def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the `loss`.
+
+        Args:
+            batch: `item_ids`, `attention_mask` `(B, L)`, `targets` `(B,)`, `texts` `(B, d_text)` of the prompts.
+        """
+        users = self.cf_encoder.encode_users(batch["item_ids"], batch["attention_mask"])
+        items = self.cf_encoder.item_embeddings[batch["targets"]]
+        collaborative = self.cf_head(torch.cat([users, items, users * items], dim=-1))
+        return {"loss": symmetric_info_nce(collaborative, self.text_head(batch["texts"]), self.temperature)}
+
+
+class TowerAlignmentTask(StageTask):
+    """CTRL's first stage for the training loop; it has no validation, the second one has.
+
+    Args:
+        module: The loss.
+        samples: Histories and targets.
+        texts: `(S, d_text)` the embedded prompt of each sample.
+        arguments: Batch size and seed.
+    """
+
+    name = "ctrl-align"
+
+    def __init__(self, module: TowerAlignment, samples: Samples, texts: Tensor, arguments: StageArguments) -> None:
+        self.module: TowerAlignment = module
+        self.samples, self.texts = samples, texts
+        self.batch_size, self.seed = arguments.batch_size, arguments.seed
+        self.length = module.cf_encoder.config.max_history_length
+
+    def batches(self, epoch: int) -> Sequence[np.ndarray]:
+        """Return the rows of each batch of an epoch; in a batch of one there is nothing to tell apart."""
+        lengths = np.array([min(len(history), self.length) for history in self.samples.histories])
+        batches = bucketed_batches(lengths, self.batch_size, self.seed, epoch)
+        return [rows for rows in batches if len(rows) > 1]
+
+    def collate(self, examples: np.ndarray, generator: np.random.Generator) -> Batch:
+        """Return one batch."""
+        samples = self.samples.take(examples)
+        item_ids, mask = pad_histories(samples.histories, self.length)
+        targets = torch.from_numpy(samples.targets)
+        return {"item_ids": item_ids, "attention_mask": mask, "targets": targets, "texts": self.texts[examples]}
+
+
+class CTRL(Method):
+    """A CF tower that is first aligned with the text of its samples, then fine-tuned and served without text.
+
+    Options: `temperature`, `joint_dim`, and `alignment_samples`, how many users' prompts are embedded at most.
+    """
+
+    name = "ctrl"
+    paper = "Li et al., CTRL: Connect Collaborative and Language Model for CTR Prediction, 2023, arXiv 2306.02841"
+    simplified = (
+        "the CF tower is this package's sequential backbone in place of a click model over feature fields; the text "
+        "encoder is frozen and only a head on its prompt embeddings is trained; one global vector for each sample in "
+        "place of fine-grained maximum similarity; aligned on positives only, one for each user; fine-tuned with the "
+        "backbone's own loss in place of binary cross entropy on labelled clicks"
+    )
+    options: ClassVar[tuple[str, ...]] = tuple(DEFAULTS)
+
+    def fit(self, data: PreparedData, setting: Setting) -> CFRanker:
+        """Align both towers, fine-tune the CF tower, and serve it alone."""
+        options = self._numbers(setting)
+        if cf_encoder_class(setting.backbone).trains_on != "sequences":
+            raise ALLMRecError(
+                f"the method {self.name} needs a backbone that reads sequences, which {setting.backbone} does not; "
+                "choose sasrec, ligr, gru4rec or nextitnet"
+            )
+        arguments = stage_arguments(setting, "align")
+        samples = drawn(last_of_training(data), int(options["alignment_samples"]), arguments.seed)
+        texts = self._prompt_embeddings(data, samples, setting)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(arguments.seed)
+            cf_encoder = self._fresh_tower(data, setting)
+            module = TowerAlignment(
+                cf_encoder, texts.shape[1], int(options["joint_dim"]), float(options["temperature"])
+            )
+        task = TowerAlignmentTask(module, samples, texts, arguments)
+        run_stage(task, arguments, setting.folder / "align", resume=True)
+        trained = train_cf_encoder(data, cf_encoder, stage_arguments(setting, "cf"), setting.folder / "cf", resume=True)
+        return CFRanker(trained, name=self.name)
+
+    def _numbers(self, setting: Setting) -> dict[str, float]:
+        options = {**DEFAULTS, **self.checked(setting)}
+        for name, value in options.items():
+            kinds = int if isinstance(DEFAULTS[name], int) else (int, float)
+            if isinstance(value, bool) or not isinstance(value, kinds) or value <= 0:
+                wanted = "whole number" if kinds is int else "number"
+                raise ALLMRecError(f"the option {name} of {self.name} must be a {wanted} above 0, got {value!r}")
+        return options
+
+    def _fresh_tower(self, data: PreparedData, setting: Setting) -> CFEncoder:
+        fields = run_settings(setting.preset, setting.backbone).cf_options or {}
+        model_type = cf_encoder_class(setting.backbone).config_class.model_type
+        return build_cf_encoder({"model_type": model_type, **fields, "num_items": data.num_items})
+
+    def _prompt_embeddings(self, data: PreparedData, samples: Samples, setting: Setting) -> Tensor:
+        """Return `(S, d_text)`, encoded once and kept in the method's folder."""
+        path = setting.folder / PROMPTS_FILE
+        if not path.exists():
+            encoder = load_text_encoder(setting.text_encoder)
+            table = text_embedding_table(encoder, prompt_texts(samples, data.catalog, data.domain))[1:]
+            with written_whole(path) as temporary:
+                save_file({"prompts": table.cpu().contiguous()}, temporary)
+        texts = load_file(path)["prompts"]
+        if len(texts) != len(samples):
+            raise ALLMRecError(
+                f"{path} holds {len(texts)} prompts for {len(samples)} samples: it is of other data or options; choose "
+                "another folder"
+            )
+        return texts

@@ -1,0 +1,209 @@
+"""What the methods around an LLM share: their options, the LLM and its prompts, and how they rank."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import AutoConfig
+
+from ..data.prepared import PreparedData
+from ..errors import ALLMRecError
+from ..evaluation.protocol import History, Ranker
+from ..evaluation.rankers import best_unseen
+from ..files import written_whole
+from ..processing_allmrec import ALLMRecProcessor
+from ..prompt import PromptTemplate
+from ..training.devices import place, process_state
+from ..training.settings import SETTINGS_OF_STAGE, RunSettings, run_settings
+from .method import Method, Setting
+
+Scores = NDArray[np.floating[Any]]
+GIVEN_BY_SETTING = ("cf", "text_encoder", "include_llm")  # the frozen LLM is never saved again
+LLM_OPTIONS = ("llm", "llm_revision", "llm_options")
+STAGE_2_OPTIONS = (
+    *("targets", "projection_loss", "temperature", "warm_start_steps", "history_in_prompt", "num_candidates"),
+    *("prompt", "score_normalization", "checkpoint_activations"),
+)
+SETTINGS_FILE = "method.json"
+
+
+def run_options() -> tuple[str, ...]:
+    """Return the fields of `RunSettings` that are a method's options; the setting itself gives the others."""
+    return tuple(field.name for field in fields(RunSettings) if field.name not in GIVEN_BY_SETTING)
+
+
+def stage_options(*stages: str) -> tuple[str, ...]:
+    """Return the options that the stages `"cf"` and `"align"` depend on."""
+    return tuple(name for stage in stages for name in SETTINGS_OF_STAGE[stage] if name not in GIVEN_BY_SETTING)
+
+
+def chosen_settings(method: Method, setting: Setting) -> RunSettings:
+    """Return the preset's run settings with the parts of the setting and the method's options.
+
+    Raises:
+        ALLMRecError: when an option is unknown or has a value that is none of the known ones.
+    """
+    known = {field.name for field in fields(RunSettings)}
+    options = {name: value for name, value in method.checked(setting).items() if name in known}
+    hints = get_type_hints(RunSettings)
+    for name, value in options.items():
+        values = get_args(hints[name]) if get_origin(hints[name]) is Literal else (value,)
+        if value not in values:
+            raise ALLMRecError(f"{name} of the method {method.name} must be one of {list(values)}; got {value!r}")
+    settings = replace(run_settings(setting.preset, setting.backbone), text_encoder=setting.text_encoder)
+    return replace(settings, **{"llm": setting.llm, "include_llm": False, **options})
+
+
+def required_llm(method: Method, setting: Setting) -> RunSettings:
+    """Return `chosen_settings` of a method that cannot do without an LLM.
+
+    Raises:
+        ALLMRecError: when neither the setting nor the options name one.
+    """
+    settings = chosen_settings(method, setting)
+    return settings if settings.llm is not None else replace(settings, llm=setting.required_llm(method.name))
+
+
+def refuse_other_settings(folder: Path, facts: Mapping[str, Any]) -> None:
+    """Note what a method is trained with in its folder, and refuse to go on with a folder that notes something else.
+
+    Raises:
+        ALLMRecError: when the folder's note differs or is damaged.
+    """
+    path, own = folder / SETTINGS_FILE, json.loads(json.dumps(dict(facts), default=str))
+    if not path.exists():
+        with written_whole(path) as temporary:
+            temporary.write_text(json.dumps(own, indent=1) + "\n", encoding="utf-8")
+        return
+    try:
+        noted = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise ALLMRecError(f"{path} is damaged ({error}); train into another folder") from error
+    changed = [f"{name} {noted.get(name)!r} -> {own.get(name)!r}" for name in own if own[name] != noted.get(name)]
+    if changed:
+        raise ALLMRecError(f"{path} notes other settings: {'; '.join(changed[:5])}; train into another folder")
+
+
+def llm_processor(
+    tokenizer: Any,
+    text_config: Any,
+    template: PromptTemplate,
+    data: PreparedData,
+    settings: RunSettings,
+    max_history_length: int = 50,
+    reserved: int = 0,
+) -> ALLMRecProcessor:
+    """Return a processor of the data's items for an LLM.
+
+    Args:
+        tokenizer: The LLM's.
+        text_config: The LLM's config, which tells its context.
+        template: The words of its prompts.
+        data: The catalogue.
+        settings: `history_in_prompt`.
+        max_history_length: Items that the CF encoder reads.
+        reserved: Tokens of the context to leave free.
+    """
+    processor = ALLMRecProcessor(
+        tokenizer,
+        template.to_dict(),
+        history_in_prompt=settings.history_in_prompt,
+        max_history_length=max_history_length,
+        max_length=(getattr(text_config, "max_position_embeddings", None) or 2048) - reserved,
+    )
+    processor.catalog = data.catalog
+    return processor
+
+
+def own_prompt(settings: RunSettings, data: PreparedData) -> PromptTemplate:
+    """Return the prompt of the settings, or the paper's in the words of the data's domain."""
+    if settings.prompt is not None:
+        return PromptTemplate.from_dict(settings.prompt)
+    return PromptTemplate.for_domain(data.domain)
+
+
+def input_width(llm: str, revision: str | None = None) -> int:
+    """Return d_llm, the width of an LLM's input embeddings, by its config alone."""
+    config = AutoConfig.from_pretrained(llm, **({} if revision is None else {"revision": revision}))
+    config = config.get_text_config()
+    return int(getattr(config, "word_embed_proj_dim", None) or config.hidden_size)
+
+
+def on_device(model: Any) -> Any:
+    """Return the model in eval mode where this process computes."""
+    place(model, process_state().device)
+    return model.eval()
+
+
+def reranked(
+    ranker: Ranker, retriever: Ranker, histories: Sequence[History], top_k: int, num_ranked: int
+) -> tuple[NDArray[np.int64], Scores]:
+    """Return what another ranker retrieves, its best `num_ranked` items in the order of this one, then the rest.
+
+    The scores `(B, k)` are the places, counted down from -1: one order of two scales.
+    """
+    items, _ = retriever.retrieve(histories, top_k)
+    ranked = min(num_ranked, items.shape[1])
+    scores = np.where(items[:, :ranked] > 0, ranker.score(histories, items[:, :ranked]), -np.inf)
+    order = np.argsort(-scores, axis=1, kind="stable")
+    items[:, :ranked] = np.take_along_axis(items[:, :ranked], order, axis=1)
+    places = -np.arange(1, items.shape[1] + 1, dtype=np.float64)
+    return items, np.where(items > 0, places, -np.inf)
+
+
+class VectorRanker:
+    """Rank the whole catalogue by the dot product of a user's vector with the items'.
+
+    Args:
+        model: What made the vectors.
+        encode_users: Returns `(B, d)` of B histories.
+        item_vectors: `(N + 1, d)`, row 0 is padding.
+        name: The method's name in reports.
+        batch_size: Users at a time.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        encode_users: Callable[[Sequence[History]], torch.Tensor],
+        item_vectors: torch.Tensor,
+        name: str,
+        batch_size: int = 64,
+    ) -> None:
+        self.model = model.eval()
+        self.encode_users = encode_users
+        self.item_vectors = item_vectors.float().cpu().numpy()
+        self.name = name
+        self.batch_size = batch_size
+
+    def score(self, histories: Sequence[History], candidates: NDArray[np.int64]) -> Scores:
+        """Return the `(B, C)` dot products; `-inf` where a candidate is 0."""
+        scores = np.einsum("bd,bcd->bc", self._users(histories), self.item_vectors[candidates])
+        return np.where(candidates > 0, scores, -np.inf)
+
+    def retrieve(self, histories: Sequence[History], top_k: int) -> tuple[NDArray[np.int64], Scores]:
+        """Return the unseen items of the highest dot products."""
+        items, scores = [], []
+        for start in range(0, len(histories), self.batch_size):
+            batch = histories[start : start + self.batch_size]
+            best, values = best_unseen(self._users(batch) @ self.item_vectors.T, batch, top_k)
+            items.append(best)
+            scores.append(values)
+        return np.concatenate(items), np.concatenate(scores)
+
+    @torch.no_grad()
+    def _users(self, histories: Sequence[History]) -> NDArray[np.float32]:
+        """Return `(B, d)` user vectors, users with histories of similar length at a time."""
+        order = np.argsort([len(history) for history in histories], kind="stable")
+        users = np.zeros((len(histories), self.item_vectors.shape[1]), dtype=np.float32)
+        for start in range(0, len(order), self.batch_size):
+            rows = order[start : start + self.batch_size]
+            users[rows] = self.encode_users([histories[row] for row in rows]).float().cpu().numpy()
+        return users

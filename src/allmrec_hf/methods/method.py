@@ -1,0 +1,136 @@
+"""The contract of a method that the laboratory trains and ranks with, and the registry by name."""
+
+from __future__ import annotations
+
+import importlib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from ..cf_encoder import MODEL_TYPE_PREFIX, cf_encoder_types
+from ..data.prepared import PreparedData
+from ..errors import ALLMRecError
+from ..evaluation.protocol import Ranker
+from ..training.settings import DEFAULT_BACKBONE, DEFAULT_TEXT_ENCODER
+
+# Name: module of this room and its class. A CF backbone's own name is a method too, see `cf_alone`.
+METHODS = {
+    "popularity": ("floors", "Popularity"),
+    "item-knn": ("item_knn", "ItemKNN"),
+    "text-cosine": ("floors", "TextCosine"),
+    "a-llmrec": ("a_llmrec", "ALLMRec"),
+    "llm-only": ("llm_only", "LLMOnly"),
+    "mlp-llm": ("mlp_llm", "MLPLLM"),
+    "tallrec": ("tallrec", "TALLRec"),
+    "morec": ("morec", "MoRec"),
+    "ctrl": ("ctrl", "CTRL"),
+    "recformer": ("recformer", "RECFORMER"),
+    "llm-srec": ("llm_srec", "LLMSRec"),
+    "no-llm": ("controls", "NoLLM"),
+    "random-llm": ("controls", "RandomLLM"),
+    "fair-backbone": ("controls", "FairBackbone"),
+    "leak-alarm": ("controls", "LeakAlarm"),
+}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a method is trained with, besides its data.
+
+    Attributes:
+        folder: The method's own folder; what an interrupted training left there may be gone on with.
+        parts: Folder shared by all methods of the same training data and seed, see `shared`.
+        seed: Seed of everything the method draws.
+        llm: Id or path of the causal LM, for the methods that have one.
+        text_encoder: Id or path of the sentence-transformers model.
+        backbone: Name of the CF backbone under the methods that have one.
+        preset: Preset of the stages' loops, see `training.arguments.preset`.
+        budget: Settings of any stage's loop, by stage (`"cf"`, `"align"`, `"project"`), that replace the preset's:
+            a method trained by a loop of its own takes those of the stage nearest to it.
+        options: What the suite says of this method alone; an unknown option is refused.
+    """
+
+    folder: Path
+    parts: Path
+    seed: int = 0
+    llm: str | None = None
+    text_encoder: str = DEFAULT_TEXT_ENCODER
+    backbone: str = DEFAULT_BACKBONE
+    preset: str = "default"
+    budget: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def required_llm(self, method: str) -> str:
+        """Return the LLM.
+
+        Raises:
+            ALLMRecError: when none was given.
+        """
+        if self.llm is None:
+            raise ALLMRecError(f"the method {method} needs an LLM; give the suite's `llm`, or --llm ID_OR_PATH")
+        return self.llm
+
+
+class Method(ABC):
+    """One way to recommend: how it is trained, and where it comes from.
+
+    Attributes:
+        name: Its name in suites.
+        paper: The publication, with its arXiv number or venue; empty for a control.
+        simplified: What differs here from the publication; empty where nothing does.
+        options: The names it understands in `Setting.options`.
+        seeded: Whether it draws anything; if not, one seed is as good as several.
+    """
+
+    name: str
+    paper: str = ""
+    simplified: str = ""
+    options: ClassVar[tuple[str, ...]] = ()
+    seeded: ClassVar[bool] = True
+
+    @abstractmethod
+    def fit(self, data: PreparedData, setting: Setting) -> Ranker:
+        """Train on the data's training part (and validation part, where the method says so) and return the ranker.
+
+        The test part is never looked at. What has to be picked is picked on the validation part.
+        """
+
+    def checked(self, setting: Setting) -> Mapping[str, Any]:
+        """Return the options.
+
+        Raises:
+            ALLMRecError: when one is unknown; the message lists the known ones.
+        """
+        unknown = sorted(set(setting.options) - set(self.options))
+        if unknown:
+            known = ", ".join(self.options) or "none"
+            raise ALLMRecError(f"the method {self.name} has no options {unknown}; it has {known}")
+        return setting.options
+
+
+def method_names() -> list[str]:
+    """Return the names of all methods, the CF backbones among them."""
+    return [*METHODS, *(name.removeprefix(MODEL_TYPE_PREFIX) for name in cf_encoder_types())]
+
+
+def method(name: str) -> Method:
+    """Return a method by name.
+
+    Raises:
+        ALLMRecError: when the name is unknown; the message lists the known ones.
+
+    Example:
+        >>> method("popularity").name
+        'popularity'
+    """
+    if name in METHODS:
+        module, class_name = METHODS[name]
+        found: Method = getattr(importlib.import_module(f".{module}", __package__), class_name)()
+        return found
+    if name in method_names():
+        from .cf_alone import CFAlone
+
+        return CFAlone(name)
+    raise ALLMRecError(f"unknown method {name!r}; known ones: {', '.join(method_names())}")

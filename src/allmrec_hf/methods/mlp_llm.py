@@ -1,0 +1,119 @@
+"""MLP-LLM: the backbone's item vectors straight into the projector, with no joint space."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from ..configuration_allmrec import ALLMRecConfig
+from ..data.prepared import PreparedData
+from ..evaluation.llm_ranker import ALLMRecRanker
+from ..evaluation.protocol import Ranker
+from ..modeling_allmrec import ALLMRecModel
+from ..training.loop import run_stage
+from ..training.parts import load_backbone, load_llm
+from ..training.projection import ProjectionModule, ProjectionTask
+from ..training.settings import RunSettings
+from ..training.warm_start import MatchingModule, WarmStartTask, prepare_projectors, warm_start_arguments
+from .llm_parts import (
+    LLM_OPTIONS,
+    STAGE_2_OPTIONS,
+    llm_processor,
+    on_device,
+    refuse_other_settings,
+    required_llm,
+    stage_options,
+)
+from .method import Method, Setting
+from .shared import run_until, stage_arguments
+
+
+class IdentityAligner(nn.Module):
+    """Stands where the aligner stands and changes nothing: the joint embedding of an item is its CF vector."""
+
+    def encode_items(self, item_embeddings: torch.Tensor) -> torch.Tensor:
+        """Return the CF item embeddings `(..., d_cf)` as they are."""
+        return item_embeddings
+
+    def decode_items(self, joint: torch.Tensor) -> torch.Tensor:
+        """Return the joint embeddings `(..., d_cf)` as they are."""
+        return joint
+
+
+class MLPLLM(Method):
+    """MLP-LLM, the baseline of arXiv 2404.11343: stage 2 of A-LLMRec without stage 1.
+
+    Trained are the two projectors, on the targets of stage 2; backbone and LLM are frozen. An item that training never
+    met has the backbone's untrained vector, as in the paper.
+    """
+
+    name = "mlp-llm"
+    paper = "Kim et al., KDD 2024, arXiv 2404.11343, baseline MLP-LLM"
+    simplified = "Ranks candidates by the likelihood of their titles in place of matching generated text."
+    options: ClassVar[tuple[str, ...]] = (
+        *LLM_OPTIONS,
+        *stage_options("cf"),
+        *STAGE_2_OPTIONS,
+        *("no_user_representation", "projector", "projector_tokens", "num_permutations"),
+    )
+
+    def fit(self, data: PreparedData, setting: Setting) -> Ranker:
+        """Train the projectors and return the ranker by title likelihood."""
+        settings = required_llm(self, setting)
+        refuse_other_settings(setting.folder, {"method": self.name, "llm": settings.llm, **setting.options})
+        template = settings.template(data.domain)
+        model, tokenizer = _untrained(data, setting, settings)
+        processor = llm_processor(
+            tokenizer,
+            model.config.text_config,
+            template,
+            data,
+            settings,
+            model.cf_encoder.config.max_history_length,
+        )
+        arguments = stage_arguments(setting, "project")
+        module = ProjectionModule(model, settings.projection_loss, settings.temperature)
+        task = ProjectionTask(module, processor, data, settings.targets, settings.num_candidates, arguments)
+        if settings.warm_start_steps:
+            _warm_start(task, settings, setting, data)
+        model.user_projector.requires_grad_(template.has_user_slot)  # what no prompt shows is not trained
+        run_stage(task, arguments, setting.folder / "project", resume=True)
+        permutations = int(setting.options.get("num_permutations", 1))
+        return ALLMRecRanker(on_device(model), processor, name=self.name, num_permutations=permutations)
+
+
+def _warm_start(task: ProjectionTask, settings: RunSettings, setting: Setting, data: PreparedData) -> None:
+    arguments = warm_start_arguments(stage_arguments(setting, "project"), settings.warm_start_steps)
+    prepare_projectors(task.model, task, arguments.seed)
+    warm = WarmStartTask(
+        MatchingModule(task.model), task.processor, data, settings.targets, settings.num_candidates, arguments
+    )
+    run_stage(warm, arguments, setting.folder / "warm-start", resume=True)
+
+
+def _untrained(data: PreparedData, setting: Setting, settings: RunSettings) -> tuple[ALLMRecModel, Any]:
+    """Return the model around the trained backbone and the LLM, with fresh projectors, and the LLM's tokenizer."""
+    backbone = load_backbone(run_until(data, setting, settings, "cf") / "cf")
+    language_model, tokenizer = load_llm(str(settings.llm), settings.llm_revision, settings.llm_options or {})
+    width = backbone.config.hidden_size
+    config = ALLMRecConfig(
+        cf_config=backbone.config,
+        joint_dim=width,
+        text_dim=1,
+        item_embedding="cf",
+        projector=settings.projector,
+        projector_tokens=settings.projector_tokens,
+        base_model_name_or_path=settings.llm,
+        score_normalization=settings.score_normalization,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(setting.seed)
+        model = ALLMRecModel(config)
+        model.cf_encoder.load_state_dict(backbone.state_dict())
+        model.aligner = IdentityAligner()  # type: ignore[assignment]
+        model.attach_language_model(language_model)
+    if settings.checkpoint_activations:
+        model.checkpoint_activations()
+    return model, tokenizer

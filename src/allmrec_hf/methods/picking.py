@@ -1,0 +1,81 @@
+"""What has to be picked of a method is picked on the validation part: the best of several rankers by NDCG@10."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
+import numpy as np
+
+from ..data.prepared import PreparedData
+from ..errors import ALLMRecError
+from ..evaluation.protocol import Ranker
+from ..ranking import ndcg_at_k, target_ranks
+
+logger = logging.getLogger(__name__)
+R = TypeVar("R", bound=Ranker)
+BATCH = 256  # users scored at a time
+
+
+def validation_ndcg(ranker: Ranker, data: PreparedData, max_users: int | None = None, seed: int = 0) -> float:
+    """Return the mean NDCG@10 of the validation items among their stored candidates.
+
+    Args:
+        ranker: The method.
+        data: Prepared data; 0 is returned where no user has a validation item.
+        max_users: A seeded sample of this many users; None takes all.
+        seed: Draws the sample.
+    """
+    candidates = data.candidates("validation")
+    if max_users is not None and max_users < len(candidates):
+        rows = np.random.default_rng(seed).permutation(len(candidates))[:max_users]
+        candidates = candidates.take(np.sort(rows))
+    ranks = []
+    for start in range(0, len(candidates), BATCH):
+        part = candidates.take(np.arange(start, min(start + BATCH, len(candidates))))
+        histories = [data.history(int(user), "validation") for user in part.users]
+        ranks.append(target_ranks(ranker.score(histories, part.items), part.target_columns))
+    return float(ndcg_at_k(np.concatenate(ranks), 10).mean()) if ranks else 0.0
+
+
+def best_on_validation(rankers: Iterable[R], data: PreparedData, max_users: int | None, seed: int) -> R:
+    """Return the ranker with the highest `validation_ndcg`, the earlier one of equals.
+
+    Raises:
+        ALLMRecError: when there is none.
+    """
+    best: tuple[float, R] | None = None
+    for ranker in rankers:
+        value = validation_ndcg(ranker, data, max_users, seed)
+        if best is None or value > best[0]:
+            best = value, ranker
+    if best is None:
+        raise ALLMRecError("there is no ranker to pick from")
+    logger.info("%s: picked on validation with NDCG@10 %.4f", best[1].name, best[0])
+    return best[1]
+
+
+def grid_of(method: str, options: Mapping[str, Any], grid: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """Return the values to try of each name: the one an option gives, or the grid's.
+
+    Args:
+        method: The method's name, for the error.
+        options: The options given.
+        grid: The values to try of each name; every option must be a whole number of at least the smallest of them.
+
+    Raises:
+        ALLMRecError: when an option is another value.
+    """
+    chosen = dict(grid)
+    for name, values in grid.items():
+        given = options.get(name)
+        if given is None:
+            continue
+        if isinstance(given, bool) or not isinstance(given, int) or given < min(values[0], 1):
+            raise ALLMRecError(
+                f"the option {name} of {method} must be a whole number of at least {min(values[0], 1)}, got {given!r}; "
+                "leave it out to have it picked on the validation part"
+            )
+        chosen[name] = (given,)
+    return chosen

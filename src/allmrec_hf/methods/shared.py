@@ -1,0 +1,86 @@
+"""What several methods of the same data and seed have in common: trained once, kept in `Setting.parts`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from ..cf_encoder import CFEncoder, cf_encoder_class
+from ..data.prepared import PreparedData
+from ..files import folder_written_whole, written_whole
+from ..training.alignment import text_embedding_table
+from ..training.arguments import StageArguments, preset
+from ..training.fair import fair_backbone
+from ..training.parts import load_backbone, load_text_encoder
+from ..training.run import train
+from ..training.settings import SETTINGS_OF_STAGE, RunSettings, run_settings
+from .method import Setting
+
+
+def stage_arguments(setting: Setting, stage: str) -> StageArguments:
+    """Return the loop's settings of a stage: the preset's, the backbone's recipe and the suite's budget."""
+    recipe = cf_encoder_class(setting.backbone).training_recipe if stage == "cf" else None
+    return preset(setting.preset, stage, recipe).replaced(**{"seed": setting.seed, **setting.budget.get(stage, {})})
+
+
+def backbone_run(data: PreparedData, setting: Setting) -> Path:
+    """Return the run folder with the trained stage `cf` of the setting's backbone."""
+    return run_until(data, setting, run_settings(setting.preset, setting.backbone), "cf")
+
+
+def trained_backbone(data: PreparedData, setting: Setting) -> CFEncoder:
+    """Return the setting's backbone, trained on the training part."""
+    return load_backbone(backbone_run(data, setting) / "cf").eval()
+
+
+def backbone_on_all_known(data: PreparedData, setting: Setting) -> CFEncoder:
+    """Return the setting's backbone, trained on the training and validation part (the fair comparison)."""
+    return fair_backbone(backbone_run(data, setting), data).eval()
+
+
+def text_embeddings(data: PreparedData, setting: Setting) -> torch.Tensor:
+    """Return `(N + 1, d_text)` raw text embeddings of the catalogue, row 0 zeros, each text encoded once."""
+    path = setting.parts / f"texts-{_digest({'text_encoder': setting.text_encoder})}.safetensors"
+    if not path.exists():
+        table = text_embedding_table(load_text_encoder(setting.text_encoder), data.catalog.texts())
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with written_whole(path) as temporary:
+            save_file({"texts": table.contiguous()}, temporary)
+    return load_file(path)["texts"]
+
+
+def run_until(data: PreparedData, setting: Setting, settings: RunSettings, stage: str) -> Path:
+    """Return a run folder of A-LLMRec that is trained up to `"cf"` or `"align"`, shared by all who need the same.
+
+    Args:
+        data: Training data.
+        setting: Seed, preset and budget.
+        settings: What the run is made of; only what its stages up to `stage` depend on tells runs apart.
+        stage: The last stage trained.
+    """
+    stages = ("cf", "align")[: ("cf", "align").index(stage) + 1]
+    settings = replace(settings, cf=settings.cf or setting.backbone, text_encoder=setting.text_encoder, llm=None)
+    names = [name for done in stages for name in SETTINGS_OF_STAGE[done]]
+    facts: dict[str, Any] = {name: getattr(settings, name) for name in names}
+    arguments = {done: stage_arguments(replace(setting, backbone=str(settings.cf)), done) for done in stages}
+    facts |= {done: loop.to_dict() for done, loop in arguments.items()}
+    folder = setting.parts / f"{stage}-{_digest(facts)}"
+    if stage == "align" and not (folder / "cf" / "config.json").exists():
+        with folder_written_whole(folder) as temporary:  # the backbone is the same for every alignment
+            unneeded = shutil.ignore_patterns("step-*", "best-*", "cf-train-validation*", ".*")
+            shutil.copytree(run_until(data, setting, settings, "cf"), temporary, dirs_exist_ok=True, ignore=unneeded)
+    if not (folder / stage / "config.json").exists():
+        resume = folder.exists() if stage == "cf" else (folder / "checkpoints" / stage).exists()
+        train(data, folder, settings, (stage,), arguments, setting.preset, resume=resume)
+    return folder
+
+
+def _digest(facts: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:12]

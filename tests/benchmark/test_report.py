@@ -1,0 +1,290 @@
+import re
+import sys
+from dataclasses import replace
+
+import numpy as np
+import polars as pl
+import pytest
+from fabricated import cell, cells, drawn_ranks
+
+from allmrec_hf.benchmark import verdicts as verdict_rules
+from allmrec_hf.benchmark.cells import load_cells, save_cell
+from allmrec_hf.benchmark.published import PublishedValue
+from allmrec_hf.benchmark.report import markdown_text, render
+from allmrec_hf.benchmark.tables import chance, default_reference, make_tables
+from allmrec_hf.errors import ALLMRecError, DataError
+
+SCRIPT = "<script>alert(1)</script>"
+
+
+def said(found_cells, subject, reference="a-llmrec"):
+    """Return the verdicts on one subject."""
+    found = verdict_rules.verdicts(found_cells, make_tables(found_cells, reference), reference)
+    return [verdict for verdict in found if verdict.subject == subject]
+
+
+def row(frame, **place):
+    """Return the only row of a place."""
+    (found,) = frame.filter(**place).iter_rows(named=True)
+    return found
+
+
+def test_results_by_hand():
+    ranks = [1.0, 2.0, np.inf, 1.5]
+    tables = make_tables([cell("a-llmrec", ranks, cold=[1, 0, 0, 0])], "a-llmrec")
+    place = {"label": "a-llmrec", "group": "overall"}
+    assert row(tables.results, metric="hit@1", **place)["mean"] == 0.25
+    ndcg = (1 + 1 / np.log2(3) + 0 + 1 / np.log2(2.5)) / 4
+    assert row(tables.results, metric="ndcg@10", **place)["mean"] == pytest.approx(ndcg)
+    assert row(tables.results, metric="mrr", **place)["mean"] == pytest.approx((1 + 1 / 2 + 0 + 2 / 3) / 4)
+    assert row(tables.results, metric="hit@1", label="a-llmrec", group="cold")["mean"] == 1.0
+
+
+def test_one_seed_has_no_deviation_and_several_have_that_of_their_means():
+    one = make_tables([cell("a-llmrec", [1, 2])], None).results
+    assert one["deviation"].is_null().all()
+    two = make_tables([cell("a-llmrec", [1, 1]), cell("a-llmrec", [1, 2], seed=1)], None).results
+    found = row(two, metric="hit@1", group="overall")
+    assert (found["mean"], found["seeds"]) == (0.75, 2)
+    assert found["deviation"] == pytest.approx(np.sqrt(0.125))
+
+
+def test_groups_without_users_have_no_rows():
+    tables = make_tables(cells(30), "a-llmrec")
+    assert "never_seen" not in tables.results["group"].unique().to_list()
+    assert "never_seen" not in tables.comparisons["group"].unique().to_list()
+
+
+def test_one_method_has_no_comparisons_and_still_a_report(tmp_path):
+    page = render(tmp_path, [cell("a-llmrec", [1, 2, np.inf])], "Alone")
+    assert page.is_file()
+    assert len(pl.read_parquet(tmp_path / "tables" / "comparisons.parquet")) == 0
+    assert "±0." not in page.read_text(encoding="utf-8")
+
+
+def test_mcnemar_takes_the_least_favourable_seed():
+    other = [2] * 8 + [1] * 4
+    found = [
+        cell("a-llmrec", [1] * 12, seed=0),
+        cell("a-llmrec", [1] * 7 + [2] + [1] * 4, seed=1),
+        cell("sasrec", other),
+    ]
+    compared = row(make_tables(found, "a-llmrec").comparisons, metric="hit@1", group="overall")
+    assert compared["p_mcnemar"] == pytest.approx(2 / 2**7)  # seed 1: 7 discordant users; seed 0 would give 2 / 2**8
+    assert compared["difference"] == pytest.approx(7.5 / 12)
+
+
+def test_holm_corrects_over_all_methods_and_groups_of_a_metric():
+    comparisons = make_tables(cells(90), "a-llmrec").comparisons
+    family = comparisons.filter(metric="hit@1")
+    assert len(family) == 7 * 3  # seven other methods; all, warm and cold targets
+    smallest = family.sort("p_randomisation").row(0, named=True)
+    assert smallest["p_holm"] == pytest.approx(min(1.0, 21 * smallest["p_randomisation"]))
+    assert (family["p_holm"] >= family["p_randomisation"]).all()
+
+
+def test_bold_goes_to_the_best_and_to_those_not_told_apart_from_it():
+    found = make_tables(cells(200, strengths={"fair-backbone": (2.3, 1.6)}), "a-llmrec").results
+    overall = found.filter(group="overall", metric="hit@1")
+    assert set(overall.filter("among_best")["label"]) == {"a-llmrec", "fair-backbone"}
+
+
+def test_an_ablation_of_another_label_is_compared_with_that_label():
+    parent, part = cell("other", [1, 2, 1, 1]), cell("other without x", [2, 2, 1, 1], details={"ablation_of": "other"})
+    comparisons = make_tables([cell("a-llmrec", [1, 1, 1, 1]), parent, part], "a-llmrec").comparisons
+    found = row(comparisons, reference="other", label="other without x", metric="hit@1", group="overall")
+    assert found["difference"] == 0.25
+
+
+def test_users_targets_groups_and_candidates_must_be_the_same():
+    first = cell("a-llmrec", [1, 2, 3])
+    with pytest.raises(DataError, match="same candidate file"):
+        make_tables([first, cell("sasrec", [1, 2, 3], sha="other")], "a-llmrec")
+    other = cell("sasrec", [1, 2, 3])
+    with pytest.raises(DataError, match="3 are in both, but user_id, target differ"):
+        make_tables([first, replace(other, ranks=other.ranks.reverse())], "a-llmrec")
+    with pytest.raises(DataError, match="different groups"):
+        make_tables([first, cell("sasrec", [1, 2, 3], cold=[0, 0, 1])], "a-llmrec")
+    with pytest.raises(DataError, match="1 of 3 ranks are no ranks"):
+        make_tables([first, cell("sasrec", [1, 2, np.nan])], "a-llmrec")
+    with pytest.raises(DataError, match="run twice"):
+        make_tables([first, first], "a-llmrec")
+    with pytest.raises(ALLMRecError, match="no cell is labelled 'absent'"):
+        make_tables([first], "absent")
+
+
+def test_default_reference_is_the_whole_method():
+    part = cell("part", [1], method="a-llmrec", details={"ablation_of": "whole"})
+    assert default_reference([part, cell("whole", [1], method="a-llmrec")]) == "whole"
+    assert default_reference([cell("sasrec", [1])]) is None
+
+
+def test_chance_by_hand():
+    assert chance("hit@1", 20) == 0.05
+    assert chance("mrr", 2) == 0.75
+
+
+EVIL = f"{SCRIPT} | $x$ `a` *b*"
+
+
+def render_all(cells_of, folder):
+    """Render the stored cells with everything that a report may be given."""
+    published = [PublishedValue("toy", "overall", "cold", "SASRec", 0.119)]
+    failed = [{"dataset": "toy", "scenario": "overall", "label": EVIL, "seed": 0, "error": EVIL}]
+    command = f"allmrec benchmark {EVIL}"
+    render(folder, load_cells(cells_of), f"Title {EVIL}", command=command, published=published, failed=failed)
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    """Return the folder of a report with everything in it, hostile names included."""
+    folder = tmp_path_factory.mktemp("report")
+    made = [*cells(60, seeds=(0, 1)), *cells(60, "few-shot-8", labels=("a-llmrec", "sasrec"))]
+    made += cells(60, "few-shot-16", labels=("a-llmrec", "sasrec"))
+    ranks = drawn_ranks(np.full(60, 2.0), 9)
+    geometry = {"items": 500.0, "item_mean_cosine": 0.91}
+    details = {
+        "ablation_of": "a-llmrec",
+        "geometry": geometry,
+        "paper": EVIL,
+        "simplified": EVIL,
+        "options": {EVIL: EVIL},
+    }
+    made.append(cell(EVIL, ranks, method="a-llmrec", details=details))
+    for one in made:
+        save_cell(folder, one)
+    render_all(folder, folder)
+    return folder
+
+
+def test_the_page_stands_by_itself(page):
+    text = (page / "report.html").read_text(encoding="utf-8")
+    assert sorted(path.name for path in page.iterdir()) == ["cells", "report.html", "report.md", "tables"]
+    assert text.count("<svg") >= 5
+    assert not re.search(r"(?:src|href)\s*=\s*[\"']?\s*(?:https?:|//|data:)", text)
+    assert not re.search(r"@import|url\((?!#)", text)
+
+
+def test_whatever_the_data_say_is_escaped(page):
+    html, markdown = ((page / name).read_text(encoding="utf-8") for name in ("report.html", "report.md"))
+    assert "<script" not in html
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in html
+    outside_code = re.sub(r"```.*?```", "", markdown, flags=re.DOTALL)
+    assert not re.search(r"(?<!\\)<", outside_code)
+    assert r"\<script\>" in outside_code
+    tables = re.split(r"\n(?!\|)", outside_code)
+    for table in (part for part in tables if "| --- |" in part):
+        widths = {len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines() if line.startswith("|")}
+        assert len(widths) == 1, table
+
+
+def test_no_picture_shares_an_id_with_another(page):
+    ids = re.findall(r'\sid="([^"]+)"', (page / "report.html").read_text(encoding="utf-8"))
+    assert len(ids) == len(set(ids))
+
+
+def test_everything_asked_for_is_in_the_page(page):
+    text = (page / "report.html").read_text(encoding="utf-8")
+    for part in (
+        "What can be said",
+        "by training users",
+        "Ablations of a-llmrec",
+        "Warm against cold",
+        "item mean cosine",
+    ):
+        assert part in text
+    assert "0.1190" in text
+    assert "f00" in text
+    assert "python 3.12" in text
+
+
+def test_same_cells_give_the_same_bytes(page, tmp_path):
+    render_all(page, tmp_path)
+    for name in ("report.html", "report.md", "tables/results.parquet", "tables/comparisons.parquet"):
+        assert (tmp_path / name).read_bytes() == (page / name).read_bytes()
+
+
+def test_markdown_text_is_one_line_without_markup():
+    assert markdown_text("a|b\n<c> `d`") == r"a\|b \<c\> \`d\`"
+
+
+def test_without_matplotlib_the_extra_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(ALLMRecError, match=r"pip install 'allmrec-hf\[benchmark\]'"):
+        render(tmp_path, cells(30), "No plots")
+
+
+def test_gain_that_survives_both_controls_is_credited():
+    (verdict,) = said(cells(300), verdict_rules.CREDIT)
+    assert verdict.status == "good"
+    assert re.search(r"over sasrec \(Hit@1 \+0\.\d+.*is credited to the LLM: it survives random-llm", verdict.text)
+
+
+def test_gain_that_a_random_llm_has_too_is_not_credited():
+    (verdict,) = said(cells(300, strengths={"random-llm": (2.4, 1.6)}), verdict_rules.CREDIT)
+    assert verdict.status == "against"
+    assert "is NOT credited to the LLM: it does not beat random-llm (" in verdict.text
+    assert "no-llm" not in verdict.text
+
+
+def test_without_a_gain_over_the_backbone_there_is_nothing_to_credit():
+    (verdict,) = said(cells(300, strengths={"sasrec": (2.6, 1.8)}), verdict_rules.CREDIT)
+    assert verdict.status == "against"
+    assert "no significant gain over sasrec" in verdict.text
+
+
+def test_missing_controls_are_named_and_nothing_is_credited():
+    made = cells(60, labels=("a-llmrec", "sasrec", "no-llm"))
+    (verdict,) = said(made, verdict_rules.CREDIT)
+    assert (verdict.status, verdict.text) == (
+        "missing",
+        "nothing is credited to the LLM of a-llmrec: random-llm missing",
+    )
+    (missing,) = said(made, verdict_rules.MISSING_CONTROLS)
+    assert missing.text.startswith(
+        "not run: popularity, text-cosine, random-llm, fair-backbone, leak-alarm. Nothing can"
+    )
+
+
+def test_without_a_method_under_test_no_claim_is_made():
+    (verdict,) = said(cells(30, labels=("sasrec", "popularity")), verdict_rules.CREDIT, None)
+    assert verdict.status == "missing"
+
+
+def test_leak_alarm_fires_above_chance_and_text_and_is_quiet_otherwise():
+    (quiet,) = said(cells(300), verdict_rules.LEAK)
+    assert quiet.status == "quiet"
+    (loud,) = said(cells(300, strengths={"leak-alarm": (3.0, 3.0)}), verdict_rules.LEAK)
+    assert loud.status == "alarm"
+    assert loud.text.startswith("LEAK: an untrained LLM that reads text only reaches Hit@1 0.")
+    text_too = cells(300, strengths={"leak-alarm": (1.0, 1.0)})
+    assert said(text_too, verdict_rules.LEAK)[0].status == "quiet"
+    (no_text,) = said([one for one in text_too if one.key.label != "text-cosine"], verdict_rules.LEAK)
+    assert no_text.status == "alarm"
+    assert "raw text cosine was not run" in no_text.text
+
+
+def test_fair_backbone_that_is_not_beaten_is_said():
+    assert said(cells(300), verdict_rules.FAIRNESS)[0].status == "good"
+    (equal,) = said(cells(300, strengths={"fair-backbone": (2.4, 1.6)}), verdict_rules.FAIRNESS)
+    assert equal.status == "against"
+    assert "is not shown to be above fair-backbone" in equal.text
+    (better,) = said(cells(300, strengths={"fair-backbone": (3.9, 3.9)}), verdict_rules.FAIRNESS)
+    assert "a-llmrec is BELOW fair-backbone" in better.text
+
+
+def test_small_llms_leave_the_papers_claim_open():
+    (small,) = said(cells(30), verdict_rules.LLM_SIZE)
+    assert "400 k parameters" in small.text
+    assert "neither confirmed nor refuted here" in small.text
+    large = [replace(one, details={**one.details, "llm": "opt", "llm_parameters": 6_700_000_000}) for one in cells(30)]
+    (found,) = said(large, verdict_rules.LLM_SIZE)
+    assert "6.7 B parameters" in found.text
+    assert "refuted" not in found.text
+    random = [replace(one, details={"llm": "big", "llm_parameters": 9e9}) for one in cells(30, labels=("random-llm",))]
+    assert said([*cells(30, labels=("a-llmrec",)), *random], verdict_rules.LLM_SIZE)[0].status == "note"
+
+
+def test_one_seed_is_said():
+    assert said(cells(30), verdict_rules.SEEDS)[0].text.startswith("one seed")
+    assert said(cells(30, seeds=(0, 1)), verdict_rules.SEEDS)[0].text.startswith("2 seeds for each method")

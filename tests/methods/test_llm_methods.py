@@ -1,0 +1,300 @@
+"""The methods around an LLM: they learn, what they call frozen stays as it was, and the controls stay controls."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from allmrec_hf.cli.demo import PARTS
+from allmrec_hf.data.prepare import prepare_frames
+from allmrec_hf.data.prepared import PreparedData
+from allmrec_hf.data.synthetic import SyntheticWorld
+from allmrec_hf.errors import ALLMRecError
+from allmrec_hf.evaluation.protocol import Ranker
+from allmrec_hf.evaluation.rankers import PopularityRanker
+from allmrec_hf.methods.a_llmrec import facts
+from allmrec_hf.methods.llm_srec import uniformity
+from allmrec_hf.methods.method import Method, Setting, method
+from allmrec_hf.methods.tallrec import answer_tokens, with_lora
+from allmrec_hf.ranking import ndcg_at_k, target_ranks
+from tests import small_run
+from tests.methods.world import CHANCE, small_setting, small_world
+from tests.tiny import OPT_TINY, tiny_llm
+
+USERS = 100
+TRAINED = ("a-llmrec", "mlp-llm", "tallrec", "llm-srec", "no-llm")
+STEPS: dict[str, Any] = {"epochs": 2, "max_steps": 2, "batch_size": 8, "max_validation_users": 10}
+FEW_STEPS = {"cf": STEPS, "align": STEPS, "project": STEPS}
+# A minute of training would show more; these show that something is learnt.
+LEARNING: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "a-llmrec": ({"warm_start_steps": 120}, {"max_steps": 8}),
+    "mlp-llm": ({"warm_start_steps": 120}, {"max_steps": 12}),
+    "llm-srec": ({"num_candidates": 6}, {"max_steps": 32, "epochs": 2}),
+    "no-llm": ({"steps": 60}, {}),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("llm_methods")
+
+
+@pytest.fixture(scope="module")
+def world(folder: Path) -> PreparedData:
+    return small_world(folder)
+
+
+@pytest.fixture(scope="module")
+def tiny(folder: Path) -> PreparedData:
+    return small_run.write_data(folder / "tiny")
+
+
+def tiny_setting(folder: Path, name: str, **changes: Any) -> Setting:
+    values: dict[str, Any] = {"folder": folder / name, "parts": folder / "tiny-parts", "budget": FEW_STEPS}
+    own = {"steps": 2} if name.startswith("no-llm") else {}
+    if name.startswith(("a-llmrec", "mlp-llm", "random-llm")):
+        own = {"warm_start_steps": 2}
+    if not name.startswith(("llm-only", "leak-alarm", "without")):
+        own["num_candidates"] = small_run.NUM_CANDIDATES
+    return small_setting(folder, **{**values, "options": own, **changes})
+
+
+@pytest.fixture(scope="module")
+def fitted(folder: Path, tiny: PreparedData) -> dict[str, Ranker]:
+    return {name: method(name).fit(tiny, tiny_setting(folder, name)) for name in (*TRAINED, "llm-only")}
+
+
+def ndcg(ranker: Ranker, data: PreparedData) -> float:
+    candidates = data.candidates("test").take(np.arange(USERS))
+    histories = [data.history(int(user), "test") for user in candidates.users]
+    scores = ranker.score(histories, candidates.items)
+    return float(ndcg_at_k(target_ranks(scores, candidates.target_columns), 10).mean())
+
+
+@pytest.mark.parametrize("name", list(LEARNING))
+def test_method_learns_more_than_popularity(name, folder, world):
+    options, project = LEARNING[name]
+    setting = small_setting(folder, folder=folder / f"learns-{name}", options=options)
+    few = {"max_validation_users": 10, **project}
+    setting = replace(setting, budget={**setting.budget, "project": {**setting.budget["project"], **few}})
+    ranker = method(name).fit(world, setting)
+    assert ndcg(ranker, world) > ndcg(PopularityRanker(world.item_counts("train")), world)
+
+
+def loyal_users(folder: Path) -> PreparedData:
+    """Return 400 users of the invented world who never leave their topic, one of four.
+
+    The demo's LM has never met a yes or a no, so in seconds it learns to tell four topics apart, and no more.
+    """
+    world, generator = SyntheticWorld(num_items=120, num_users=1, num_topics=4), np.random.default_rng(0)
+    items = world.items()
+    films = [items.filter(pl.col("topic") == topic)["item_id"].to_list() for topic in world.topic_names]
+    rows = [
+        (f"U{user:03d}", str(film), time)
+        for user in range(400)
+        for time, film in enumerate(generator.permutation(films[user % 4])[:5])
+    ]
+    frame = pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp"], orient="row")
+    choices: dict[str, Any] = {"filter": "none", "keep_items": "all", "name": "loyal users", "domain": "movie"}
+    return prepare_frames(frame, items, output=folder / "loyal", **choices)
+
+
+def test_tallrec_learns_more_than_popularity(folder):
+    data = loyal_users(folder)
+    prompt = "This user has watched {history} in the previous. The movie is {candidates}. This is "
+    options = {"target_modules": "all-linear", "rank": 16, "history_in_prompt": 3, "prompt": {"prompt": prompt}}
+    loop = {"epochs": 5, "max_steps": 64, "learning_rate": 5e-3, "warmup": 5, "eval_every": 5}
+    budget = {"project": {**loop, "max_validation_users": 10}}
+    setting = small_setting(folder, folder=folder / "learns-tallrec", options=options, budget=budget)
+    found = ndcg(method("tallrec").fit(data, setting), data)
+    assert found > ndcg(PopularityRanker(data.item_counts("train")), data)
+    assert found > CHANCE["ndcg@10"] + 0.05  # popularity is below chance where users take each film of a topic once
+
+
+@pytest.mark.parametrize("name", [*TRAINED, "llm-only"])
+def test_score_depends_neither_on_the_order_of_candidates_nor_on_the_batch(name, fitted, tiny):
+    candidates = tiny.candidates("test").take(np.arange(9))
+    histories = [tiny.history(int(user), "test") for user in candidates.users]
+    ranker = fitted[name]
+    scores = ranker.score(histories, candidates.items)
+    np.testing.assert_allclose(ranker.score(histories, candidates.items[:, ::-1])[:, ::-1], scores, atol=1e-4)
+    np.testing.assert_allclose(ranker.score(histories[4:5], candidates.items[4:5]), scores[4:5], atol=1e-4)
+
+
+@pytest.mark.parametrize("name", [*TRAINED, "llm-only"])
+def test_retrieval_leaves_out_the_history_and_repeats_nothing(name, fitted, tiny):
+    histories = [tiny.history(user, "test") for user in range(3)]
+    items, scores = fitted[name].retrieve(histories, 8)
+    assert items.shape == scores.shape == (3, 8)
+    assert (np.diff(scores, axis=1) <= 0).all()
+    for row, history in zip(items, histories, strict=True):
+        assert len(set(row.tolist())) == 8
+        assert not set(row.tolist()) & {0, *history.tolist()}
+
+
+@pytest.mark.parametrize("name", [*TRAINED, "llm-only"])
+def test_training_leaves_the_weights_of_the_llm_as_they_were(name, fitted):
+    language_model = getattr(fitted[name].model, "language_model", None)  # type: ignore[attr-defined]
+    if name == "no-llm":
+        assert language_model is None
+        return
+    before = AutoModelForCausalLM.from_pretrained(PARTS / "language_model").state_dict()
+    after = {key.replace(".base_layer", ""): value for key, value in language_model.state_dict().items()}
+    assert not language_model.training
+    for key, value in before.items():
+        torch.testing.assert_close(after[key].cpu(), value, rtol=0, atol=0)
+
+
+def test_tallrec_trains_lora_weights_alone(fitted):
+    trained = [name for name, value in fitted["tallrec"].model.named_parameters() if value.requires_grad]  # type: ignore[attr-defined]
+    assert trained
+    assert all("lora_" in name and ("q_proj" in name or "v_proj" in name) for name in trained)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_finished_method_is_loaded_and_the_same_seed_gives_the_same_scores(name, folder, fitted, tiny, monkeypatch):
+    candidates = tiny.candidates("test").take(np.arange(4))
+    histories = [tiny.history(int(user), "test") for user in candidates.users]
+    expected = fitted[name].score(histories, candidates.items)
+    anew = method(name).fit(tiny, tiny_setting(folder, f"{name}-again"))
+    np.testing.assert_array_equal(anew.score(histories, candidates.items), expected)
+    monkeypatch.setattr("allmrec_hf.training.loop._StageRun._step", None)  # nothing may be trained
+    loaded = method(name).fit(tiny, tiny_setting(folder, name))
+    np.testing.assert_array_equal(loaded.score(histories, candidates.items), expected)
+
+
+@pytest.mark.parametrize("name", ["a-llmrec", "mlp-llm", "tallrec", "llm-srec", "no-llm"])
+def test_folder_of_other_settings_is_refused(name, folder, fitted, tiny):
+    setting = tiny_setting(folder, name)
+    with pytest.raises(ALLMRecError, match="targets"):
+        method(name).fit(tiny, replace(setting, options={**setting.options, "targets": "train"}))
+
+
+def test_variants_of_a_llmrec_share_their_first_stages_and_keep_no_llm(folder, fitted, tiny):
+    setting = tiny_setting(folder, "a-llmrec-variant")
+    method("a-llmrec").fit(tiny, replace(setting, options={**setting.options, "projection_loss": "listwise"}))
+    aligned = [path for path in setting.parts.glob("align-*") if path.is_dir()]
+    assert len(aligned) == 1
+    assert (setting.folder / "project" / "done").exists()
+    assert not (setting.folder / "language_model").exists()
+    assert not list((setting.folder / "checkpoints" / "align").rglob("step-*"))
+
+
+def test_interrupted_stage_2_goes_on(folder, fitted, tiny, monkeypatch):
+    setting = tiny_setting(folder, "a-llmrec-killed")
+
+    def killed(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("allmrec_hf.training.run.write_card", killed)  # after stage 2's last checkpoint
+        with pytest.raises(KeyboardInterrupt):
+            method("a-llmrec").fit(tiny, setting)
+    ranker = method("a-llmrec").fit(tiny, setting)
+    histories = [tiny.history(0, "test")]
+    rows = tiny.candidates("test").take(np.arange(1)).items
+    np.testing.assert_array_equal(ranker.score(histories, rows), fitted["a-llmrec"].score(histories, rows))
+
+
+def test_mlp_llm_shows_the_llm_the_cf_vectors_themselves(fitted):
+    model = fitted["mlp-llm"].model  # type: ignore[attr-defined]
+    items = torch.tensor([1, 5])
+    torch.testing.assert_close(model.item_vectors(items), model.cf_encoder.item_embeddings[items])
+
+
+def test_random_llm_has_the_architecture_and_not_the_weights(folder, tiny):
+    setting = tiny_setting(folder, "random-llm")
+    ranker: Any = method("random-llm").fit(tiny, setting)
+    found = ranker.model.language_model
+    original = AutoModelForCausalLM.from_pretrained(PARTS / "language_model")
+    assert {k: v.shape for k, v in found.state_dict().items()} == {k: v.shape for k, v in original.state_dict().items()}
+    name = "model.embed_tokens.weight"
+    assert not torch.allclose(found.state_dict()[name].cpu(), original.state_dict()[name], atol=0.1)
+    assert ranker.name == "random-llm"
+
+
+def test_leak_alarm_is_silent_where_nothing_leaks(folder, world):
+    ranker = method("leak-alarm").fit(world, small_setting(folder, folder=folder / "leak-alarm"))
+    assert ndcg(ranker, world) == pytest.approx(CHANCE["ndcg@10"], abs=0.09)  # 100 users: two standard errors are 0.05
+
+
+def test_fair_backbone_is_the_backbone_of_more_data(folder, tiny):
+    setting = tiny_setting(folder, "fair-backbone", options={})
+    assert method("fair-backbone").fit(tiny, setting).name == "sasrec, data of stage 2"
+
+
+@pytest.mark.parametrize("name", [*TRAINED, "llm-only", "random-llm", "fair-backbone", "leak-alarm"])
+def test_unknown_option_is_refused(name, folder, tiny):
+    with pytest.raises(ALLMRecError, match=r"no options \['wings'\]"):
+        method(name).fit(tiny, tiny_setting(folder, "unknown", options={"wings": 2}))
+
+
+@pytest.mark.parametrize("name", ["a-llmrec", "mlp-llm", "tallrec", "llm-srec", "llm-only", "random-llm", "leak-alarm"])
+def test_method_without_its_llm_is_refused(name, folder, tiny):
+    with pytest.raises(ALLMRecError, match=f"{name} needs an LLM"):
+        method(name).fit(tiny, tiny_setting(folder, "without", llm=None))
+
+
+def test_value_that_no_setting_knows_is_refused(folder, tiny):
+    setting = tiny_setting(folder, "value", options={"targets": "test"})
+    with pytest.raises(ALLMRecError, match=r"targets .* must be one of \['validation', 'train'\]"):
+        method("a-llmrec").fit(tiny, setting)
+
+
+@pytest.mark.parametrize("name", [*TRAINED, "llm-only"])
+def test_method_says_where_it_comes_from(name):
+    found: Method = method(name)
+    assert found.name == name
+    assert bool(found.paper) == (name != "no-llm")
+    assert found.simplified
+
+
+def test_facts_count_what_is_frozen_and_what_is_trained(fitted):
+    assert facts(fitted["llm-only"]) == {
+        "llm": "language_model",
+        "llm_parameters": 404_256,
+        "d_llm": 112,
+        "trained_parameters": 0,
+    }
+    assert facts(fitted["tallrec"])["llm_parameters"] == 404_256
+    for name in TRAINED:
+        assert facts(fitted[name])["trained_parameters"] > 0
+    assert "llm" not in facts(fitted["no-llm"])
+    assert facts(PopularityRanker([0, 1, 2])) == {}
+
+
+@pytest.mark.parametrize("family", ["opt", "gpt2", "llama"])
+def test_lora_finds_its_place_in_every_family(family, folder):
+    language_model = with_lora(tiny_llm(family), small_setting(folder))
+    trained = [name for name, value in language_model.named_parameters() if value.requires_grad]
+    assert trained
+    assert all("lora_" in name for name in trained)
+    assert any("q_proj" in name for name in trained) == (family != "gpt2")
+
+
+def test_answers_are_told_apart_by_their_first_different_token():
+    tokenizer = AutoTokenizer.from_pretrained(OPT_TINY)
+    same, yes, no = answer_tokens(tokenizer, ("Yes", "No"))
+    expected = [tokenizer(f" {word}", add_special_tokens=False)["input_ids"] for word in ("Yes", "No")]
+    assert yes != no
+    assert [tokens[: len(same) + 1] for tokens in expected] == [[*same, yes], [*same, no]]
+
+
+def test_uniformity_is_lowest_where_vectors_point_everywhere():
+    same = torch.nn.functional.normalize(torch.ones(4, 2), dim=-1)
+    spread = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
+    assert float(uniformity(same)) == pytest.approx(0.0, abs=1e-6)
+    assert float(uniformity(spread)) == pytest.approx(-8.0, abs=1e-6)  # log exp(-2 * 2 ** 2)
+
+
+def test_folder_notes_what_it_was_trained_with(folder, fitted):
+    noted = json.loads((folder / "tallrec" / "method.json").read_text(encoding="utf-8"))
+    assert noted["method"] == "tallrec"
