@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help demo test lint format types clean demo-parts demo-checkpoint
+.PHONY: help demo test smoke lint format types clean demo-parts demo-checkpoint
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -20,6 +20,9 @@ demo: $(INSTALLED) ## the whole path on the invented film world, in under 5 minu
 
 test: $(INSTALLED) ## all default tests: no network, no GPU
 	$(BIN)/python -m pytest -n 2
+
+smoke: $(INSTALLED) ## the laboratory's smallest suite: methods, controls and one report, in under 3 minutes
+	OMP_NUM_THREADS=1 $(BIN)/allmrec benchmark --suite smoke --jobs 2 --output runs/smoke
 
 lint: $(INSTALLED) ## ruff
 	$(BIN)/ruff check .

@@ -7,7 +7,7 @@ import logging
 import multiprocessing
 import shutil
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import groupby
@@ -85,7 +85,13 @@ class Outcome:
     report: Path | None = None
 
 
-def run_suite(suite: Suite, place: Place, processes: int = 1, keep_parts: bool = False) -> Outcome:
+def run_suite(
+    suite: Suite,
+    place: Place,
+    processes: int = 1,
+    keep_parts: bool = False,
+    prepare_process: Callable[[], None] | None = None,
+) -> Outcome:
     """Compute the cells of a suite that are not there yet.
 
     Nothing is known of an earlier run but its finished cells and what methods left to be gone on with, so it may have
@@ -96,6 +102,7 @@ def run_suite(suite: Suite, place: Place, processes: int = 1, keep_parts: bool =
         place: Where it runs.
         processes: How many cells are computed at a time, each with other trained parts.
         keep_parts: Keep backbones, alignments and text embeddings when all is done.
+        prepare_process: Called first in each process that is started, such as to set up its log; it can be pickled.
 
     Raises:
         ALLMRecError: when the suite does not fit its data; nothing is computed then.
@@ -110,7 +117,7 @@ def run_suite(suite: Suite, place: Place, processes: int = 1, keep_parts: bool =
     data = Datasets(suite, place)
     _check_trials(suite, outcome.jobs, data)
     started, finished = time.monotonic(), 0
-    for computed, skipped, failed in _all_groups(to_do, data, processes):
+    for computed, skipped, failed in _all_groups(to_do, data, processes, prepare_process):
         outcome.computed += computed
         outcome.skipped += [entry for entry in skipped if entry not in outcome.skipped]  # once for all seeds
         outcome.failed += failed
@@ -182,7 +189,9 @@ def run_cell(job: Job, trial: Trial, data: Datasets) -> Cell:
     return Cell(job.key, result.to_dict(), result.per_user(), ended - started, details)
 
 
-def _all_groups(jobs: Sequence[Job], data: Datasets, processes: int) -> Iterable[_GroupOutcome]:
+def _all_groups(
+    jobs: Sequence[Job], data: Datasets, processes: int, prepare_process: Callable[[], None] | None
+) -> Iterable[_GroupOutcome]:
     """Yield what each group of jobs with common parts came to; groups are what processes share out."""
     groups = [list(part) for _, part in groupby(jobs, key=lambda job: job.group)]
     if processes <= 1:
@@ -190,14 +199,14 @@ def _all_groups(jobs: Sequence[Job], data: Datasets, processes: int) -> Iterable
         return
     threads = max(1, torch.get_num_threads() // processes)
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, context, _start_process, (threads, logger.getEffectiveLevel())) as pool:
+    with ProcessPoolExecutor(processes, context, _start_process, (threads, prepare_process)) as pool:
         yield from pool.map(_run_group, groups, [data] * len(groups))
 
 
-def _start_process(threads: int, level: int) -> None:
+def _start_process(threads: int, prepare_process: Callable[[], None] | None) -> None:
     torch.set_num_threads(threads)
-    logging.basicConfig(format="%(levelname)s %(message)s")
-    logging.getLogger("allmrec_hf").setLevel(level)
+    if prepare_process is not None:
+        prepare_process()
 
 
 def _run_group(jobs: Sequence[Job], data: Datasets) -> _GroupOutcome:

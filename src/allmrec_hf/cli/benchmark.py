@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import ConfigOption, JsonOption, emit, say, stderr, user_errors
+from .options import ConfigOption, JsonOption, emit, say, setup_process, stderr, user_errors
 
 if TYPE_CHECKING:
     from ..benchmark.plan import Job
@@ -139,7 +141,8 @@ def _run(suite: Suite, place: Place, jobs: int, keep_parts: bool, only_report: b
     from ..benchmark.runner import Outcome, run_suite, write_report
     from ..errors import ALLMRecError
 
-    outcome = Outcome(plan(suite)) if only_report else run_suite(suite, place, jobs, keep_parts)
+    told = partial(setup_process, logging.getLogger("allmrec_hf").level <= logging.INFO)
+    outcome = Outcome(plan(suite)) if only_report else run_suite(suite, place, jobs, keep_parts, told)
     try:
         outcome.report = write_report(suite, outcome, place.output, _command())
     except ALLMRecError:

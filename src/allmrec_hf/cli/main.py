@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import warnings
-
 import typer
 
 from .._version import __version__
@@ -13,7 +10,7 @@ from .demo import demo
 from .evaluate import evaluate
 from .explain import explain
 from .import_cf import import_cf, import_users_module
-from .options import setup_logging, stderr, user_errors
+from .options import setup_process, user_errors
 from .prepare import prepare
 from .recommend import add_items, push, recommend
 from .train import train
@@ -41,14 +38,7 @@ def _common(
         None, help="Python module with a CF backbone of your own, imported before the command; this runs its code."
     ),
 ) -> None:
-    setup_logging(verbose)
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
-    from transformers.utils import logging as transformers_logging
-
-    if not stderr.is_terminal:
-        transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
+    setup_process(verbose)
     if cf_module is not None:
         with user_errors():
             import_users_module(cf_module)

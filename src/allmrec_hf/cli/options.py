@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 import re
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -92,6 +94,18 @@ def setup_logging(verbose: bool = False) -> None:
     logger.handlers = [handler]
     logger.propagate = False
     logger.setLevel(logging.INFO if verbose else logging.WARNING)
+
+
+def setup_process(verbose: bool = False) -> None:
+    """Set up the log of a process, and keep the libraries' own talk out of it."""
+    setup_logging(verbose)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    from transformers.utils import logging as transformers_logging
+
+    if not stderr.is_terminal:
+        transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
 
 
 def emit(value: Any) -> None:

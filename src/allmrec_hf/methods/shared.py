@@ -68,9 +68,11 @@ def run_until(data: PreparedData, setting: Setting, settings: RunSettings, stage
     stages = ("cf", "align")[: ("cf", "align").index(stage) + 1]
     settings = replace(settings, cf=settings.cf or setting.backbone, text_encoder=setting.text_encoder, llm=None)
     names = [name for done in stages for name in SETTINGS_OF_STAGE[done]]
-    facts: dict[str, Any] = {name: getattr(settings, name) for name in names}
     arguments = {done: stage_arguments(replace(setting, backbone=str(settings.cf)), done) for done in stages}
-    facts |= {done: loop.to_dict() for done, loop in arguments.items()}
+    facts = {
+        "settings": {name: getattr(settings, name) for name in names},  # apart: `cf` is a setting and a stage
+        "stages": {done: loop.to_dict() for done, loop in arguments.items()},
+    }
     folder = setting.parts / f"{stage}-{_digest(facts)}"
     if stage == "align" and not (folder / "cf" / "config.json").exists():
         with folder_written_whole(folder) as temporary:  # the backbone is the same for every alignment
