@@ -215,9 +215,48 @@ def test_without_matplotlib_the_extra_is_named(tmp_path, monkeypatch):
 
 
 def test_gain_that_survives_both_controls_is_credited():
-    (verdict,) = said(cells(300), verdict_rules.CREDIT)
+    (verdict,) = said(cells(300, seeds=(0, 1)), verdict_rules.CREDIT)
     assert verdict.status == "good"
     assert re.search(r"over sasrec \(Hit@1 \+0\.\d+.*is credited to the LLM: it survives random-llm", verdict.text)
+
+
+def test_credit_of_one_seed_says_so():
+    (verdict,) = said(cells(300), verdict_rules.CREDIT)
+    assert verdict.status == "note"
+    assert verdict.text.endswith("one seed: luck of the training is not ruled out")
+
+
+def test_nothing_is_credited_while_the_leak_alarm_fires():
+    loud = cells(300, strengths={"leak-alarm": (3.9, 3.9)}, seeds=(0, 1))
+    (credit,) = said(loud, verdict_rules.CREDIT)
+    (fairness,) = said(loud, verdict_rules.FAIRNESS)
+    assert credit.status == fairness.status == "missing"
+    assert "the leak alarm fires" in credit.text
+
+
+def test_control_around_another_llm_does_not_count():
+    made = cells(60)
+    for number, found in enumerate(made):
+        if found.key.label == "random-llm":
+            made[number] = replace(found, key=replace(found.key, facts={"llm": "another"}))
+    (verdict,) = said(made, verdict_rules.CREDIT)
+    assert verdict.text == "nothing is credited to the LLM of a-llmrec: random-llm missing"
+
+
+def test_of_two_fair_backbones_the_stronger_one_speaks():
+    ranks = next(
+        found for found in cells(300, strengths={"a-llmrec": (3.9, 3.9)}) if found.key.label == "a-llmrec"
+    ).ranks
+    stronger = cell("fair on gru4rec", ranks["rank"].to_numpy(), method="fair-backbone")
+    (verdict,) = said([*cells(300), stronger], verdict_rules.FAIRNESS)
+    assert verdict.status == "against"
+    assert "a-llmrec is BELOW fair on gru4rec" in verdict.text
+
+
+def test_large_llm_of_another_method_does_not_speak_for_this_one():
+    large = cell("llm-only", np.ones(60), details={"llm": "large", "llm_parameters": 7_000_000_000})
+    (verdict,) = said([*cells(60), large], verdict_rules.LLM_SIZE)
+    assert "neither confirmed nor refuted" in verdict.text
 
 
 def test_gain_that_a_random_llm_has_too_is_not_credited():

@@ -6,16 +6,18 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from ..errors import ALLMRecError
-from ..methods.method import Method, Setting, method
+from ..methods.method import Method, Setting, backbone_names, method
 from .cells import CellKey
 from .sources import fingerprint
 from .suite import DatasetSpec, MethodSpec, ScenarioSpec, Suite
 
 DEMO = "demo"  # in place of an id: the tiny LM and text encoder that come with this package
+END_BYTES = 2**20
 DEMO_PARTS = Path(__file__).parents[1] / "demo"
 
 
@@ -70,19 +72,28 @@ def plan(suite: Suite) -> list[Job]:
 
 def part_path(name: str, part: str) -> str:
     """Return an id or path as it is, and for `demo` the folder of the tiny part that comes with this package."""
-    return str(DEMO_PARTS / part) if name == DEMO else name
+    if name == DEMO:
+        return str(DEMO_PARTS / part)
+    return str(Path(name).resolve()) if Path(name).is_dir() else name  # one spelling: methods compare it on resume
 
 
+@cache
 def part_name(name: str) -> str:
-    """Return an id as it is, and for a folder its name with a digest of its files: paths differ between machines."""
+    """Return an id as it is, and for a folder its name with a digest of its files: paths differ between machines.
+
+    Of each file the size and both ends count; trained weights that are others differ there too.
+    """
     folder = Path(name)
     if not folder.is_dir():
         return name
     digest = hashlib.sha256()
-    for path in sorted(path for path in folder.iterdir() if path.is_file()):
-        digest.update(f"{path.name} {path.stat().st_size}\n".encode())
-        if path.name == "config.json":
-            digest.update(path.read_bytes())
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        size = path.stat().st_size
+        digest.update(f"{path.relative_to(folder).as_posix()} {size}\n".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(END_BYTES))
+            file.seek(max(0, size - END_BYTES))
+            digest.update(file.read())
     return f"{DEMO if folder.parent == DEMO_PARTS else folder.name} ({digest.hexdigest()[:8]})"
 
 
@@ -117,8 +128,9 @@ def _job(
         "preset": suite.preset,
         "budget": suite.budget,
     }
+    backbone = spec.method if spec.method in backbone_names() else spec.backbone or suite.backbone
     facts = shared | {
-        "backbone": spec.backbone or suite.backbone,
+        "backbone": backbone,
         "llm": None if llm is None else part_name(llm),
         "options": dict(spec.options),
         "evaluation": asdict(suite.evaluation),
@@ -131,7 +143,7 @@ def _job(
         seed=seed,
         llm=llm,
         text_encoder=text_encoder,
-        backbone=spec.backbone or suite.backbone,
+        backbone=backbone,
         preset=suite.preset,
         budget=suite.budget,
         options=spec.options,

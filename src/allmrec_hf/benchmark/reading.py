@@ -12,12 +12,13 @@ import yaml
 
 from ..data.synthetic import SyntheticWorld
 from ..errors import ALLMRecError
+from ..evaluation.evaluator import CUTOFFS
 from ..evaluation.scenarios import CrossDomain, FewShot, scenario
-from ..methods.method import method_names
+from ..methods.method import backbone_names, method_names
 from ..training.arguments import PRESETS, STAGES, StageArguments
 from ..training.settings import DEFAULT_BACKBONE, DEFAULT_TEXT_ENCODER
+from .published import DATASETS
 from .suite import (
-    CUTOFFS,
     NAME,
     SUITES,
     DatasetSpec,
@@ -26,6 +27,7 @@ from .suite import (
     ScenarioSpec,
     Suite,
     check_cutoffs,
+    default_reference,
     suite_names,
 )
 
@@ -78,13 +80,15 @@ def parse_suite(values: Any, where: str) -> Suite:
     names = _unique([spec.name for spec in datasets], f"{where}: datasets", "name")
     lists = [_scenario(value, place, names) for value, place in _entries(given, "scenarios", where)]
     scenarios = tuple(itertools.chain.from_iterable(lists))
-    _unique([f"{spec.label} {spec.only_datasets or ''}".strip() for spec in scenarios], f"{where}: scenarios", "label")
+    for name in names:
+        _unique([spec.label for spec in scenarios if spec.is_for(name)], f"{where}: scenarios of {name}", "label")
     methods = tuple(_method(value, place, names, scenarios) for value, place in _entries(given, "methods", where))
     labels = _unique([spec.label for spec in methods], f"{where}: methods", "label")
     for spec in methods:
         if spec.ablation_of is not None:
             _one_of(spec.ablation_of, labels, f"{where}: methods, {spec.label}.ablation_of", "label")
-    reference = given.get("reference", labels[0])
+    reference = given.get("reference", default_reference(labels))
+    published = given.get("published")
     suite = Suite(
         title=_text(given.get("title", Path(where).stem), f"{where}: title"),
         datasets=datasets,
@@ -93,12 +97,12 @@ def parse_suite(values: Any, where: str) -> Suite:
         seeds=tuple(_numbers(given.get("seeds", [0]), f"{where}: seeds", least=0)),
         llm=None if given.get("llm") is None else _text(given["llm"], f"{where}: llm"),
         text_encoder=_text(given.get("text_encoder", DEFAULT_TEXT_ENCODER), f"{where}: text_encoder"),
-        backbone=_one_of(given.get("backbone", DEFAULT_BACKBONE), method_names(), f"{where}: backbone", "backbone"),
+        backbone=_one_of(given.get("backbone", DEFAULT_BACKBONE), backbone_names(), f"{where}: backbone", "backbone"),
         preset=_one_of(given.get("preset", "default"), PRESETS, f"{where}: preset", "preset"),
         budget=_budget(given.get("budget") or {}, f"{where}: budget"),
         reference=_one_of(reference, labels, f"{where}: reference", "label"),
         evaluation=_evaluation(given.get("evaluation") or {}, f"{where}: evaluation"),
-        published=given.get("published"),
+        published=None if published is None else _one_of(published, DATASETS, f"{where}: published", "data set"),
     )
     _unique([str(seed) for seed in suite.seeds], f"{where}: seeds", "seed")
     for data in datasets:
@@ -174,7 +178,7 @@ def _method(value: Any, place: str, datasets: Sequence[str], scenarios: Sequence
         options=options,
         ablation_of=given.get("ablation_of"),
         llm=None if given.get("llm") is None else _text(given["llm"], f"{place}.llm"),
-        backbone=None if backbone is None else _one_of(backbone, method_names(), f"{place}.backbone", "backbone"),
+        backbone=None if backbone is None else _one_of(backbone, backbone_names(), f"{place}.backbone", "backbone"),
         only_scenarios=tuple(_names(given.get("only_scenarios", []), known, f"{place}.only_scenarios", "scenario")),
         only_datasets=tuple(_names(given.get("only_datasets", []), datasets, f"{place}.only_datasets", "data set")),
     )
@@ -185,6 +189,8 @@ def _budget(value: Any, place: str) -> dict[str, dict[str, Any]]:
         stage: dict(_mapping(part, f"{place}.{stage}", None)) for stage, part in _mapping(value, place, STAGES).items()
     }
     for stage, part in budget.items():
+        if "seed" in part:
+            raise ALLMRecError(f"{place}.{stage} sets the seed, which would make all seeds one run; use `seeds`")
         try:
             StageArguments.from_dict(part)
         except ALLMRecError as error:
@@ -195,6 +201,8 @@ def _budget(value: Any, place: str) -> dict[str, dict[str, Any]]:
 def _evaluation(value: Any, place: str) -> EvaluationSpec:
     given = _mapping(value, place, ("max_users", "cutoffs", "history_buckets"))
     users, buckets = given.get("max_users"), given.get("history_buckets")
+    if buckets is not None and sorted(set(_numbers(buckets, f"{place}.history_buckets", empty=True))) != list(buckets):
+        raise ALLMRecError(f"{place}.history_buckets must be growing numbers, got {buckets!r}")
     return EvaluationSpec(
         max_users=None if users is None else _numbers([users], f"{place}.max_users")[0],
         cutoffs=tuple(_numbers(given.get("cutoffs", list(CUTOFFS)), f"{place}.cutoffs")),

@@ -278,18 +278,28 @@ def _sizes(material: _Material, dataset: str, scenario: str) -> list[views.Plot]
     """Return the curve over sizes of the LLM, where the method under test was run with several."""
     if material.reference is None:
         return []
-    method, metric = material.first[material.reference].key.method, _metric(material)
+    own, metric = material.first[material.reference].key, _metric(material)
+    method = own.method
+    alike = {
+        label
+        for label, cell in material.first.items()
+        if cell.key.method == method and _but_llm(cell) == _but_llm(material.first[material.reference])
+    }
     points = {
         float(material.first[point.label].details["llm_parameters"]): point
         for point in material.points(dataset, scenario, OVERALL, metric)
-        if material.first[point.label].key.method == method
-        and material.first[point.label].details.get("llm_parameters")
+        if point.label in alike and material.first[point.label].details.get("llm_parameters")
     }
     if len(points) < 2:
         return []
     caption = f"{name(metric)} by size of the LLM, {dataset}, {scenario}"
     svg = plots.curves({method: sorted(points.items())}, "parameters of the LLM", name(metric), caption)
     return [views.Plot(caption, svg)]
+
+
+def _but_llm(cell: Cell) -> dict[str, Any]:
+    """Return all that decides a cell's result but its data, seed and LLM."""
+    return {name: cell.key.facts.get(name) for name in ("backbone", "options", "preset", "budget", "text_encoder")}
 
 
 def _metric(material: _Material) -> str:

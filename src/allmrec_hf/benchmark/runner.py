@@ -9,6 +9,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any
 import torch
 
 from ..data.prepared import PreparedData
-from ..errors import DataError
+from ..errors import ALLMRecError, DataError
 from ..evaluation.geometry import joint_embedding_geometry
 from ..evaluation.protocol import Ranker
 from ..evaluation.scenarios import CrossDomain, FewShot, Trial
@@ -41,10 +42,10 @@ from .published import published_values
 from .report import render
 from .sources import check_files, prepared_data
 from .suite import Suite, check_cutoffs
+from .verdicts import UNTRAINED
 
 logger = logging.getLogger(__name__)
 PARTS, WORK = "parts", "work"
-RANDOM_LLM = ("random-llm", "leak-alarm")
 LLM_ALONE = ("llm-only", "leak-alarm")  # models around an LLM whose other parts were never trained
 LLM_METHODS = ("a-llmrec", "llm-only", "mlp-llm", "tallrec", "llm-srec", "random-llm", "leak-alarm")
 _GroupOutcome = tuple[int, list[dict[str, Any]], list[dict[str, Any]]]  # computed, skipped, failed
@@ -173,7 +174,7 @@ class Datasets:
 
 def run_cell(job: Job, trial: Trial, data: Datasets) -> Cell:
     """Train and evaluate one method in one scenario; only the method itself stores anything, to go on with."""
-    output, evaluation = data.place.output, data.suite.evaluation
+    output, evaluation = data.place.output.resolve(), data.suite.evaluation
     setting = replace(job.setting, folder=output / job.setting.folder, parts=output / job.setting.parts)
     setting.folder.mkdir(parents=True, exist_ok=True)
     setting.parts.mkdir(parents=True, exist_ok=True)
@@ -200,7 +201,13 @@ def _all_groups(
     threads = max(1, torch.get_num_threads() // processes)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, context, _start_process, (threads, prepare_process)) as pool:
-        yield from pool.map(_run_group, groups, [data] * len(groups))
+        try:
+            yield from pool.map(_run_group, groups, [data] * len(groups))
+        except BrokenProcessPool as error:
+            raise ALLMRecError(
+                "a process was ended by the system, probably for want of memory; give fewer --jobs and run the same "
+                "command again: finished cells stay"
+            ) from error
 
 
 def _start_process(threads: int, prepare_process: Callable[[], None] | None) -> None:
@@ -248,7 +255,7 @@ def _details(job: Job, trained: Method, trial: Trial, ranker: Ranker) -> dict[st
     """Return what a report says of a method besides its ranking."""
     found = facts(ranker)
     if job.setting.llm is not None and "llm" in found:
-        random = job.method.method in RANDOM_LLM
+        random = job.method.method in UNTRAINED
         found["llm"] = ("random weights, as " if random else "") + part_name(
             job.setting.options.get("llm", job.setting.llm)
         )
@@ -294,6 +301,7 @@ def write_report(suite: Suite, outcome: Outcome, output: Path, command: str = ""
     cells = finished_cells(outcome.jobs, output)
     labels = [spec.label for spec in suite.methods]
     reference = suite.reference if any(cell.key.label == suite.reference for cell in cells) else None
+    skipped, failed = _not_there(outcome.jobs, output)
     return render(
         output,
         cells,
@@ -302,9 +310,24 @@ def write_report(suite: Suite, outcome: Outcome, output: Path, command: str = ""
         command=command,
         order=labels,
         published=published_values(suite.published) if suite.published else (),
-        skipped=_read(output / SKIPPED_FILE),
-        failed=_read(output / FAILED_FILE),
+        skipped=skipped,
+        failed=failed,
     )
+
+
+def _not_there(jobs: Iterable[Job], output: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return what was skipped, or not computed yet, and what failed and has not come about since."""
+    names = ("dataset", "scenario", "label", "seed")
+    waiting = [{name: getattr(job.key, name) for name in names} for job in jobs if not is_done(output, job.key)]
+    failed = [entry for entry in _read(output / FAILED_FILE) if {name: entry.get(name) for name in names} in waiting]
+    known = [{name: entry[name] for name in names} for entry in failed]
+    skipped = _read(output / SKIPPED_FILE)
+    places = {(entry["dataset"], entry["scenario"]) for entry in skipped}
+    for entry in waiting:
+        if entry not in known and (entry["dataset"], entry["scenario"]) not in places:
+            reason = f"{entry['label']}, seed {entry['seed']}: not computed yet"
+            skipped.append({**entry, "reason": reason})
+    return skipped, failed
 
 
 def _read(path: Path) -> list[dict[str, Any]]:

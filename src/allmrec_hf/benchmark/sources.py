@@ -12,7 +12,7 @@ from typing import Any
 
 from ..catalog import CATALOG_FILE
 from ..data.prepare import prepare, prepare_frames
-from ..data.prepared import CANDIDATES_FILE, INTERACTIONS_FILE, PreparedData
+from ..data.prepared import CANDIDATES_FILE, INFO_FILE, INTERACTIONS_FILE, PreparedData, read_info
 from ..data.synthetic import SyntheticWorld
 from ..errors import DataError
 from .suite import DatasetSpec
@@ -60,6 +60,7 @@ def fingerprint(spec: DatasetSpec) -> str:
     if spec.source == "prepared":
         facts["name"] = None
         facts["options"] = [hashlib.sha256(path.read_bytes()).hexdigest() for path in source_files(spec, None)]
+        facts["domain"] = read_info(Path(spec.options["path"]) / INFO_FILE)["domain"]  # it words the prompts
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
 
 

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ALLMRecError
+from ..evaluation.evaluator import CUTOFFS
 from ..evaluation.scenarios import Scenario
 from ..methods.method import method_names
 from ..training.settings import DEFAULT_BACKBONE, DEFAULT_TEXT_ENCODER
 
 SUITES = Path(__file__).parent / "suites"
-CUTOFFS = (1, 5, 10)
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -146,15 +146,23 @@ class Suite:
             raise ALLMRecError(f"--methods names unknown methods {unknown}; known ones: {known}")
         chosen = tuple(own.get(name, MethodSpec(name, name)) for name in dict.fromkeys(names))
         labels = [spec.label for spec in chosen]
-        return replace(self, methods=chosen, reference=self.reference if self.reference in labels else labels[0])
+        return replace(
+            self, methods=chosen, reference=self.reference if self.reference in labels else default_reference(labels)
+        )
 
     def with_data(self, folder: Path) -> Suite:
         """Return the suite on one folder of prepared data; scenarios across data sets are left out."""
         name = NAME.search(folder.resolve().name)
         spec = DatasetSpec(name[0] if name else "data", "prepared", {"path": str(folder.resolve())})
-        kept = tuple(replace(part, only_datasets=()) for part in self.scenarios if not part.domains)
+        parts = {part.label: replace(part, only_datasets=()) for part in self.scenarios if not part.domains}
+        kept = tuple(parts.values())
         methods = tuple(replace(part, only_datasets=()) for part in self.methods)
         return replace(self, datasets=(spec,), scenarios=kept, methods=methods, published=None)
+
+
+def default_reference(labels: Sequence[str]) -> str:
+    """Return the label that all others are compared with where none is named: A-LLMRec, or the first."""
+    return "a-llmrec" if "a-llmrec" in labels else labels[0]
 
 
 def suite_names() -> list[str]:

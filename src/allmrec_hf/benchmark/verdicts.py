@@ -79,7 +79,7 @@ def verdicts(cells: Sequence[Cell], tables: Tables, reference: str | None) -> li
         found.append(Verdict(CREDIT, "missing", "", text))
     for scene in tested:
         found += [_credit(scene), _fairness(scene)]
-    found += [_llm_size(cells), _seeds(cells)]
+    found += [_llm_size(cells, reference), _seeds(cells)]
     subjects = (LEAK, MISSING_CONTROLS, CREDIT, FAIRNESS, LLM_SIZE, SEEDS)
     return sorted(found, key=lambda verdict: (subjects.index(verdict.subject), STATUSES.index(verdict.status)))
 
@@ -148,7 +148,11 @@ def _missing_controls(scenes: Sequence[_Scene]) -> list[Verdict]:
 
 def _credit(scene: _Scene) -> Verdict:
     reference, backbone = str(scene.reference), _backbone(scene)
-    missing = [method for method in LLM_CONTROLS if not scene.of_method(method)]
+    if _leak(scene).status == "alarm":
+        text = f"nothing is credited to the LLM of {reference}: the leak alarm fires, no figure here can be trusted"
+        return Verdict(CREDIT, "missing", scene.where, text)
+    controls_of = {method: _like_reference(scene, method) for method in LLM_CONTROLS}
+    missing = [method for method, labels in controls_of.items() if not labels]
     if backbone is None or missing:
         absent = [*missing, *([] if backbone else ["the CF backbone alone"])]
         text = f"nothing is credited to the LLM of {reference}: {' and '.join(absent)} missing"
@@ -157,7 +161,7 @@ def _credit(scene: _Scene) -> Verdict:
     over = f"over {backbone} ({name(scene.metric)} {_difference(gain)})"
     if not _beats(gain):
         return Verdict(CREDIT, "against", scene.where, f"{reference} has no significant gain {over}; nothing to credit")
-    controls = [scene.against[label] for method in LLM_CONTROLS for label in scene.of_method(method)]
+    controls = [scene.against[label] for labels in controls_of.values() for label in labels]
     failed = [row for row in controls if not _beats(row)]
     if failed:
         which = " and ".join(f"{row['label']} ({_difference(row)})" for row in failed)
@@ -165,7 +169,20 @@ def _credit(scene: _Scene) -> Verdict:
         return Verdict(CREDIT, "against", scene.where, text)
     which = " and ".join(f"{row['label']} ({_difference(row)})" for row in controls)
     text = f"the gain of {reference} {over} is credited to the LLM: it survives {which}"
+    if scene.means[reference]["seeds"] == 1:
+        return Verdict(CREDIT, "note", scene.where, f"{text}; one seed: luck of the training is not ruled out")
     return Verdict(CREDIT, "good", scene.where, text)
+
+
+def _like_reference(scene: _Scene, method: str) -> list[str]:
+    """Return the labels of a control made with the reference's backbone and LLM; another's shows nothing."""
+    own = scene.cells[str(scene.reference)].key.facts
+    names = ("backbone", "llm")
+    return [
+        label
+        for label in scene.of_method(method)
+        if all(scene.cells[label].key.facts.get(name) == own.get(name) for name in names)
+    ]
 
 
 def _fairness(scene: _Scene) -> Verdict:
@@ -173,20 +190,22 @@ def _fairness(scene: _Scene) -> Verdict:
     if not labels:
         text = f"fair-backbone missing: a gain of {scene.reference} may come from the data that stage 2 saw"
         return Verdict(FAIRNESS, "missing", scene.where, text)
-    row = max((scene.against[label] for label in labels), key=lambda found: found["p_holm"])
+    row = min((scene.against[label] for label in labels), key=lambda found: (_beats(found), found["difference"]))
     whom = f"{row['label']}, the backbone retrained on exactly the data that stage 2 saw"
     facts = f"{name(scene.metric)} {_difference(row)}"
     if _beats(row):
-        return Verdict(FAIRNESS, "good", scene.where, f"{scene.reference} is above {whom}: {facts}")
+        text = f"{scene.reference} is above {whom}: {facts}"
+        return Verdict(FAIRNESS, "missing" if _leak(scene).status == "alarm" else "good", scene.where, text)
     verb = "is BELOW" if row["difference"] < 0 and row["p_holm"] < SIGNIFICANT else "is not shown to be above"
     return Verdict(FAIRNESS, "against", scene.where, f"{scene.reference} {verb} {whom}: {facts}")
 
 
-def _llm_size(cells: Sequence[Cell]) -> Verdict:
+def _llm_size(cells: Sequence[Cell], reference: str | None) -> Verdict:
+    method = next((cell.key.method for cell in cells if cell.key.label == reference), None)
     sizes = {
         (int(cell.details["llm_parameters"]), str(cell.details.get("llm", "an LLM")))
         for cell in cells
-        if cell.details.get("llm_parameters") and cell.key.method not in UNTRAINED
+        if cell.details.get("llm_parameters") and cell.key.method not in UNTRAINED and method in (None, cell.key.method)
     }
     unresolved = "the paper's claim about large LLMs is neither confirmed nor refuted here"
     if not sizes:

@@ -152,7 +152,7 @@ class Overall(Scenario):
     """Train on everybody, evaluate everybody; groups by warmth of the target and by history length."""
 
     name: ClassVar[str] = "overall"
-    history_buckets: Sequence[int] = (5, 10, 20, 50)
+    history_buckets: Sequence[int] = field(default=(5, 10, 20, 50), metadata=UNLABELLED)
 
     def __post_init__(self) -> None:
         if self.history_buckets not in ((), []):

@@ -18,7 +18,7 @@ from ..errors import ALLMRecError, DataError
 
 CONFIDENCE = 0.95
 NUM_RESAMPLES = 2_000
-NUM_SIGN_FLIPS = 10_000
+NUM_SIGN_FLIPS = 50_000
 EXACT_USERS = 12  # up to 4,096 sign patterns are all tried; above that they are drawn
 _CHUNK_NUMBERS = 4_000_000  # numbers drawn at a time: bounds the memory, not the result
 _TIE = 1e-5  # as a share of the sum of all sizes: more than single precision loses, far less than a sum varies

@@ -42,7 +42,7 @@ from .llm_parts import (
     stage_options,
 )
 from .method import Method, Setting
-from .shared import backbone_on_all_known, run_until, stage_arguments
+from .shared import backbone_on_all_known, run_until, stage_arguments, trained_backbone
 
 WIDTH_WITHOUT_LLM = 128
 VALIDATIONS = 25
@@ -103,8 +103,9 @@ class NoLLM(Method):
     """No LLM: the projectors of A-LLMRec, as wide as with the LLM, matched by cosine and trained on the same targets.
 
     Users, items and targets are A-LLMRec's, so what A-LLMRec ranks better than this is the LLM's. Options are those of
-    stages 0 and 1, those of the projectors and their targets, `llm` (for its width alone), and `steps`, the most
-    optimizer steps; the weights of the best validation are kept.
+    stages 0 and 1, those of the projectors and their targets, and `steps`, the most
+    optimizer steps: as many passes as stage 2 makes, and at least 600 steps, where not given. The weights of the best
+    validation are kept. Of the LLM it takes the width alone.
     """
 
     name = "no-llm"
@@ -112,7 +113,7 @@ class NoLLM(Method):
     options: ClassVar[tuple[str, ...]] = (
         *stage_options("cf", "align"),
         *("targets", "num_candidates", "item_embedding", "projector", "projector_tokens"),
-        *("llm", "llm_revision", "steps"),
+        *("llm_revision", "steps"),
     )
 
     def fit(self, data: PreparedData, setting: Setting) -> Ranker:
@@ -126,16 +127,19 @@ class NoLLM(Method):
         model.config.item_embedding_seed = setting.seed
         width = WIDTH_WITHOUT_LLM if settings.llm is None else input_width(settings.llm, settings.llm_revision)
         module = TwoTowers(model, width, setting.seed)
-        arguments = stage_arguments(setting, "project").replaced(
-            max_steps=int(setting.options.get("steps", STEPS)),
+        own = stage_arguments(setting, "project")
+        arguments = own.replaced(
+            max_steps=None,
             batch_size=BATCH_SIZE,
             learning_rate=LEARNING_RATE,
             early_stopping_patience=PATIENCE,
         )
         history: Any = _NoPrompts(model.cf_encoder.config.max_history_length)
         task = WarmStartTask(module, history, data, settings.targets, settings.num_candidates, arguments)
-        epochs = math.ceil(int(arguments.max_steps or STEPS) / len(task.batches(0)))
-        arguments = arguments.replaced(epochs=epochs, eval_every=max(1, epochs // VALIDATIONS))
+        per_epoch = len(task.batches(0))
+        steps = int(setting.options.get("steps") or max(STEPS, own.epochs * per_epoch))
+        epochs = math.ceil(steps / per_epoch)
+        arguments = arguments.replaced(max_steps=steps, epochs=epochs, eval_every=max(1, epochs // VALIDATIONS))
         module.prepare(task)
         run_stage(task, arguments, setting.folder / "no-llm", resume=True)
         return module.ranker(self.name)
@@ -191,11 +195,17 @@ class LeakAlarm(Method):
 
 
 class FairBackbone(Method):
-    """The backbone alone, trained on all that stage 2 has seen: the training and validation parts."""
+    """The backbone alone, trained on all that stage 2 has seen.
+
+    With stage 2's targets from the validation part, these are both parts, for as many epochs as were best on the
+    training part alone; with `targets` "train", as in the preset `paper`, it is the backbone itself.
+    """
 
     name = "fair-backbone"
+    options: ClassVar[tuple[str, ...]] = ("targets",)
 
     def fit(self, data: PreparedData, setting: Setting) -> Ranker:
-        """Train the backbone for as many epochs as were best on the training part alone."""
-        self.checked(setting)
-        return CFRanker(backbone_on_all_known(data, setting), name=f"{setting.backbone}, data of stage 2")
+        """Return the ranker, after training where the parts differ."""
+        targets = chosen_settings(self, setting).targets
+        fitted = backbone_on_all_known if targets == "validation" else trained_backbone
+        return CFRanker(fitted(data, setting), name=f"{setting.backbone}, data of stage 2")

@@ -25,8 +25,8 @@ from ..training.settings import SETTINGS_OF_STAGE, RunSettings, run_settings
 from .method import Method, Setting
 
 Scores = NDArray[np.floating[Any]]
-GIVEN_BY_SETTING = ("cf", "text_encoder", "include_llm")  # the frozen LLM is never saved again
-LLM_OPTIONS = ("llm", "llm_revision", "llm_options")
+GIVEN_BY_SETTING = ("cf", "text_encoder", "llm", "include_llm")  # the frozen LLM is never saved again
+LLM_OPTIONS = ("llm_revision", "llm_options")
 STAGE_2_OPTIONS = (
     *("targets", "projection_loss", "temperature", "warm_start_steps", "history_in_prompt", "num_candidates"),
     *("prompt", "score_normalization", "checkpoint_activations"),

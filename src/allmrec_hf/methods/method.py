@@ -110,9 +110,14 @@ class Method(ABC):
         return setting.options
 
 
+def backbone_names() -> list[str]:
+    """Return the names of the CF backbones, each of which is a method too."""
+    return [name.removeprefix(MODEL_TYPE_PREFIX) for name in cf_encoder_types()]
+
+
 def method_names() -> list[str]:
     """Return the names of all methods, the CF backbones among them."""
-    return [*METHODS, *(name.removeprefix(MODEL_TYPE_PREFIX) for name in cf_encoder_types())]
+    return [*METHODS, *backbone_names()]
 
 
 def method(name: str) -> Method:

@@ -1,0 +1,25 @@
+from dataclasses import replace
+
+from allmrec_hf.methods.shared import backbone_run, run_until, trained_backbone
+from allmrec_hf.training.settings import run_settings
+from tests.methods.world import small_setting, small_world
+
+SHORT = {"cf": {"max_steps": 2}, "align": {"max_steps": 2}}
+
+
+def test_backbones_with_one_recipe_are_trained_apart(tmp_path):
+    data, setting = small_world(tmp_path), small_setting(tmp_path, budget=SHORT)
+    runs = {name: backbone_run(data, replace(setting, backbone=name)) for name in ("sasrec", "ligr", "nextitnet")}
+    assert len(set(runs.values())) == 3
+    kinds = {name: trained_backbone(data, replace(setting, backbone=name)).config.model_type for name in runs}
+    assert kinds == {name: f"allmrec-{name}" for name in runs}
+
+
+def test_what_decides_a_part_decides_its_folder_and_nothing_else_does(tmp_path):
+    data, setting = small_world(tmp_path), small_setting(tmp_path, budget=SHORT)
+    settings = run_settings("demo")
+    first = run_until(data, setting, settings, "align")
+    assert run_until(data, setting, replace(settings, projector="linear"), "align") == first
+    assert run_until(data, setting, replace(settings, matching=0.0), "align") != first
+    assert run_until(data, replace(setting, seed=setting.seed + 1), settings, "align") != first
+    assert run_until(data, setting, replace(settings, matching=0.0), "cf") == backbone_run(data, setting)
