@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from allmrec_hf.benchmark.plan import plan
+from allmrec_hf.benchmark.plan import part_name, plan
 from allmrec_hf.benchmark.reading import load_suite, parse_suite
 from allmrec_hf.benchmark.suite import suite_names
 from allmrec_hf.errors import ALLMRecError
@@ -84,6 +84,14 @@ def test_demo_names_the_parts_of_the_package_and_no_path_enters_the_cell():
         (method_entry(only_scenarios=["cold-users"]), "unknown scenario 'cold-users'; known ones: overall, few-shot"),
         (method_entry(only_datasets="moon"), "unknown data set 'moon'; known ones: world"),
         (method_entry(backbone="transformer"), "unknown backbone 'transformer'"),
+        (method_entry(backbone="popularity"), "unknown backbone 'popularity'"),
+        ({"published": "beautty"}, "unknown data set 'beautty'; known ones: movies"),
+        ({"budget": {"cf": {"seed": 7}}}, r"budget\.cf sets the seed, which would make all seeds one run"),
+        ({"evaluation": {"history_buckets": [12, 9]}}, r"history_buckets must be growing numbers, got \[12, 9\]"),
+        (
+            {"scenarios": ["overall", {"name": "overall", "only_datasets": ["world"]}]},
+            "scenarios of world: each label may stand there once; more than once: overall",
+        ),
         (method_entry(llms="x"), r"methods\[1\] has unknown keys \['llms'\]"),
         ({"reference": "best"}, "reference: unknown label 'best'"),
         ({"seeds": [0, 0]}, "each seed may stand there once"),
@@ -128,6 +136,25 @@ def test_suite_is_read_from_a_file(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text(yaml.safe_dump(content(methods=["popularity"], reference="popularity")))
     assert load_suite(path).title == "mini"
+
+
+def test_without_a_reference_a_llmrec_is_the_one_under_test():
+    assert parsed().with_methods(["sasrec"]).reference == "sasrec"
+    assert parsed().with_methods(["item-knn", "a-llmrec"]).reference == "a-llmrec"
+
+
+def test_a_backbone_alone_is_recorded_under_its_own_name():
+    facts = {job.key.label: job.key.facts["backbone"] for job in plan(parsed(methods=["gru4rec", "popularity"]))}
+    assert facts == {"gru4rec": "gru4rec", "popularity": "sasrec"}
+
+
+def test_other_weights_in_the_same_folder_are_another_part(tmp_path):
+    (tmp_path / "llm" / "inner").mkdir(parents=True)
+    (tmp_path / "llm" / "inner" / "weights").write_bytes(b"0" * 100)
+    before = part_name(str(tmp_path / "llm"))
+    part_name.cache_clear()
+    (tmp_path / "llm" / "inner" / "weights").write_bytes(b"0" * 99 + b"1")
+    assert part_name(str(tmp_path / "llm")) != before
 
 
 def test_methods_can_be_chosen_by_label_or_name():

@@ -105,6 +105,18 @@ def test_prepare_train_evaluate_recommend_add_items_evaluate(tables, small_parts
     assert "has 1 items that log lacks, so the whole catalogue is not the same" in told
 
 
+def test_a_share_of_the_users_is_trained_on_with_the_whole_catalogue(small_parts, tmp_path):
+    given = ("train", "--data", small_parts / "data", "--stage", "cf", "--max-steps", 2, "--train-share")
+    succeeded(*given, 0.25, "--output", tmp_path / "run")
+    counts = json.loads((tmp_path / "run" / "run.json").read_text())["data"]["counts"]
+    assert (counts["users"], counts["items"]) == (50, 120)
+    told = refused(*given, 0.5, "--output", tmp_path / "run", "--resume")
+    assert "--resume goes on with the same settings, but these differ" in told
+    assert "share is 2.0; it has to be a number above 0 and at most 1" in refused(
+        *given, 2, "--output", tmp_path / "other"
+    )
+
+
 def test_backbone_alone_is_trained_evaluated_and_refused_where_an_llm_is_needed(small_parts, tmp_path):
     output = tmp_path / "run"
     succeeded("train", "--data", small_parts / "data", "--stage", "cf", "--max-steps", 3, "--output", output)

@@ -121,6 +121,9 @@ def train(
     ] = Preset.default,
     resume: Annotated[bool, typer.Option(help="Go on with an interrupted run in the output folder.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of every stage.")] = 0,
+    train_share: Annotated[
+        float | None, typer.Option(help="Train on this share of the users, drawn with seed 0; the same items.")
+    ] = None,
     cf_option: Annotated[list[str] | None, typer.Option(help="NAME=VALUE of the backbone's config; repeat.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Epochs of each trained stage; the preset's by default.")] = None,
     max_steps: Annotated[int | None, typer.Option(help="Optimizer steps of each trained stage at most.")] = None,
@@ -195,6 +198,7 @@ def train(
         from ..cf_encoder import cf_encoder_class
         from ..data.prepared import PreparedData
         from ..errors import ALLMRecError
+        from ..evaluation.scenarios import scenario
         from ..training.arguments import STAGES
         from ..training.arguments import preset as stage_preset
         from ..training.devices import process_state
@@ -260,6 +264,8 @@ def train(
         }
         loop = {name: value for name, value in loop.items() if value is not None}
         prepared = PreparedData.load(data)
+        if train_share is not None:
+            prepared = scenario("share", share=train_share).trial(prepared).training
         count = num_candidates or min(settings.num_candidates, int(prepared.info["num_candidates"]))
         settings = replace(settings, num_candidates=count)
         trains_cf = cf_checkpoint is None and "cf" in stages  # else the run may name the module of --cf only later
