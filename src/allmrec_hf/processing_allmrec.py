@@ -277,7 +277,7 @@ class ALLMRecProcessor(ProcessorMixin):
                 answer_mask[user, column, : len(answer)] = True
         return BatchFeature(
             {
-                **self._left_padded([(prompt.tokens, prompt.slots) for prompt in prompts]),
+                **left_padded([(prompt.tokens, prompt.slots) for prompt in prompts]),
                 **self.history_tensors(histories),
                 "candidate_ids": candidate_ids,
                 "answer_ids": answer_ids,
@@ -305,7 +305,7 @@ class ALLMRecProcessor(ProcessorMixin):
             answer = self.answer_tokens(target, prompt.title_limit)
             rows.append((prompt.tokens + answer, prompt.slots + [NO_SLOT] * len(answer)))
             labels.append([IGNORED_LABEL] * len(prompt.tokens) + answer)
-        batch = self._left_padded(rows)
+        batch = left_padded(rows)
         width = batch["input_ids"].shape[1]
         padded = [[IGNORED_LABEL] * (width - len(row)) + row for row in labels]
         return BatchFeature({**batch, **self.history_tensors(histories), "labels": torch.tensor(padded)})
@@ -320,15 +320,6 @@ class ALLMRecProcessor(ProcessorMixin):
             self._notes[prompt.note] = True  # said once, not for every user of a run
             logger.warning("%s; others may be shortened too.", prompt.note)
         return prompt
-
-    def _left_padded(self, rows: Sequence[tuple[list[int], list[int]]]) -> dict[str, torch.Tensor]:
-        width = max(len(tokens) for tokens, _ in rows)
-        fill = [width - len(tokens) for tokens, _ in rows]
-        return {
-            "input_ids": torch.tensor([[0] * n + tokens for n, (tokens, _) in zip(fill, rows, strict=True)]),
-            "attention_mask": torch.arange(width) >= torch.tensor(fill)[:, None],
-            "slot_ids": torch.tensor([[NO_SLOT] * n + slots for n, (_, slots) in zip(fill, rows, strict=True)]),
-        }
 
     def history_tensors(self, histories: Sequence[Sequence[int]]) -> dict[str, torch.Tensor]:
         """Return `history_ids` and `history_mask` `(B, L)`, left-padded, for the CF encoder."""
@@ -395,3 +386,14 @@ class ALLMRecProcessor(ProcessorMixin):
     @classmethod
     def register_for_auto_class(cls, auto_class: Any = "AutoProcessor") -> None:
         """Do nothing: the model's `save_pretrained` writes what a checkpoint needs to be found again."""
+
+
+def left_padded(rows: Sequence[tuple[list[int], list[int]]]) -> dict[str, torch.Tensor]:
+    """Return `input_ids`, `attention_mask` and `slot_ids` `(B, T)` of prompts given as token ids and slots."""
+    width = max(len(tokens) for tokens, _ in rows)
+    fill = [width - len(tokens) for tokens, _ in rows]
+    return {
+        "input_ids": torch.tensor([[0] * n + tokens for n, (tokens, _) in zip(fill, rows, strict=True)]),
+        "attention_mask": torch.arange(width) >= torch.tensor(fill)[:, None],
+        "slot_ids": torch.tensor([[NO_SLOT] * n + slots for n, (_, slots) in zip(fill, rows, strict=True)]),
+    }

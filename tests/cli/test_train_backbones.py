@@ -125,7 +125,8 @@ def test_a_catalogue_that_the_checkpoint_does_not_cover_is_refused_or_its_items_
     assert f"has {few.num_items} items and the data's catalogue 120, of which {missing} are missing there: [" in told
     assert len(re.search(r"missing there: \[(.*?)\]", told)[1].split(",")) == min(5, missing)
     assert not (tmp_path / "run").exists()
-    succeeded(*stage(small_parts, tmp_path / "run", *given, "--missing-items", "zeros"))
+    done = succeeded(*stage(small_parts, tmp_path / "run", *given, "--missing-items", "zeros"))
+    assert done.stderr.count("they are cold") == 1
     table = AutoModel.from_pretrained(tmp_path / "run" / "cf").item_embeddings
     assert (table == 0).all(dim=1).sum() == 1 + missing
 

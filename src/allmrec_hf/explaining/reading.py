@@ -12,7 +12,7 @@ from torch import Tensor
 from ..errors import DataError
 from ..modeling_allmrec import ALLMRecModel
 from ..processing_allmrec import ALLMRecProcessor
-from ..prompt import NO_SLOT, USER_SLOT, PromptTemplate
+from ..prompt import USER_SLOT, PromptTemplate
 from ..scoring import METHODS
 
 MOST_ITEMS_AVERAGED = 1000
@@ -174,17 +174,6 @@ class Reading:
             scores = self._scores(variants[start : start + self.batch_size], whole)
             parts.append(scores[:, 0] - scores.mean(dim=1) if self.contrast else scores[:, 0])
         return torch.cat(parts)
-
-
-def left_padded(rows: Sequence[tuple[list[int], list[int]]]) -> dict[str, Tensor]:
-    """Return `input_ids`, `slot_ids` and `attention_mask` `(B, T)` of prompts given as token ids and slots."""
-    longest = max(len(tokens) for tokens, _ in rows)
-    fills = [longest - len(tokens) for tokens, _ in rows]
-    return {
-        "input_ids": torch.tensor([[0] * fill + tokens for fill, (tokens, _) in zip(fills, rows, strict=True)]),
-        "slot_ids": torch.tensor([[NO_SLOT] * fill + slots for fill, (_, slots) in zip(fills, rows, strict=True)]),
-        "attention_mask": torch.arange(longest) >= torch.tensor(fills)[:, None],
-    }
 
 
 def _history_spans(

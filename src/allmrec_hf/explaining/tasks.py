@@ -20,9 +20,8 @@ from torch import Tensor
 from ..catalog import ItemCatalog
 from ..errors import DataError
 from ..modeling_allmrec import ALLMRecModel
-from ..processing_allmrec import ALLMRecProcessor
+from ..processing_allmrec import ALLMRecProcessor, left_padded
 from ..prompt import PromptTemplate, clean_title
-from .reading import left_padded
 
 LONGEST_ANSWER = 32
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,16 +15,15 @@ from ..data.prepared import PreparedData
 from ..evaluation.protocol import Ranker
 from ..histories import pad_histories
 from ..losses import listwise_loss
-from ..processing_allmrec import ALLMRecProcessor
+from ..processing_allmrec import ALLMRecProcessor, left_padded
 from ..projector import Projector
-from ..prompt import DOMAIN_WORDS, NO_SLOT, USER_SLOT, PromptTemplate
+from ..prompt import DOMAIN_WORDS, USER_SLOT, PromptTemplate
 from ..ranking import ndcg_at_k, target_ranks
 from ..scoring import positions
 from ..training.arguments import StageArguments
 from ..training.loop import run_stage
 from ..training.parts import load_backbone, load_llm
 from ..training.projection import CandidateTask
-from ..training.samples import bucketed_batches
 from ..training.settings import RunSettings
 from ..training.task import Batch
 from ..training.warm_start import centre_inputs, start_near_words
@@ -64,22 +63,15 @@ class OutPrompts:
 
     def of_users(self, histories: Sequence[np.ndarray]) -> Batch:
         """Return `input_ids`, `attention_mask`, `slot_ids` `(B, T)`, left-padded, of histories."""
-        return _left_padded([self.users.encode_prompt(history.tolist(), []) for history in histories])
+        return _padded(self.users.encode_prompt(history.tolist(), []) for history in histories)
 
     def of_items(self, items: Sequence[int]) -> Batch:
         """Return the same of items."""
-        return _left_padded([self.items.encode_prompt([int(item)], []) for item in items])
+        return _padded(self.items.encode_prompt([int(item)], []) for item in items)
 
 
-def _left_padded(prompts: Sequence[Any]) -> Batch:
-    width = max(len(prompt.tokens) for prompt in prompts)
-    fill = [width - len(prompt.tokens) for prompt in prompts]
-    rows = list(zip(fill, prompts, strict=True))
-    return {
-        "input_ids": torch.tensor([[0] * missing + prompt.tokens for missing, prompt in rows]),
-        "attention_mask": torch.arange(width) >= torch.tensor(fill)[:, None],
-        "slot_ids": torch.tensor([[NO_SLOT] * missing + prompt.slots for missing, prompt in rows]),
-    }
+def _padded(prompts: Iterable[Any]) -> Batch:
+    return left_padded([(prompt.tokens, prompt.slots) for prompt in prompts])
 
 
 class LLMSRecModule(nn.Module):
@@ -206,12 +198,6 @@ class LLMSRecTask(CandidateTask):
         super().__init__(prompts.users, data, settings.targets, settings.num_candidates, arguments)
         self.module: LLMSRecModule = module
         self.prompts = prompts
-
-    def batches(self, epoch: int) -> list[np.ndarray]:
-        """Return the rows of each batch of an epoch, histories of similar length together."""
-        shown = self.processor.history_in_prompt
-        lengths = np.array([min(len(history), shown) for history in self.samples.histories])
-        return bucketed_batches(lengths, self.batch_size, self.seed, epoch)
 
     def collate(self, examples: np.ndarray, generator: np.random.Generator) -> Batch:
         """Return both kinds of prompts, each item of the batch once, and where the candidates are among them."""

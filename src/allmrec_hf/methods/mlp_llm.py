@@ -16,7 +16,7 @@ from ..training.loop import run_stage
 from ..training.parts import load_backbone, load_llm
 from ..training.projection import ProjectionModule, ProjectionTask
 from ..training.settings import RunSettings
-from ..training.warm_start import MatchingModule, WarmStartTask, prepare_projectors, warm_start_arguments
+from ..training.warm_start import warm_start
 from .llm_parts import (
     LLM_OPTIONS,
     STAGE_2_OPTIONS,
@@ -77,20 +77,11 @@ class MLPLLM(Method):
         module = ProjectionModule(model, settings.projection_loss, settings.temperature)
         task = ProjectionTask(module, processor, data, settings.targets, settings.num_candidates, arguments)
         if settings.warm_start_steps:
-            _warm_start(task, settings, setting, data)
+            warm_start(task, data, settings, arguments, setting.folder / "warm-start", resume=True)
         model.user_projector.requires_grad_(template.has_user_slot)  # what no prompt shows is not trained
         run_stage(task, arguments, setting.folder / "project", resume=True)
         permutations = int(setting.options.get("num_permutations", 1))
         return ALLMRecRanker(on_device(model), processor, name=self.name, num_permutations=permutations)
-
-
-def _warm_start(task: ProjectionTask, settings: RunSettings, setting: Setting, data: PreparedData) -> None:
-    arguments = warm_start_arguments(stage_arguments(setting, "project"), settings.warm_start_steps)
-    prepare_projectors(task.model, task, arguments.seed)
-    warm = WarmStartTask(
-        MatchingModule(task.model), task.processor, data, settings.targets, settings.num_candidates, arguments
-    )
-    run_stage(warm, arguments, setting.folder / "warm-start", resume=True)
 
 
 def _untrained(data: PreparedData, setting: Setting, settings: RunSettings) -> tuple[ALLMRecModel, Any]:

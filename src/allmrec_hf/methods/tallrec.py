@@ -16,7 +16,7 @@ from ..data.prepared import PreparedData
 from ..errors import ALLMRecError
 from ..evaluation.protocol import History, Ranker
 from ..evaluation.rankers import PopularityRanker
-from ..processing_allmrec import ALLMRecProcessor
+from ..processing_allmrec import ALLMRecProcessor, left_padded
 from ..prompt import DOMAIN_WORDS, NO_SLOT, PromptTemplate
 from ..ranking import ndcg_at_k, target_ranks
 from ..scoring import positions
@@ -24,7 +24,6 @@ from ..training.arguments import StageArguments
 from ..training.loop import run_stage
 from ..training.parts import load_llm
 from ..training.projection import CandidateTask
-from ..training.samples import bucketed_batches
 from ..training.settings import RunSettings
 from ..training.task import Batch
 from .llm_parts import LLM_OPTIONS, Scores, llm_processor, on_device, refuse_other_settings, required_llm, reranked
@@ -64,13 +63,8 @@ class YesNoPrompts:
 
     def batch(self, questions: Sequence[list[int]]) -> dict[str, torch.Tensor]:
         """Return `input_ids` and `attention_mask` `(P, T)`, left-padded."""
-        width = max(len(tokens) for tokens in questions)
-        fill = [width - len(tokens) for tokens in questions]
-        padded = [[0] * missing + tokens for missing, tokens in zip(fill, questions, strict=True)]
-        return {
-            "input_ids": torch.tensor(padded),
-            "attention_mask": torch.arange(width) >= torch.tensor(fill)[:, None],
-        }
+        padded = left_padded([(tokens, [NO_SLOT] * len(tokens)) for tokens in questions])
+        return {name: padded[name] for name in ("input_ids", "attention_mask")}
 
 
 def answer_tokens(tokenizer: Any, answers: Sequence[str]) -> tuple[list[int], int, int]:
@@ -153,12 +147,6 @@ class TALLRecTask(CandidateTask):
         self.module: YesNoModule = module
         self.prompts = prompts
         self.negatives = negatives
-
-    def batches(self, epoch: int) -> list[np.ndarray]:
-        """Return the rows of each batch of an epoch, histories of similar length together."""
-        shown = self.processor.history_in_prompt
-        lengths = np.array([min(len(history), shown) for history in self.samples.histories])
-        return bucketed_batches(lengths, self.batch_size, self.seed, epoch)
 
     def collate(self, examples: np.ndarray, generator: np.random.Generator) -> Batch:
         """Return the questions about the targets and about fresh negatives, and which are `liked`."""

@@ -92,6 +92,12 @@ class CandidateTask(StageTask):
         self.validation_candidates = data.candidates("validation").take(rows)
         self.samples = held_out.take(np.sort(order[count:])) if targets == "validation" else last_of_training(data)
 
+    def batches(self, epoch: int) -> list[np.ndarray]:
+        """Return the rows of each batch of an epoch, histories of similar length together."""
+        shown = self.processor.history_in_prompt
+        lengths = np.array([min(len(history), shown) for history in self.samples.histories])
+        return bucketed_batches(lengths, self.batch_size, self.seed, epoch)
+
     @property
     def num_validation_examples(self) -> int:
         """The number of validation users."""

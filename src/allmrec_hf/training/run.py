@@ -44,7 +44,7 @@ from .projection import ProjectionModule, ProjectionTask
 from .provenance import write_record
 from .run_record import RUN_FILE, plain_settings, read_run, refuse_changes
 from .settings import DEFAULT_BACKBONE, SETTINGS_OF_STAGE, RunSettings
-from .warm_start import MatchingModule, WarmStartTask, prepare_projectors, warm_start_arguments
+from .warm_start import warm_start
 
 logger = logging.getLogger(__name__)
 
@@ -101,6 +101,7 @@ class _Run:
         self.given_arguments = arguments
         self.arguments: dict[str, StageArguments] = {}
         self.resume = resume
+        self._elsewhere: CFEncoder | None = None
         self.writes = process_state().is_main_process  # of several processes, all train and one writes
 
     # -- before anything is trained
@@ -205,10 +206,12 @@ class _Run:
             self._backbone_from_elsewhere()
 
     def _backbone_from_elsewhere(self) -> CFEncoder:
-        name = str(self.settings.cf_checkpoint)
-        cf_encoder, catalog = load_trained_backbone(name, self.settings.cf)
-        missing_items = self.settings.missing_items
-        return fit_to_catalog(cf_encoder, catalog.item_ids, self.data.catalog, missing_items, name).cf_encoder
+        if self._elsewhere is None:  # else it was loaded, and warned of, when it was checked
+            name, missing_items = str(self.settings.cf_checkpoint), self.settings.missing_items
+            loaded, catalog = load_trained_backbone(name, self.settings.cf)
+            fitted = fit_to_catalog(loaded, catalog.item_ids, self.data.catalog, missing_items, name)
+            self._elsewhere = fitted.cf_encoder
+        return self._elsewhere
 
     def _check_parts(self, stages: tuple[str, ...]) -> None:
         """Refuse what a later stage would fail on, before hours are spent on an earlier one."""
@@ -347,7 +350,7 @@ class _Run:
             module, processor, self.data, self.settings.targets, self.settings.num_candidates, arguments
         )
         if self.settings.warm_start_steps:
-            self._warm_start(model, task)
+            warm_start(task, self.data, self.settings, arguments, self._stage_directory("warm-start"), self.resume)
         model.user_projector.requires_grad_(self._prompt().has_user_slot)  # what no prompt shows is not trained
         model.item_projector.requires_grad_(self._prompt().has_item_slots)
         run_stage(task, arguments, self._stage_directory("project"), self.resume)
@@ -358,15 +361,6 @@ class _Run:
             (self.output / "project").mkdir(exist_ok=True)
             (self.output / "project" / "done").touch()
         process_state().wait_for_everyone()
-
-    def _warm_start(self, model: ALLMRecModel, task: ProjectionTask) -> None:
-        settings = self.settings
-        arguments = warm_start_arguments(self.arguments["project"], settings.warm_start_steps)
-        prepare_projectors(model, task, arguments.seed)
-        warm = WarmStartTask(
-            MatchingModule(model), task.processor, self.data, settings.targets, settings.num_candidates, arguments
-        )
-        run_stage(warm, arguments, self._stage_directory("warm-start"), self.resume)
 
     def _processor(self, tokenizer: Any, model: ALLMRecModel) -> ALLMRecProcessor:
         text_config: Any = model.config.text_config

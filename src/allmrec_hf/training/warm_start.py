@@ -8,6 +8,7 @@ no LLM pass, to put a user near the target and away from the other candidates, a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -23,8 +24,10 @@ from ..processing_allmrec import ALLMRecProcessor
 from ..projector import AnyProjector
 from ..ranking import ndcg_at_k, target_ranks
 from .arguments import StageArguments
-from .projection import CandidateTask
+from .loop import run_stage
+from .projection import CandidateTask, ProjectionTask
 from .samples import bucketed_batches
+from .settings import RunSettings
 from .task import Batch
 
 TEMPERATURE = 0.1
@@ -186,6 +189,32 @@ class WarmStartTask(CandidateTask):
         }
         cosines, _ = self.module.cosines({name: value.to(device) for name, value in batch.items()})
         return target_ranks(cosines.float().cpu().numpy(), candidates.target_columns)
+
+
+def warm_start(
+    task: ProjectionTask,
+    data: PreparedData,
+    settings: RunSettings,
+    arguments: StageArguments,
+    folder: Path,
+    resume: bool,
+) -> None:
+    """Bring the projectors of stage 2's task near words, and train them to match before the LLM is asked.
+
+    Args:
+        task: Stage 2.
+        data: Prepared data.
+        settings: The number of steps, whose targets and how many candidates.
+        arguments: The loop's settings of stage 2.
+        folder: Checkpoints of the warm start.
+        resume: Go on where an interrupted one stopped.
+    """
+    arguments = warm_start_arguments(arguments, settings.warm_start_steps)
+    prepare_projectors(task.model, task, arguments.seed)
+    own = WarmStartTask(
+        MatchingModule(task.model), task.processor, data, settings.targets, settings.num_candidates, arguments
+    )
+    run_stage(own, arguments, folder, resume)
 
 
 def _tensors(candidates: np.ndarray, columns: np.ndarray) -> Batch:
