@@ -11,7 +11,8 @@ from allmrec_hf.benchmark import verdicts as verdict_rules
 from allmrec_hf.benchmark.cells import load_cells, save_cell
 from allmrec_hf.benchmark.published import PublishedValue
 from allmrec_hf.benchmark.report import markdown_text, render
-from allmrec_hf.benchmark.tables import chance, default_reference, make_tables
+from allmrec_hf.benchmark.tables import by_scenario, chance, default_reference, make_tables
+from allmrec_hf.benchmark.views import comparisons_grid, difference, results_grid
 from allmrec_hf.errors import ALLMRecError, DataError
 
 SCRIPT = "<script>alert(1)</script>"
@@ -327,3 +328,97 @@ def test_small_llms_leave_the_papers_claim_open():
 def test_one_seed_is_said():
     assert said(cells(30), verdict_rules.SEEDS)[0].text.startswith("one seed")
     assert said(cells(30, seeds=(0, 1)), verdict_rules.SEEDS)[0].text.startswith("2 seeds for each method")
+
+
+def test_a_sentence_that_scenarios_share_stands_once_with_their_names():
+    names = ("overall", "cold-start", "few-shot-8")
+    parts = [found for name in names for found in cells(60, name, labels=("a-llmrec", "sasrec"))]
+    for subject in (verdict_rules.LEAK, verdict_rules.MISSING_CONTROLS, verdict_rules.CREDIT, verdict_rules.FAIRNESS):
+        (verdict,) = said(parts, subject)
+        assert (verdict.status, verdict.where) == ("missing", "all scenarios")
+    whole = cells(60, "warm-start")
+    shared, own = said([*whole, *parts[:4]], verdict_rules.LEAK)
+    assert shared.where == "toy, overall; toy, cold-start"
+    assert own.where == "toy, warm-start"
+
+
+def test_sentences_with_other_figures_stay_apart():
+    both = [*cells(300), *cells(240, "other")]
+    for subject in (verdict_rules.LEAK, verdict_rules.CREDIT, verdict_rules.FAIRNESS):
+        assert [verdict.where for verdict in said(both, subject)] == ["toy, overall", "toy, other"]
+
+
+def test_a_method_under_test_without_an_llm_is_asked_nothing_about_one():
+    made = cells(60, labels=("popularity", "sasrec", "text-cosine"))
+    found = verdict_rules.verdicts(made, make_tables(made, "popularity"), "popularity")
+    (note,) = said(made, verdict_rules.CREDIT, "popularity")
+    assert note.status == "note"
+    assert note.text.startswith("popularity, the method under test, has no LLM")
+    assert {verdict.subject for verdict in found}.isdisjoint({verdict_rules.FAIRNESS, verdict_rules.LLM_SIZE})
+    assert not any("credited" in verdict.text for verdict in found)
+    (controls,) = said(made, verdict_rules.MISSING_CONTROLS, "popularity")
+    assert controls.text == "not run: leak-alarm. What they would show is not known"
+
+
+def test_a_backbone_under_test_is_no_missing_backbone():
+    made = cells(60, labels=("popularity", "sasrec", "text-cosine", "leak-alarm"))
+    (controls,) = said(made, verdict_rules.MISSING_CONTROLS, "sasrec")
+    assert controls.status == "quiet"
+
+
+def test_data_sets_and_scenarios_keep_the_order_of_the_cells(tmp_path):
+    places = [("zoo", "few-shot-64"), ("zoo", "overall"), ("ape", "overall"), ("zoo", "few-shot-8")]
+    made = [found for dataset, scenario in places for found in cells(30, scenario, labels=["sasrec"], dataset=dataset)]
+    made += cells(30, labels=["a-llmrec"], dataset="zoo")  # first in the order of labels, lacks the first scenario
+    in_order = [("zoo", "few-shot-64"), ("zoo", "overall"), ("zoo", "few-shot-8"), ("ape", "overall")]
+    assert list(by_scenario(made)) == in_order
+    text = (render(tmp_path, made, "Order", order=["a-llmrec", "sasrec"]).parent / "report.md").read_text()
+    assert re.findall(r"\n### (\w+), (\S+)", text.replace("\\", "")) == in_order
+    assert "| seconds | few-shot-64 | overall | few-shot-8 |" in text
+
+
+def test_zero_has_no_minus_sign():
+    row = {"difference": -1e-9, "low": -1e-6, "high": 0.0, "p_holm": 1.0, "users": 50}
+    assert (difference(row).text, difference(row).detail) == ("+0.0000", "+0.000 to +0.000")
+    assert (difference(row, -1).text, difference(row, -1).detail) == ("+0.0000", "+0.000 to +0.000")
+    assert verdict_rules.signed(-0.00006) == "-0.0001"
+
+
+def test_groups_of_few_users_are_not_compared():
+    made = cells(12, strengths={"a-llmrec": (9.0, 9.0)})  # 8 warm targets, 4 cold ones
+    made += [cell("never", [1.0] * 11 + [2.0], cold=[n % 3 == 0 for n in range(12)])]
+    tables = make_tables(made, "a-llmrec")
+    kinds = dict.fromkeys((found.key.label for found in made), "method")
+    for grid in (
+        results_grid(list(tables.results.iter_rows(named=True)), kinds, 20),
+        comparisons_grid(list(tables.comparisons.with_columns(p_holm=pl.lit(0.01)).iter_rows(named=True))),
+    ):
+        whole, warm, cold = grid.sections
+        assert [whole.heading, warm.heading] == ["all users (12 users)", "warm (8 users; too few users to compare)"]
+        assert any(entry.strong for row in whole.rows for entry in row)
+        assert not any(entry.strong for part in (warm, cold) for row in part.rows for entry in row)
+
+
+def test_one_user_is_one_user(tmp_path):
+    text = render(tmp_path, [cell("sasrec", [1.0], cold=[1])], "One").read_text(encoding="utf-8")
+    assert "1 user;" in text
+    assert "1 users" not in text
+
+
+def test_cells_that_are_not_there_share_a_line_of_their_scenario(tmp_path):
+    place, reason = {"dataset": "toy", "scenario": "cold"}, "not computed yet"
+    waiting = [{**place, "label": label, "seed": seed, "reason": reason} for label in "ab" for seed in (0, 1)]
+    skipped = [
+        {"dataset": "toy", "scenario": "big", "reason": "no users"},
+        *waiting,
+        {**place, "scenario": "overall", "label": "c", "seed": 3, "reason": reason},
+    ]
+    failed = [{**place, "label": "d", "seed": 0, "error": "ValueError: x"}]
+    render(tmp_path, cells(30, labels=["sasrec"]), "Gaps", skipped=skipped, failed=failed)
+    lines = re.findall(r"\| Not run \| \| not run \| (.*) \|", (tmp_path / "report.md").read_text(encoding="utf-8"))
+    assert lines == [
+        "toy, big: not made: no users",
+        "toy, cold: 4 cells not computed yet: a (seeds 0 and 1), b (seeds 0 and 1)",
+        "toy, overall, c, seed 3: not computed yet",
+        "toy, cold, d, seed 0: failed: ValueError: x",
+    ]

@@ -116,6 +116,20 @@ def test_mistake_is_named_with_its_place_and_the_known_names(changes, message):
         parsed(**changes)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"projector": "conv"}, r"projector of the method a-llmrec must be one of \['mlp', 'linear', 'resampler'\]"),
+        ({"matching": "lots"}, "matching of the method a-llmrec must be a number; got 'lots'"),
+        ({"matching": -1}, "matching is a weight of stage 1's loss: a finite number of at least 0"),
+        ({"warm_start_steps": 1.5}, "warm_start_steps of the method a-llmrec must be a whole number"),
+    ],
+)
+def test_option_of_a_wrong_value_is_refused_before_anything_runs(options, message):
+    with pytest.raises(ALLMRecError, match=message):
+        plan(parsed(methods=["popularity", {"label": "other", "method": "a-llmrec", "options": options}]))
+
+
 def test_option_that_the_method_does_not_have_is_refused_before_anything_runs():
     with pytest.raises(ALLMRecError, match=r"other: the method item-knn has no options \['k'\]; it has neighbors"):
         plan(parsed(**method_entry(options={"k": 3})))

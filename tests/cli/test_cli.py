@@ -11,6 +11,7 @@ import polars as pl
 import pytest
 
 from allmrec_hf import __version__
+from allmrec_hf.training.parts import DEMO_PARTS
 from tests.command_line import in_own_process, refused, run, succeeded
 from tests.small_run import write_data
 
@@ -105,6 +106,15 @@ def test_prepare_train_evaluate_recommend_add_items_evaluate(tables, small_parts
     assert "has 1 items that log lacks, so the whole catalogue is not the same" in told
 
 
+def test_the_word_demo_stands_for_the_tiny_parts_of_the_package(small_parts, tmp_path):
+    options = train_options(small_parts, **{"--llm": "demo", "--text-encoder": "demo", "--output": tmp_path / "run"})
+    succeeded("train", "--data", small_parts / "data", *options)
+    used = json.loads((tmp_path / "run" / "run.json").read_text())["settings"]
+    assert used["llm"] == str(DEMO_PARTS / "language_model")
+    assert used["text_encoder"] == str(DEMO_PARTS / "text_encoder")
+    succeeded("recommend", "--model", tmp_path / "run", "--history", "M0001")
+
+
 def test_a_share_of_the_users_is_trained_on_with_the_whole_catalogue(small_parts, tmp_path):
     given = ("train", "--data", small_parts / "data", "--stage", "cf", "--max-steps", 2, "--train-share")
     succeeded(*given, 0.25, "--output", tmp_path / "run")
@@ -122,9 +132,9 @@ def test_backbone_alone_is_trained_evaluated_and_refused_where_an_llm_is_needed(
     succeeded("train", "--data", small_parts / "data", "--stage", "cf", "--max-steps", 3, "--output", output)
     report = json.loads(succeeded("evaluate", "--model", output, "--data", small_parts / "data", "--json").stdout)
     assert list(report["methods"]) == ["sasrec", "popularity"]
-    assert "is a allmrec-sasrec model; only an A-LLMRec model" in refused(
-        "recommend", "--model", output, "--history", "M0001"
-    )
+    told = "is an allmrec-sasrec model; only an A-LLMRec model can recommend, explain and take new items"
+    assert told in refused("recommend", "--model", output, "--history", "M0001")
+    assert told in refused("explain", "--model", output, "--history", "M0001", "--item", "M0002")
 
 
 def test_stage_one_alone_is_named_where_an_llm_is_needed(finished_run, small_parts):
@@ -183,6 +193,21 @@ def test_items_are_added_in_place(copied, tmp_path):
     assert "1 item ids are in the catalogue already" in refused(
         "add-items", "--model", copied, "--items", tmp_path / "new.jsonl"
     )
+
+
+def test_items_are_added_under_columns_of_other_names_and_those_without_title_are_named(copied, tmp_path):
+    (tmp_path / "new.csv").write_text("sku,name\nN1,Silent River II\n" + "".join(f"N{n},\n" for n in range(2, 8)))
+    given = ("add-items", "--model", copied, "--items", tmp_path / "new.csv")
+    told = refused(*given)
+    assert "new.csv lacks the columns ['item_id']; it has ['sku', 'name']" in told
+    assert "where the column map asks for item_id = id; it has ['sku', 'name']" in refused(
+        *given, "--column", "item_id=id"
+    )
+    assert "--column takes OURS=THEIRS" in refused(*given, "--column", "sku")
+    done = succeeded(*given, "--column", "item_id=sku", "--column", "title=name", "--json")
+    assert json.loads(done.stdout)["added"] == [f"N{number}" for number in range(1, 8)]
+    assert "6 of 7 added items have no title" in done.stderr
+    assert "first ['N2', 'N3', 'N4', 'N5', 'N6'];" in done.stderr
 
 
 # -- standard output and standard error
@@ -260,7 +285,8 @@ def test_recommend_and_evaluate_take_yaml_too(finished_run, small_parts, tmp_pat
         (["--cf", "unheard"], "unknown CF backbone 'unheard'"),
         (["--epochs", "0"], "epochs must be at least 1, got 0"),
         (["--learning-rate", "nan"], "learning_rate must be a finite number"),
-        (["--llm", "/no/such/folder"], "the LLM '/no/such/folder' cannot be loaded"),
+        (["--llm", "/no/such/folder"], "the LLM '/no/such/folder' cannot be loaded: there is no such folder"),
+        (["--text-encoder", "./no"], r"the text encoder './no' cannot be loaded: there is no such folder"),
         (["--stage", "align"], "stage align builds on stage cf"),
         (["--num-candidates", "500"], "lists 500 candidates"),
         (["--data", "/no/such/data"], "/no/such/data does not exist"),

@@ -5,7 +5,13 @@ import datetime as dt
 import polars as pl
 import pytest
 
-from allmrec_hf.data.interactions import drop_exact_duplicates, validate_interactions, validate_items
+from allmrec_hf.data.interactions import (
+    drop_exact_duplicates,
+    require_columns,
+    told_of_column_map,
+    validate_interactions,
+    validate_items,
+)
 from allmrec_hf.errors import DataError
 
 
@@ -44,7 +50,7 @@ def test_a_rating_may_be_null() -> None:
 @pytest.mark.parametrize(
     ("frame", "message"),
     [
-        (rows().drop("timestamp"), r"T lacks the columns \['timestamp'\]; it has .*column map"),
+        (rows().drop("timestamp"), r"T lacks the columns \['timestamp'\]; it has .*--column timestamp=NAME"),
         (rows().clear(), "T is empty"),
         (rows(user_id=[1.5, 2.5]), "column user_id of T has the wrong type Float64; ids are text or integers"),
         (
@@ -104,6 +110,19 @@ def test_duplicate_item_ids_are_refused_by_name_or_merged_keeping_the_first() ->
 def test_bad_items_are_refused(frame: pl.DataFrame, message: str) -> None:
     with pytest.raises(DataError, match=message):
         validate_items(frame, "T")
+
+
+def test_missing_columns_are_told_with_both_ways_to_map_them_and_what_the_map_asked_for() -> None:
+    columns = {"user_id": "kunde", "interactions.item_id": "sku", "title": "name"}
+    with pytest.raises(DataError) as told, told_of_column_map(columns):
+        require_columns({"customer": "customer", "item_id": "sku"}, ["user_id"], "log.csv")
+    assert str(told.value) == (
+        "log.csv lacks the columns ['user_id'], where the column map asks for user_id = kunde; it has "
+        "['customer', 'sku']. Rename one there, or map it: --column user_id=NAME on the command line, "
+        "columns={'user_id': 'NAME'} in Python"
+    )
+    with pytest.raises(DataError, match=r"T lacks the columns \['title'\]; it has \['name'\]"), told_of_column_map({}):
+        require_columns(["name"], ["title"], "T")
 
 
 def test_only_rows_equal_in_every_column_are_duplicates() -> None:

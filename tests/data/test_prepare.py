@@ -8,9 +8,10 @@ import numpy as np
 import polars as pl
 import pytest
 
+from allmrec_hf.catalog import ItemCatalog
 from allmrec_hf.data.prepare import prepare, prepare_frames
 from allmrec_hf.data.prepared import PreparedData
-from allmrec_hf.data.report import format_report
+from allmrec_hf.data.report import format_report, warn_of_missing_titles
 from allmrec_hf.errors import DataError
 
 
@@ -109,6 +110,42 @@ def test_data_without_items_have_no_titles(tmp_path: Path, interactions: pl.Data
     data = prepare_frames(interactions, output=tmp_path / "d", k_core=2)
     assert data.info["shares"]["without_title"] == 1.0
     assert data.num_items == 40
+
+
+def test_a_catalogue_without_titles_is_warned_of_with_the_columns_that_may_hold_them(
+    tmp_path: Path, interactions: pl.DataFrame, items: pl.DataFrame, caplog: pytest.LogCaptureFixture
+) -> None:
+    interactions.write_csv(tmp_path / "log.csv")
+    items.rename({"title": "name"}).write_csv(tmp_path / "items.csv")
+    prepare(tmp_path / "log.csv", tmp_path / "items.csv", output=tmp_path / "d", k_core=2)
+    assert "40 of 40 items have no title; columns of the items that were not used: ['name', 'category']" in caplog.text
+    assert "--column title=NAME on the command line, columns={'title': 'NAME'} in Python" in caplog.text
+    caplog.clear()
+    prepare_frames(interactions, items.rename({"title": "name"}), output=tmp_path / "e", k_core=2)
+    assert "not used: ['name', 'category']" in caplog.text
+    assert "--column" not in caplog.text  # frames are renamed by those who have them
+    caplog.clear()
+    columns = {"title": "name"}
+    prepare(tmp_path / "log.csv", tmp_path / "items.csv", output=tmp_path / "f", k_core=2, columns=columns)
+    assert "have no title" not in caplog.text
+
+
+@pytest.mark.parametrize(("titles", "warned"), [(20, False), (19, True)])
+def test_more_than_half_of_the_items_without_title_are_warned_of(
+    titles: int, warned: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    frame = pl.DataFrame(
+        {"item_id": [f"i{number}" for number in range(40)], "title": ["T"] * titles + [None] * (40 - titles)}
+    )
+    warn_of_missing_titles(ItemCatalog(frame), frame, "table")
+    assert ("have no title" in caplog.text) == warned
+
+
+def test_a_column_that_a_file_lacks_is_named_with_its_own_columns(tmp_path: Path, interactions: pl.DataFrame) -> None:
+    interactions.rename({"user_id": "customer", "item_id": "sku"}).write_csv(tmp_path / "log.csv")
+    columns = {"user_id": "kunde", "item_id": "sku"}
+    with pytest.raises(DataError, match=r"asks for user_id = kunde; it has \['customer', 'timestamp', .*'sku'\]"):
+        prepare(tmp_path / "log.csv", output=tmp_path / "d", columns=columns)
 
 
 def test_sets_that_must_repeat_a_title_are_counted_and_reported(

@@ -12,7 +12,7 @@ import pytest
 
 from allmrec_hf.data.prepare import prepare_frames
 from allmrec_hf.data.prepared import PreparedData
-from allmrec_hf.data.storage import replaced_folder
+from allmrec_hf.data.storage import check_output, replaced_folder
 from allmrec_hf.errors import ALLMRecError, DataError
 
 
@@ -81,6 +81,12 @@ def test_an_empty_folder_is_taken(tmp_path: Path) -> None:
         (folder / "mark").write_text("x")
     assert (tmp_path / "d" / "mark").read_text() == "x"
     assert [path.name for path in tmp_path.iterdir()] == ["d"]
+
+
+def test_a_folder_that_is_not_empty_is_refused_with_both_ways_to_replace_it(tmp_path: Path) -> None:
+    (tmp_path / "mark").write_text("x")
+    with pytest.raises(DataError, match="with overwrite=True, or --overwrite on the command line"):
+        check_output(tmp_path, False, "mark")
 
 
 def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path) -> None:

@@ -23,12 +23,26 @@ def run(*arguments, code=0):
 def test_an_explanation_is_printed_as_tables_and_as_json_and_written(finished_run, small_data, tmp_path):
     ids = small_data.catalog.item_ids
     request = ["--model", finished_run, "--history", ",".join(ids[:3]), "--item", ids[7]]
-    shown = run(*request, "--output", tmp_path / "why.json").stdout
+    written = run(*request, "--output", tmp_path / "why.json")
+    assert f"Written to {tmp_path / 'why.json'}." in written.stderr
+    shown = written.stdout
     assert "user vector" in shown
     assert "Nearest tokens" in shown
     found = json.loads(run(*request, "--json").stdout)
+    token = found["nearest_tokens"][0]["tokens"][0]
+    assert f'"{token["text"]}" {token["cosine"]:.2f}' in shown
     assert found == json.loads((tmp_path / "why.json").read_text())
     assert [one["source"] for one in found["contributions"]] == ["user", "history", "history", "history"]
+
+
+def test_every_written_file_is_named(finished_run, small_data, tmp_path):
+    pytest.importorskip("matplotlib", reason="the extra `benchmark` is not installed")
+    ids, files = small_data.catalog.item_ids, [tmp_path / "why.json", tmp_path / "why.svg"]
+    request = ["--model", finished_run, "--history", ids[0], "--item", ids[7], "--gradient-steps", 1]
+    result = run(*request, "--output", files[0], "--picture", files[1], "--json")
+    assert f"Written to {files[0]}, {files[1]}." in result.stderr
+    assert json.loads(result.stdout)
+    assert all(file.is_file() for file in files)
 
 
 def test_tasks_are_answered_and_measured(finished_run, small_data, small_parts):

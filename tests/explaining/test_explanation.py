@@ -2,13 +2,15 @@ from __future__ import annotations
 
 import builtins
 import json
+import logging
+import warnings
 
 import pytest
 import torch
 from transformers import AutoTokenizer
 
 from allmrec_hf import ALLMRecError, CheckpointError, DataError, ItemCatalog
-from allmrec_hf.explaining.explanation import explain, write_explanation
+from allmrec_hf.explaining.explanation import SAME_NATS, _ranks, explain, write_explanation
 from allmrec_hf.explaining.nearest_words import nearest_tokens, token_text, visible_text
 from allmrec_hf.explaining.picture import draw_explanation
 from tests.tiny import OPT_TINY, tiny_catalog, tiny_model, tiny_processor
@@ -125,3 +127,21 @@ def test_other_endings_and_a_missing_matplotlib_are_said(hostile, tmp_path, monk
     with pytest.raises(ALLMRecError, match=r"allmrec-hf\[benchmark\]"):
         draw_explanation(hostile, tmp_path / "a.svg")
     assert not list(tmp_path.iterdir())
+
+
+def test_scores_that_differ_by_noise_share_a_rank():
+    scores = torch.tensor([-3.0, -1.0, -2.00004, -2.0, -5.0, -2.00008], dtype=torch.float64)
+    assert _ranks(scores, SAME_NATS) == [5, 1, 2, 2, 6, 2]
+    assert _ranks(scores[:1], SAME_NATS) == [1]
+
+
+def test_characters_that_the_font_lacks_are_named_once_without_a_warning(model, tmp_path, caplog):
+    pytest.importorskip("matplotlib", reason="the extra `benchmark` is not installed")
+    records = tiny_catalog().frame.to_dicts()
+    records[4]["title"] = "\U00012000 \U00012001"  # cuneiform, in no usual font
+    found = explain(model, tiny_processor(ItemCatalog.from_records(records)), HISTORY, "I5", ["I5", "I8"])
+    with warnings.catch_warnings(), caplog.at_level(logging.WARNING, "allmrec_hf"):
+        warnings.simplefilter("error")
+        draw_explanation(found, tmp_path / "why.png")
+    (message,) = caplog.messages
+    assert message.endswith("drawn as boxes: \U00012000 \U00012001")

@@ -68,6 +68,15 @@ def test_a_task_is_data(tmp_path):
     path.write_text(json.dumps({"prompt": "{history}", "code": "x"}), encoding="utf-8")
     with pytest.raises(DataError, match="must be an object"):
         find_task(str(path))
+    path.write_text(json.dumps({"prompt": "{usr} likes {history}."}), encoding="utf-8")
+    with pytest.raises(DataError) as caught:
+        find_task(str(path))
+    assert str(caught.value) == (
+        f"{path}: a text task's prompt takes {{history}} once, {{item}} at most once, {{user}} at most once; found "
+        "{usr}, {history} in '{usr} likes {history}.'"
+    )
+    with pytest.raises(DataError, match=r"separator takes no placeholder; found \{user\} in"):
+        TextTask("{history}", separator="{user}")
     with pytest.raises(DataError, match="unknown task 'mood'; known are favourite-category, why-this"):
         find_task("mood")
     with pytest.raises(DataError, match="history"):

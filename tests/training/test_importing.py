@@ -154,7 +154,7 @@ def test_files_of_other_formats_are_refused(tmp_path):
     with zipfile.ZipFile(other, "w") as archive:
         archive.writestr("readme", "nothing")
     cut.write_bytes(RECBOLE.read_bytes()[:20_000])
-    for path in (legacy, text, cut, tmp_path / "absent.pt", tmp_path):
+    for path in (legacy, text, cut):
         with pytest.raises(CheckpointError, match=r"cannot be read as a file of torch\.save"):
             TorchArchive(path)
     with pytest.raises(CheckpointError, match=r"without data\.pkl"):
@@ -298,6 +298,15 @@ def test_bad_item_ids_are_named(tmp_path, name, text, message):
 def test_without_item_ids_the_way_to_them_is_told(source, told):
     with pytest.raises(DataError, match=told):
         import_cf_encoder(source, RECBOLE, catalog_of(TOKENS[1:]), None)
+
+
+def test_a_checkpoint_that_is_not_there_is_named_before_item_ids_are_asked_for(tmp_path):
+    for path, told in (
+        (tmp_path / "gone.pth", "there is no file .*gone.pth"),
+        (tmp_path, "is a folder; give the file"),
+    ):
+        with pytest.raises(CheckpointError, match=told):
+            import_cf_encoder("recbole", path, catalog_of(TOKENS[1:]), None)
 
 
 def test_missing_items_are_counted_named_and_refused_unless_they_are_to_be_cold(ids, caplog):

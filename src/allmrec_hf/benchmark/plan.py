@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ALLMRecError
+from ..methods.llm_parts import chosen_settings
 from ..methods.method import Method, Setting, backbone_names, method
+from ..training.parts import DEMO, DEMO_PARTS, part_path
 from .cells import CellKey
 from .sources import fingerprint
 from .suite import DatasetSpec, MethodSpec, ScenarioSpec, Suite
 
-DEMO = "demo"  # in place of an id: the tiny LM and text encoder that come with this package
 END_BYTES = 2**20
-DEMO_PARTS = Path(__file__).parents[1] / "demo"
 
 
 @dataclass(frozen=True)
@@ -70,13 +70,6 @@ def plan(suite: Suite) -> list[Job]:
     return sorted(jobs, key=lambda job: suite.datasets.index(job.dataset))
 
 
-def part_path(name: str, part: str) -> str:
-    """Return an id or path as it is, and for `demo` the folder of the tiny part that comes with this package."""
-    if name == DEMO:
-        return str(DEMO_PARTS / part)
-    return str(Path(name).resolve()) if Path(name).is_dir() else name  # one spelling: methods compare it on resume
-
-
 @cache
 def part_name(name: str) -> str:
     """Return an id as it is, and for a folder its name with a digest of its files: paths differ between machines.
@@ -100,7 +93,7 @@ def part_name(name: str) -> str:
 def _checked(spec: MethodSpec) -> Method:
     found = method(spec.method)
     try:
-        found.checked(Setting(Path(), Path(), options=spec.options))
+        chosen_settings(found, Setting(Path(), Path(), options=spec.options))
     except ALLMRecError as error:
         raise ALLMRecError(f"the suite's method {spec.label}: {error}") from error
     return found

@@ -12,7 +12,6 @@ import yaml
 
 from ..data.synthetic import SyntheticWorld
 from ..errors import ALLMRecError
-from ..evaluation.evaluator import CUTOFFS
 from ..evaluation.scenarios import CrossDomain, FewShot, scenario
 from ..methods.method import backbone_names, method_names
 from ..training.arguments import PRESETS, STAGES, StageArguments
@@ -200,12 +199,12 @@ def _budget(value: Any, place: str) -> dict[str, dict[str, Any]]:
 
 def _evaluation(value: Any, place: str) -> EvaluationSpec:
     given = _mapping(value, place, ("max_users", "cutoffs", "history_buckets"))
-    users, buckets = given.get("max_users"), given.get("history_buckets")
+    users, buckets, cutoffs = given.get("max_users"), given.get("history_buckets"), given.get("cutoffs")
     if buckets is not None and sorted(set(_numbers(buckets, f"{place}.history_buckets", empty=True))) != list(buckets):
         raise ALLMRecError(f"{place}.history_buckets must be growing numbers, got {buckets!r}")
     return EvaluationSpec(
         max_users=None if users is None else _numbers([users], f"{place}.max_users")[0],
-        cutoffs=tuple(_numbers(given.get("cutoffs", list(CUTOFFS)), f"{place}.cutoffs")),
+        cutoffs=None if cutoffs is None else tuple(_numbers(cutoffs, f"{place}.cutoffs")),
         history_buckets=None if buckets is None else tuple(_numbers(buckets, f"{place}.history_buckets", empty=True)),
     )
 

@@ -49,7 +49,11 @@ _READING = (
     "A figure is a mean over users of values averaged over seeds; the range beside it is the 95 % interval of a paired "
     "bootstrap over users, ± the sample deviation of the mean over seeds, where there are several.",
     "Bold in tables of results: the highest mean of the column, and every method whose interval of the difference to "
-    "it includes 0, so that the figures do not tell the two apart. This is not corrected for the number of methods.",
+    "it includes 0, so that the figures do not tell the two apart. This is not corrected for the number of methods. "
+    "Groups of fewer than 10 users are too few to compare: nothing in them is bold.",
+    "A user belongs to the group of the target item. Warm are the 35 % of the items with the most training "
+    "interactions, cold the 35 % with the fewest and every item without any, so cold includes never seen; the 30 % of "
+    "the items in the middle are in neither.",
     "A comparison is the method under test minus the other. p randomised: sign flips by user, two-sided. p McNemar: "
     "exact, on hits, the least favourable seed. p Holm: the randomised p corrected over all methods and groups of that "
     "scenario and metric. Bold and coloured: p Holm below 0.05.",
@@ -101,14 +105,15 @@ def render(
 
     Args:
         output: The benchmark's folder.
-        cells: Finished cells, as `load_cells` gives them.
+        cells: Finished cells; data sets and scenarios are shown in the order in which they first appear.
         title: The report's title.
         reference: Label of the method under test, which every other is compared with; None takes the first whole
             A-LLMRec, and where there is none, compares nothing.
         command: The command that ran the benchmark.
         order: Labels in the order of the tables.
         published: Published figures to print beside ours.
-        skipped: Scenarios that could not be made, each with `dataset`, `scenario`, `reason`.
+        skipped: Scenarios that could not be made, each with `dataset`, `scenario`, `reason`; with `label` and `seed`
+            too, cells that are not there.
         failed: Cells that failed, each with `dataset`, `scenario`, `label`, `seed`, `error`.
 
     Returns:
@@ -138,7 +143,7 @@ def render(
         "datasets": [
             _dataset(material, dataset, published) for dataset in dict.fromkeys(key[0] for key in by_scenario(cells))
         ],
-        "problems": [*_problems(skipped, "not made", "reason"), *_problems(failed, "failed", "error")],
+        "problems": _problems(skipped, failed),
         "colours": plots.COLOURS,
         "badges": _BADGES,
         "reading": _READING,
@@ -194,19 +199,51 @@ def _versions(cells: Sequence[Cell]) -> dict[str, str]:
     return {library: " and ".join(sorted(versions)) for library, versions in found.items()}
 
 
-def _problems(entries: Sequence[Mapping[str, Any]], what: str, reason: str) -> list[str]:
-    named = [
-        (entry, [str(entry[key]) for key in ("dataset", "scenario", "label", "seed") if key in entry])
-        for entry in entries
-    ]
-    return [f"{', '.join(where)}: {what}: {entry.get(reason, '')}" for entry, where in named]
+def _problems(skipped: Sequence[Mapping[str, Any]], failed: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return what did not come about, a line each; cells absent for one reason share the line of their scenario."""
+    found = [f"{_place(entry)}: not made: {entry['reason']}" for entry in skipped if "label" not in entry]
+    absent: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for entry in skipped:
+        if "label" in entry:
+            absent.setdefault((_place(entry), str(entry["reason"])), []).append(entry)
+    for (place, reason), entries in absent.items():
+        if len(entries) == 1:
+            found.append(f"{place}, {_cell(entries[0])}: {reason}")
+        else:
+            found.append(f"{place}: {len(entries)} cells {reason}: {_labels_with_seeds(entries)}")
+    return found + [f"{_place(entry)}, {_cell(entry)}: failed: {entry.get('error', '')}" for entry in failed]
+
+
+def _place(entry: Mapping[str, Any]) -> str:
+    return f"{entry['dataset']}, {entry['scenario']}"
+
+
+def _cell(entry: Mapping[str, Any]) -> str:
+    return f"{entry['label']}, seed {entry['seed']}"
+
+
+def _labels_with_seeds(entries: Sequence[Mapping[str, Any]]) -> str:
+    """Return the labels, each with its seeds, or without them where all are of one seed."""
+    seeds: dict[str, list[str]] = {}
+    for entry in entries:
+        seeds.setdefault(str(entry["label"]), []).append(str(entry["seed"]))
+    if len({seed for found in seeds.values() for seed in found}) == 1:
+        return f"{', '.join(seeds)} (seed {entries[0]['seed']})"
+    return ", ".join(
+        f"{label} ({'seed' if len(found) == 1 else 'seeds'} {' and '.join(found)})" for label, found in seeds.items()
+    )
 
 
 def _dataset(material: _Material, dataset: str, published: Sequence[PublishedValue]) -> views.DatasetView:
-    cells = [cell for cell in material.cells if cell.key.dataset == dataset]
-    cells.sort(key=lambda cell: list(material.first).index(cell.key.label))
-    scenes = {scenario: found for (_, scenario), found in by_scenario(cells).items()}
-    base = next(iter(scenes))
+    labels = list(material.first)
+    scenes = {
+        scenario: sorted(found, key=lambda cell: labels.index(cell.key.label))
+        for (place, scenario), found in by_scenario(material.cells).items()
+        if place == dataset
+    }
+    cells = [cell for found in scenes.values() for cell in found]
+    cells.sort(key=lambda cell: labels.index(cell.key.label))
+    base = BASE_SCENARIO if BASE_SCENARIO in scenes else next(iter(scenes))
     ablations = _ablation_rows(material, dataset)
     return views.DatasetView(
         name=dataset,
@@ -219,7 +256,7 @@ def _dataset(material: _Material, dataset: str, published: Sequence[PublishedVal
         ablations=views.ablations_grid(ablations),
         geometry=views.geometry_grid(cells),
         published=views.published_grid(dataset, published, material.tables),
-        cost=views.cost_grid(cells),
+        cost=views.cost_grid(cells, list(scenes)),
     )
 
 

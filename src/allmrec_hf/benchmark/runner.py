@@ -46,7 +46,6 @@ from .verdicts import UNTRAINED
 
 logger = logging.getLogger(__name__)
 PARTS, WORK = "parts", "work"
-LLM_ALONE = ("llm-only", "leak-alarm")  # models around an LLM whose other parts were never trained
 LLM_METHODS = ("a-llmrec", "llm-only", "mlp-llm", "tallrec", "llm-srec", "random-llm", "leak-alarm")
 _GroupOutcome = tuple[int, list[dict[str, Any]], list[dict[str, Any]]]  # computed, skipped, failed
 SKIPPED_FILE, FAILED_FILE = "skipped.json", "failed.json"
@@ -74,6 +73,7 @@ class Outcome:
     Attributes:
         jobs: All cells of the suite.
         computed: How many of them this run computed.
+        done: How many of them are done, now or before.
         skipped: Scenarios that cannot be made: dataset, scenario, reason.
         failed: Cells that ended with an error: dataset, scenario, label, seed, error.
         report: The report, where there was anything to tell.
@@ -81,6 +81,7 @@ class Outcome:
 
     jobs: list[Job]
     computed: int = 0
+    done: int = 0
     skipped: list[dict[str, Any]] = field(default_factory=list)
     failed: list[dict[str, Any]] = field(default_factory=list)
     report: Path | None = None
@@ -227,7 +228,10 @@ def _run_group(jobs: Sequence[Job], data: Datasets) -> _GroupOutcome:
         try:
             cell = run_cell(job, trial, data)
         except Exception as error:  # one method's failure must not cost the others their results
-            logger.exception("%s failed", job)
+            if isinstance(error, ALLMRecError):
+                logger.error("%s failed: %s", job, error)
+            else:
+                logger.exception("%s failed", job)
             names = {name: getattr(job.key, name) for name in ("dataset", "scenario", "label", "seed")}
             failed.append(names | {"error": f"{type(error).__name__}: {error}"})
             continue
@@ -260,7 +264,7 @@ def _details(job: Job, trained: Method, trial: Trial, ranker: Ranker) -> dict[st
             job.setting.options.get("llm", job.setting.llm)
         )
     model = getattr(ranker, "model", None)
-    if isinstance(model, ALLMRecModel) and job.method.method not in LLM_ALONE:
+    if isinstance(model, ALLMRecModel) and _was_aligned(model):
         found["geometry"] = joint_embedding_geometry(model)
     return found | {
         "paper": trained.paper,
@@ -270,6 +274,11 @@ def _details(job: Job, trained: Method, trial: Trial, ranker: Ranker) -> dict[st
         "options": dict(job.setting.options),
         "backbone": job.setting.backbone,
     }
+
+
+def _was_aligned(model: ALLMRecModel) -> bool:
+    """Tell whether stage 1 filled the item table; MLP-LLM and LLM-Only have no joint embeddings."""
+    return int((model.item_table.interaction_counts > 0).sum()) > 1
 
 
 def _check_llms(jobs: Iterable[Job]) -> None:
@@ -299,6 +308,7 @@ def write_report(suite: Suite, outcome: Outcome, output: Path, command: str = ""
         ALLMRecError: when there are no finished cells, or they cannot be compared.
     """
     cells = finished_cells(outcome.jobs, output)
+    outcome.done = len(cells)
     labels = [spec.label for spec in suite.methods]
     reference = suite.reference if any(cell.key.label == suite.reference for cell in cells) else None
     skipped, failed = _not_there(outcome.jobs, output)
@@ -325,8 +335,7 @@ def _not_there(jobs: Iterable[Job], output: Path) -> tuple[list[dict[str, Any]],
     places = {(entry["dataset"], entry["scenario"]) for entry in skipped}
     for entry in waiting:
         if entry not in known and (entry["dataset"], entry["scenario"]) not in places:
-            reason = f"{entry['label']}, seed {entry['seed']}: not computed yet"
-            skipped.append({**entry, "reason": reason})
+            skipped.append({**entry, "reason": "not computed yet"})
     return skipped, failed
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ALLMRecError
-from ..evaluation.evaluator import CUTOFFS
 from ..evaluation.scenarios import Scenario
 from ..methods.method import method_names
 from ..training.settings import DEFAULT_BACKBONE, DEFAULT_TEXT_ENCODER
@@ -94,12 +93,12 @@ class EvaluationSpec:
 
     Attributes:
         max_users: A seeded sample of this many users, the same for every cell; None for all.
-        cutoffs: The k of Hit@k and NDCG@k.
+        cutoffs: The k of Hit@k and NDCG@k; None for those of 1, 5 and 10 that are no more than the candidates.
         history_buckets: The largest history length of each bucket but the last; None for the scenario's own.
     """
 
     max_users: int | None = None
-    cutoffs: tuple[int, ...] = CUTOFFS
+    cutoffs: tuple[int, ...] | None = None
     history_buckets: tuple[int, ...] | None = None
 
 
@@ -172,7 +171,7 @@ def suite_names() -> list[str]:
 
 def check_cutoffs(suite: Suite, dataset: str, num_candidates: int, where: str = "the suite") -> None:
     """Refuse a Hit@k whose k is above the number of candidates: it would be 1 for every method."""
-    highest = max(suite.evaluation.cutoffs)
+    highest = max(suite.evaluation.cutoffs or (1,))
     if highest > num_candidates:
         raise ALLMRecError(
             f"{where}: evaluation.cutoffs names {highest}, but {dataset} has sets of {num_candidates} candidates, so "

@@ -32,6 +32,8 @@ from .cells import Cell, refuse_other_candidates
 
 BASE_SCENARIO = "overall"
 SIGNIFICANT = 0.05
+FEW_USERS = 10
+"""Groups of fewer users are shown but not compared: nothing in them is emphasised."""
 _CUTOFF = re.compile(r"(hit|ndcg)@([1-9]\d*)")
 _COMPARED = ("hit@1", "ndcg@10")
 _RESULTS: dict[str, Any] = {
@@ -170,18 +172,12 @@ def make_tables(cells: Sequence[Cell], reference: str | None, order: Sequence[st
 
 
 def by_scenario(cells: Iterable[Cell]) -> dict[tuple[str, str], list[Cell]]:
-    """Return the cells of each dataset and scenario, `overall` first, numbers within names in their own order."""
+    """Return the cells of each dataset and scenario, both in the order in which they first appear."""
     found: dict[tuple[str, str], list[Cell]] = {}
     for cell in cells:
         found.setdefault((cell.key.dataset, cell.key.scenario), []).append(cell)
-    return dict(sorted(found.items(), key=lambda entry: (entry[0][0], _natural(entry[0][1]))))
-
-
-def _natural(scenario: str) -> tuple[bool, list[tuple[float, str]]]:
-    parts = re.split(r"(\d+(?:\.\d+)?)", scenario)  # text and numbers take turns
-    return scenario != BASE_SCENARIO, [
-        (float(part), "") if number % 2 else (-1.0, part) for number, part in enumerate(parts)
-    ]
+    datasets = list(dict.fromkeys(dataset for dataset, _ in found))
+    return dict(sorted(found.items(), key=lambda entry: datasets.index(entry[0][0])))
 
 
 def _columns(cells: Sequence[Cell], labels: Sequence[str]) -> _Columns:

@@ -6,7 +6,7 @@ Every rule looks at one metric, `VERDICT_METRIC`, over all users of a scenario. 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from ..cf_encoder import MODEL_TYPE_PREFIX, cf_encoder_types
@@ -17,6 +17,8 @@ from .tables import SIGNIFICANT, Tables, by_scenario, chance, headline, labels_i
 LARGE_LLM = 1_000_000_000
 CONTROLS = ("popularity", "text-cosine", "no-llm", "random-llm", "fair-backbone", "leak-alarm")
 LLM_CONTROLS = ("random-llm", "no-llm")
+OF_LLM = (*LLM_CONTROLS, "fair-backbone")
+BACKBONE_ALONE = "the CF backbone alone"
 UNTRAINED = ("random-llm", "leak-alarm")
 Status = Literal["alarm", "against", "missing", "note", "quiet", "good"]
 STATUSES: tuple[Status, ...] = ("alarm", "against", "missing", "note", "quiet", "good")
@@ -71,17 +73,38 @@ class _Scene:
 def verdicts(cells: Sequence[Cell], tables: Tables, reference: str | None) -> list[Verdict]:
     """Return all alarms and verdicts, by subject; within one, the worst first."""
     scenes = _scenes(cells, tables, reference)
+    has_llm = reference is None or _has_llm(cells, reference)
     found = [_leak(scene) for scene in scenes]
-    found += _missing_controls(scenes)
-    tested = [scene for scene in scenes if scene.reference is not None]
-    if not tested:
+    found += [_controls(scene, has_llm) for scene in scenes]
+    if reference is None:
         text = "no method under test was run, so no claim about one is made"
         found.append(Verdict(CREDIT, "missing", "", text))
-    for scene in tested:
-        found += [_credit(scene), _fairness(scene)]
-    found += [_llm_size(cells, reference), _seeds(cells)]
+    elif has_llm:
+        tested = [scene for scene in scenes if scene.reference is not None]
+        found += [rule(scene) for scene in tested for rule in (_credit, _fairness)]
+    else:
+        text = f"{reference}, the method under test, has no LLM: credit, its size and the fair backbone are not asked"
+        found.append(Verdict(CREDIT, "note", "", text))
+    found += [_llm_size(cells, reference)] if has_llm else []
+    found.append(_seeds(cells))
     subjects = (LEAK, MISSING_CONTROLS, CREDIT, FAIRNESS, LLM_SIZE, SEEDS)
+    found = _folded(found, len(scenes))
     return sorted(found, key=lambda verdict: (subjects.index(verdict.subject), STATUSES.index(verdict.status)))
+
+
+def _folded(found: Sequence[Verdict], num_scenes: int) -> list[Verdict]:
+    """Return one verdict for each sentence, with the places it holds for; other figures make another sentence."""
+    places: dict[Verdict, list[str]] = {}
+    for verdict in found:
+        places.setdefault(replace(verdict, where=""), []).append(verdict.where)
+    return [
+        replace(verdict, where="all scenarios" if 1 < num_scenes == len(where) else "; ".join(where))
+        for verdict, where in places.items()
+    ]
+
+
+def _has_llm(cells: Sequence[Cell], label: str) -> bool:
+    return any(cell.details.get("llm_parameters") for cell in cells if cell.key.label == label)
 
 
 def verdict_metric(cells: Sequence[Cell]) -> str:
@@ -125,25 +148,19 @@ def _leak(scene: _Scene) -> Verdict:
     return Verdict(LEAK, "quiet", scene.where, facts)
 
 
-def _missing_controls(scenes: Sequence[_Scene]) -> list[Verdict]:
-    """Return one sentence for each set of missing controls, with the scenarios that lack it."""
-    lacking: dict[tuple[str, ...], list[str]] = {}
-    for scene in scenes:
-        missing = [method for method in CONTROLS if not scene.of_method(method)]
-        missing += [] if _backbone(scene) else ["the CF backbone alone"]
-        lacking.setdefault(tuple(missing), []).append(scene.where)
-    found = []
-    for names, places in lacking.items():
-        where = "all scenarios" if len(lacking) == 1 else "; ".join(places)
-        if names:
-            text = f"not run: {', '.join(names)}. Nothing can be credited to the LLM on the strength of this report"
-            if not set(names) & {*LLM_CONTROLS, "the CF backbone alone"}:
-                text = f"not run: {', '.join(names)}. What they would show is not known"
-            found.append(Verdict(MISSING_CONTROLS, "missing", where, text))
-        else:
-            text = f"all were run: {', '.join(CONTROLS)} and the backbone alone"
-            found.append(Verdict(MISSING_CONTROLS, "quiet", where, text))
-    return found
+def _controls(scene: _Scene, has_llm: bool) -> Verdict:
+    """Return which controls are missing; a method under test without an LLM needs only those of any recommender."""
+    own = None if scene.reference is None else scene.cells[scene.reference].key.method
+    wanted = [method for method in CONTROLS if has_llm or method not in OF_LLM]
+    missing = [method for method in wanted if method != own and not scene.of_method(method)]
+    missing += [] if own in _backbones() or _backbone(scene) else [BACKBONE_ALONE]
+    if not missing:
+        text = f"all were run: {', '.join(wanted)} and the backbone alone"
+        return Verdict(MISSING_CONTROLS, "quiet", scene.where, text)
+    text = f"not run: {', '.join(missing)}. What they would show is not known"
+    if has_llm and {*LLM_CONTROLS, BACKBONE_ALONE} & {*missing}:
+        text = f"not run: {', '.join(missing)}. Nothing can be credited to the LLM on the strength of this report"
+    return Verdict(MISSING_CONTROLS, "missing", scene.where, text)
 
 
 def _credit(scene: _Scene) -> Verdict:
@@ -154,7 +171,7 @@ def _credit(scene: _Scene) -> Verdict:
     controls_of = {method: _like_reference(scene, method) for method in LLM_CONTROLS}
     missing = [method for method, labels in controls_of.items() if not labels]
     if backbone is None or missing:
-        absent = [*missing, *([] if backbone else ["the CF backbone alone"])]
+        absent = [*missing, *([] if backbone else [BACKBONE_ALONE])]
         text = f"nothing is credited to the LLM of {reference}: {' and '.join(absent)} missing"
         return Verdict(CREDIT, "missing", scene.where, text)
     gain = scene.against[backbone]
@@ -243,13 +260,17 @@ def _same_place(one: Cell, other: Cell) -> bool:
 
 def _backbone(scene: _Scene) -> str | None:
     """Return the label of the CF backbone alone: the reference's own where it is known, else the best one."""
-    known = {model_type.removeprefix(MODEL_TYPE_PREFIX) for model_type in cf_encoder_types()}
+    known = _backbones()
     if scene.reference is not None:
         cell = scene.cells[scene.reference]
         own = cell.details.get("backbone") or cell.key.facts.get("backbone")
         known = {own} if own else known
     labels = [label for method in sorted(known) for label in scene.of_method(method)]
     return max(labels, key=lambda label: float(scene.means[label]["mean"]), default=None)
+
+
+def _backbones() -> set[str]:
+    return {model_type.removeprefix(MODEL_TYPE_PREFIX) for model_type in cf_encoder_types()}
 
 
 def _beats(row: Mapping[str, Any]) -> bool:
@@ -261,12 +282,18 @@ def _mean(row: Mapping[str, Any]) -> str:
 
 
 def _difference(row: Mapping[str, Any]) -> str:
-    return f"{row['difference']:+.4f}, {row['low']:+.4f} to {row['high']:+.4f}, Holm p {p_value(row['p_holm'])}"
+    value, low, high = (signed(row[name]) for name in ("difference", "low", "high"))
+    return f"{value}, {low} to {high}, Holm p {p_value(row['p_holm'])}"
 
 
 def name(metric: str) -> str:
     """Return a metric's name for readers."""
     return metric.replace("hit@", "Hit@").replace("ndcg@", "NDCG@").replace("mrr", "MRR")
+
+
+def signed(value: float, digits: int = 4) -> str:
+    """Return a number with its sign for readers; what rounds to zero is +0, whichever side it comes from."""
+    return f"{round(value, digits) + 0.0:+.{digits}f}"
 
 
 def p_value(value: float | None) -> str:

@@ -9,8 +9,8 @@ from typing import Any
 from ..evaluation.warmth import OVERALL
 from .cells import Cell
 from .published import PublishedValue
-from .tables import SIGNIFICANT, Tables, chance, headline
-from .verdicts import name, p_value, parameters
+from .tables import FEW_USERS, SIGNIFICANT, Tables, chance, headline
+from .verdicts import name, p_value, parameters, signed
 
 NONE = "-"
 
@@ -108,6 +108,12 @@ def words(group: str) -> str:
     return "all users" if group == OVERALL else group.replace("_", " ")
 
 
+def group_heading(group: str, users: int) -> str:
+    """Return a group's name with its size, and whether that allows a comparison."""
+    remark = "; too few users to compare" if users < FEW_USERS else ""
+    return f"{words(group)} ({users:,} {'user' if users == 1 else 'users'}{remark})"
+
+
 def number(value: Any) -> str:
     """Return a figure for readers: counts with separators, other numbers with four digits, anything else as it is."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -122,7 +128,8 @@ def results_grid(rows: Sequence[Mapping[str, Any]], kinds: Mapping[str, str], nu
     for group in dict.fromkeys(row["group"] for row in rows):
         found = {(row["label"], row["metric"]): row for row in rows if row["group"] == group}
         labels = list(dict.fromkeys(label for label, _ in found))
-        emphasised = len(labels) > 1
+        users = next(iter(found.values()))["users"]
+        emphasised = len(labels) > 1 and users >= FEW_USERS
         lines = []
         for label in labels:
             line = [Entry(label, kinds[label], tone=kinds[label])]
@@ -133,8 +140,7 @@ def results_grid(rows: Sequence[Mapping[str, Any]], kinds: Mapping[str, str], nu
                 line.append(Entry(f"{row['mean']:.4f}", detail, strong=emphasised and row["among_best"]))
             lines.append(line)
         lines.append([Entry("chance", "a random order"), *texts(*(f"{chance(m, num_random):.4f}" for m in metrics))])
-        users = next(iter(found.values()))["users"]
-        sections.append(Section(f"{words(group)} ({users:,} users)", lines))
+        sections.append(Section(group_heading(group, users), lines))
     return Grid(["method", *map(name, metrics)], sections)
 
 
@@ -159,18 +165,20 @@ def comparisons_grid(rows: Sequence[Mapping[str, Any]]) -> Grid | None:
                 values = [row["p_randomisation"], *mcnemar, row["p_holm"]]
                 line += [difference(row), *texts(*map(p_value, values))]
             lines.append(line)
-        users = next(iter(found.values()))["users"]
-        sections.append(Section(f"{words(group)} ({users:,} users)", lines))
+        sections.append(Section(group_heading(group, next(iter(found.values()))["users"]), lines))
     return Grid(header, sections)
 
 
 def difference(row: Mapping[str, Any], sign: int = 1) -> Entry:
-    """Return a difference with its interval; emphasised and coloured where Holm's correction leaves it significant."""
+    """Return a difference with its interval, emphasised and coloured where Holm's correction leaves it significant.
+
+    In a group of few users nothing is emphasised.
+    """
     value = sign * row["difference"]
     low, high = sorted((sign * row["low"], sign * row["high"]))
-    significant = row["p_holm"] < SIGNIFICANT
+    significant = row["p_holm"] < SIGNIFICANT and row["users"] >= FEW_USERS
     tone = ("up" if value > 0 else "down") if significant else ""
-    return Entry(f"{value + 0.0:+.4f}", f"{low:+.3f} to {high:+.3f}", significant, tone)
+    return Entry(signed(value), f"{signed(low, 3)} to {signed(high, 3)}", significant, tone)
 
 
 def ablations_grid(rows: Sequence[tuple[str, Mapping[str, Any]]]) -> Grid | None:
@@ -230,9 +238,8 @@ def scenario_facts(cells: Sequence[Cell]) -> str:
     return " · ".join(f"{key.replace('_', ' ')} {number(value)}" for key, value in flat(described).items())
 
 
-def cost_grid(cells: Sequence[Cell]) -> Grid:
+def cost_grid(cells: Sequence[Cell], scenarios: Sequence[str]) -> Grid:
     """Return seconds of training and evaluation, the mean over seeds, by label and scenario."""
-    scenarios = list(dict.fromkeys(cell.key.scenario for cell in cells))
     seconds: dict[tuple[str, str], list[float]] = {}
     for cell in cells:
         seconds.setdefault((cell.key.label, cell.key.scenario), []).append(cell.seconds)
@@ -276,7 +283,7 @@ def published_grid(dataset: str, values: Sequence[PublishedValue], tables: Table
             continue
         row = ours.get((value.scenario, value.group, value.label.casefold(), value.metric))
         measured = Entry(f"{row['mean']:.4f}", f"{row['low']:.3f} to {row['high']:.3f}") if row else Entry(NONE)
-        apart = f"{row['mean'] - value.value:+.4f}" if row else NONE
+        apart = signed(row["mean"] - value.value) if row else NONE
         heading = f"{value.scenario}, {words(value.group)}, {name(value.metric)}"
         line = [Entry(value.label), Entry(f"{value.value:.4f}"), measured, Entry(apart)]
         lines.setdefault(heading, []).append(line)

@@ -98,7 +98,7 @@ def _suite(
             "title": f"Benchmark of {data.resolve().name}",
             "datasets": [{"name": "data", "prepared": str(data)}],
             "scenarios": ["overall"],
-            "methods": ["popularity"],
+            "methods": list(dict.fromkeys(names)),
         }
         suite = parse_suite(content, "the command line")
     else:
@@ -137,18 +137,32 @@ def _list(suite: Suite, output: Path | None, json_output: bool) -> None:
 
 
 def _run(suite: Suite, place: Place, jobs: int, keep_parts: bool, only_report: bool) -> Outcome:
+    from ..benchmark.cells import is_done
     from ..benchmark.plan import plan
     from ..benchmark.runner import Outcome, run_suite, write_report
     from ..errors import ALLMRecError
 
-    told = partial(setup_process, logging.getLogger("allmrec_hf").level <= logging.INFO)
-    outcome = Outcome(plan(suite)) if only_report else run_suite(suite, place, jobs, keep_parts, told)
+    told = partial(_setup_process, logging.getLogger("allmrec_hf").level <= logging.INFO)
+    told()
+    planned = plan(suite)
+    try:
+        outcome = Outcome(planned) if only_report else run_suite(suite, place, jobs, keep_parts, told)
+    except KeyboardInterrupt:
+        done = sum(is_done(place.output, job.key) for job in planned)
+        stderr.print(f"interrupted; {done} of {len(planned)} cells are done, the same command goes on", markup=False)
+        raise
     try:
         outcome.report = write_report(suite, outcome, place.output, _command())
     except ALLMRecError:
         if not outcome.failed:
             raise
     return outcome
+
+
+def _setup_process(verbose: bool) -> None:
+    """Set up a process whose log tells of every cell, and of more only where asked to."""
+    setup_process(verbose)
+    logging.getLogger("allmrec_hf.benchmark.runner").setLevel(logging.INFO)
 
 
 def _command() -> str:
@@ -159,6 +173,7 @@ def _command() -> str:
 def _summary(outcome: Outcome) -> dict[str, Any]:
     return {
         "cells": len(outcome.jobs),
+        "done": outcome.done,
         "computed": outcome.computed,
         "skipped": outcome.skipped,
         "failed": outcome.failed,
@@ -167,7 +182,7 @@ def _summary(outcome: Outcome) -> dict[str, Any]:
 
 
 def _tell(outcome: Outcome) -> None:
-    say(f"{len(outcome.jobs)} cells, {outcome.computed} computed now.")
+    say(f"{outcome.done} of {len(outcome.jobs)} cells are done, {outcome.computed} of them computed now.")
     for entry in outcome.skipped:
         say(f"Left out: {entry['dataset']}, {entry['scenario']}: {entry['reason']}")
     for entry in outcome.failed:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import ConfigOption, JsonOption, emit, say, stderr, user_errors
+from .options import ConfigOption, JsonOption, emit, say, stderr, user_errors, visible
 from .recommend import ModelOption, load_pipeline
 
 if TYPE_CHECKING:
@@ -73,6 +73,7 @@ def explain(
             found = _run_task(pipe, task, _ids(history), item, data, category_column, max_users)
             _write(found, output)
             emit(found) if json_output else _say_task(found)
+            _say_written(output)
             return
         from ..explaining.explanation import explain as explained
         from ..explaining.explanation import write_explanation
@@ -89,6 +90,7 @@ def explain(
         for note in found["notes"]:
             stderr.print(note, markup=False, soft_wrap=True)
         emit(found) if json_output else _say_explanation(found)
+        _say_written(output, picture)
 
 
 def _ids(values: list[str] | None) -> list[str]:
@@ -101,6 +103,13 @@ def _write(found: dict[str, Any], output: Path | None) -> None:
     if output is not None:
         with written_whole(output) as temporary:
             temporary.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+
+
+def _say_written(*paths: Path | None) -> None:
+    """Say which files were written, on standard error: standard output may be JSON."""
+    written = ", ".join(str(path) for path in paths if path is not None)
+    if written:
+        stderr.print(f"Written to {visible(written)}.", markup=False, soft_wrap=True)
 
 
 def _run_task(
@@ -162,8 +171,7 @@ def _say_explanation(found: dict[str, Any]) -> None:
         [
             [
                 one.get("title", "user vector"),
-                f"{one['leave_one_out']['total']:+.3f}",
-                f"{one['gradient_x_input']['total']:+.3f}",
+                *(f"{round(one[method]['total'], 3) + 0.0:+.3f}" for method in ("leave_one_out", "gradient_x_input")),
             ]
             for one in found["contributions"]
         ],
@@ -172,7 +180,10 @@ def _say_explanation(found: dict[str, Any]) -> None:
         "Nearest tokens",
         ["vector of", "tokens (cosine)"],
         [
-            [near.get("title", "user"), ", ".join(f"{token['text']} {token['cosine']:.2f}" for token in near["tokens"])]
+            [
+                near.get("title", "user"),
+                ", ".join(f'"{token["text"]}" {token["cosine"]:.2f}' for token in near["tokens"]),
+            ]
             for near in found["nearest_tokens"]
         ],
     )
@@ -182,9 +193,9 @@ def _say_explanation(found: dict[str, Any]) -> None:
         [
             [
                 row["title"],
-                f"{row['llm_score']:.3f}",
+                f"{row['llm_score']:.4f}",
                 str(row["llm_rank"]),
-                f"{row['cf_score']:.3f}",
+                f"{row['cf_score']:.4f}",
                 str(row["cf_rank"]),
             ]
             for row in found["candidates"]

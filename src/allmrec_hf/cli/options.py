@@ -18,7 +18,7 @@ import typer
 import yaml
 from rich.console import Console
 
-from ..errors import ALLMRecError
+from ..errors import ALLMRecError, DataError
 
 USER_ERROR = 2
 stderr = Console(stderr=True, highlight=False)
@@ -84,6 +84,25 @@ ConfigOption = Annotated[
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON alone on standard output.")]
+
+
+ColumnOption = Annotated[
+    list[str] | None,
+    typer.Option("--column", help="OURS=THEIRS, a column of yours; repeat, e.g. --column user_id=customer."),
+]
+
+
+def column_map(pairs: list[str] | None) -> dict[str, str]:
+    """Return our column name to the file's from the values of `--column`.
+
+    Raises:
+        DataError: when one is not `OURS=THEIRS`.
+    """
+    parts = [pair.partition("=") for pair in pairs or []]
+    wrong = [ours + sep + theirs for ours, sep, theirs in parts if not (ours and sep and theirs)]
+    if wrong:
+        raise DataError(f"--column takes OURS=THEIRS, such as title=name; got {wrong}")
+    return {ours: theirs for ours, _, theirs in parts}
 
 
 def setup_logging(verbose: bool = False) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from .options import ConfigOption, JsonOption, emit, say, user_errors
+from .options import ColumnOption, ConfigOption, JsonOption, column_map, emit, say, user_errors
 
 
 class Source(str, Enum):
@@ -51,9 +51,7 @@ def prepare(
     keep_items: Annotated[
         KeepItems, typer.Option(help="Also keep items nobody interacted with: `all`.")
     ] = KeepItems.interacted,
-    column: Annotated[
-        list[str] | None, typer.Option(help="OURS=THEIRS, a column of yours; repeat, e.g. --column user_id=customer.")
-    ] = None,
+    column: ColumnOption = None,
     name: Annotated[str | None, typer.Option(help="Name of the data in reports; the file's by default.")] = None,
     domain: Annotated[str | None, typer.Option(help="movie, game or item: the words of the prompt.")] = None,
     num_candidates: Annotated[int, typer.Option(help="Candidates in a set, target included.")] = 20,
@@ -76,12 +74,7 @@ def prepare(
     with user_errors():
         from ..data.prepare import prepare as run
         from ..data.report import format_report
-        from ..errors import DataError
 
-        pairs = [pair.partition("=") for pair in column or []]
-        wrong = [ours + sep + theirs for ours, sep, theirs in pairs if not (ours and sep and theirs)]
-        if wrong:
-            raise DataError(f"--column takes OURS=THEIRS, such as user_id=customer; got {wrong}")
         data = run(
             interactions,
             items,
@@ -95,7 +88,7 @@ def prepare(
             domain=domain,
             seed=seed,
             num_candidates=num_candidates,
-            columns={ours: theirs for ours, _, theirs in pairs},
+            columns=column_map(column),
             max_bad_lines=max_bad_lines,
             overwrite=overwrite,
         )

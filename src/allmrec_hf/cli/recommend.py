@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import ConfigOption, JsonOption, emit, say, stderr, user_errors
+from .options import ColumnOption, ConfigOption, JsonOption, column_map, emit, say, stderr, user_errors
 
 if TYPE_CHECKING:
     from ..pipeline_recommendation import RecommendationPipeline
 
+logger = logging.getLogger(__name__)
 MAX_BAD_LINES = 0.01
 ModelOption = Annotated[
     str | None, typer.Option(help="Run folder or Hub id; the demo checkpoint of this package by default.")
@@ -33,7 +35,11 @@ def load_pipeline(model: str | None) -> RecommendationPipeline:
     with checkpoint_errors(str(model)):
         config = None if model is None else AutoConfig.from_pretrained(model)
         if config is not None and config.model_type != "a-llmrec":
-            raise CheckpointError(f"{model} is a {config.model_type} model; only an A-LLMRec model recommends here")
+            article = "an" if config.model_type[:1] in "aeio" else "a"
+            raise CheckpointError(
+                f"{model} is {article} {config.model_type} model; only an A-LLMRec model can recommend, explain and "
+                "take new items: give the folder of a run with all stages"
+            )
         if config is not None and config.llm_dim is None:
             raise CheckpointError(
                 f"{model} is trained to stage 1 only; run `allmrec train --stage project` into the same folder first"
@@ -94,17 +100,20 @@ def add_items(
     model: Annotated[str, typer.Option(help="Run folder or Hub id.")],
     items: Annotated[Path, typer.Option(help="CSV, parquet or JSON lines with item_id, title, description.")],
     output: Annotated[Path | None, typer.Option(help="Write the grown checkpoint here; in place by default.")] = None,
+    column: ColumnOption = None,
     json_output: JsonOption = False,
     config: ConfigOption = None,
 ) -> None:
     """Add items by their text alone, without retraining; they can then be recommended.
 
-    **Example**
+    **Examples**
 
     `allmrec add-items --model runs/games --items new.csv --output runs/games-new`
+
+    `allmrec add-items --model runs/shop --items new.csv --column item_id=sku --column title=name`
     """
     with user_errors():
-        from ..data.interactions import validate_items
+        from ..data.interactions import told_of_column_map, validate_items
         from ..data.readers.tables import item_names, read_table
         from ..errors import ALLMRecError
 
@@ -114,16 +123,33 @@ def add_items(
             raise ALLMRecError(f"the output {output} is a file; give a folder")
         if output is not None and output.exists() and any(output.iterdir()):
             raise ALLMRecError(f"the output folder {output} is not empty; choose another")
-        frame, _ = read_table(items, MAX_BAD_LINES, lambda names: item_names(names, {}, items))
+        columns = column_map(column)
+        with told_of_column_map(columns):
+            frame, _ = read_table(items, MAX_BAD_LINES, lambda names: item_names(names, columns, items))
         records, _ = validate_items(frame, str(items))
         pipe = load_pipeline(model)
         added = pipe.add_items(records.to_dicts())
+        _warn_of_untitled(pipe, added)
         target = output or Path(model)
         pipe.save_pretrained(target)
         if json_output:
             emit({"added": added, "items": len(pipe.processor.catalog), "output": str(target)})
         else:
             say(f"Added {len(added)} items; the catalogue has {len(pipe.processor.catalog)} now. Saved to {target}.")
+
+
+def _warn_of_untitled(pipe: RecommendationPipeline, added: list[str]) -> None:
+    catalog = pipe.processor.catalog
+    places = zip(added, catalog.indices(added), strict=True)
+    untitled = [item_id for item_id, index in places if not catalog.has_title(index)]
+    if untitled:
+        logger.warning(
+            "%d of %d added items have no title and are called 'Untitled item ID', first %s; a column of another name "
+            "is mapped with --column title=NAME",
+            len(untitled),
+            len(added),
+            untitled[:5],
+        )
 
 
 def push(

@@ -111,9 +111,12 @@ def train(
         str | None,
         typer.Option(help="Python module with a backbone of your own, imported first; this runs its code."),
     ] = None,
-    llm: Annotated[str | None, typer.Option(help="Hub id or folder of the frozen causal LM.")] = None,
+    llm: Annotated[
+        str | None, typer.Option(help="Hub id or folder of the frozen causal LM; `demo`: the package's tiny one.")
+    ] = None,
     text_encoder: Annotated[
-        str | None, typer.Option(help="sentence-transformers id or folder; all-MiniLM-L6-v2 by default.")
+        str | None,
+        typer.Option(help="sentence-transformers id or folder; all-MiniLM-L6-v2 by default; `demo`: the tiny one."),
     ] = None,
     stage: Annotated[Stage, typer.Option(help="One stage, or all three in order.")] = Stage.all,
     preset: Annotated[
@@ -202,6 +205,7 @@ def train(
         from ..training.arguments import STAGES
         from ..training.arguments import preset as stage_preset
         from ..training.devices import process_state
+        from ..training.parts import named_part
         from ..training.run import train as run
         from ..training.settings import DEFAULT_BACKBONE, run_settings
 
@@ -219,7 +223,7 @@ def train(
                 raise ALLMRecError("--load-in-8bit needs bitsandbytes: pip install 'allmrec-hf[quantization]'")
             llm_options["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
         given: dict[str, Any] = {
-            "text_encoder": text_encoder,
+            "text_encoder": text_encoder and named_part(text_encoder, "text_encoder"),
             "fine_tune_text_encoder": fine_tune_text_encoder,
             "targets": targets and targets.value,
             "item_embedding": item_embedding and item_embedding.value,
@@ -235,7 +239,7 @@ def train(
             cf_checkpoint=cf_checkpoint,
             missing_items=missing_items.value,
             cf_module=cf_module,
-            llm=llm,
+            llm=llm and named_part(llm, "language_model"),
             llm_options=llm_options,
             joint_dim=joint_dim,
             alpha=alpha,

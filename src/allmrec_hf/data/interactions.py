@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Literal
 
 import polars as pl
@@ -19,7 +20,45 @@ SPLIT = "split"
 INTERACTION_COLUMNS = (USER_ID, ITEM_ID, TIMESTAMP)
 TEXT_COLUMNS = (TITLE, DESCRIPTION)
 
+HOW_TO_MAP = "--column {0}=NAME on the command line, columns={{{0!r}: 'NAME'}} in Python"
 LARGEST_TIME = 2.0**53  # beyond it a float no longer tells neighbouring integers apart
+
+
+class MissingColumnsError(DataError):
+    """A table lacks columns; the message names them, the columns that it has and the ways to map them.
+
+    Args:
+        missing: Our names of the columns.
+        names: The columns of the table, under its own names.
+        where: What the table is called.
+        asked: What the column map asked for and the table lacks, such as `user_id = customer`.
+    """
+
+    def __init__(self, missing: Sequence[str], names: Sequence[str], where: str, asked: Sequence[str] = ()) -> None:
+        self.missing, self.names, self.where = list(missing), list(names), where
+        told = f", where the column map asks for {', '.join(asked)}" if asked else ""
+        super().__init__(
+            f"{where} lacks the columns {self.missing}{told}; it has {self.names}. Rename one there, or map it: "
+            + HOW_TO_MAP.format(self.missing[0])
+        )
+
+
+@contextlib.contextmanager
+def told_of_column_map(columns: Mapping[str, str]) -> Iterator[None]:
+    """Let an error about missing columns name what the column map asked for.
+
+    Args:
+        columns: Our column name, with or without the prefix of a file, to the file's.
+    """
+    try:
+        yield
+    except MissingColumnsError as error:
+        asked = [
+            f"{ours} = {theirs}"
+            for ours, theirs in columns.items()
+            if ours.rpartition(".")[2] in error.missing and theirs not in error.names
+        ]
+        raise MissingColumnsError(error.missing, error.names, error.where, asked) from error
 
 
 def validate_interactions(frame: pl.DataFrame, where: str) -> pl.DataFrame:
@@ -94,16 +133,18 @@ def drop_exact_duplicates(interactions: pl.DataFrame) -> tuple[pl.DataFrame, int
 def require_columns(found: Iterable[str], columns: Sequence[str], where: str) -> None:
     """Check that the columns are there.
 
+    Args:
+        found: The names of the columns, or our names to the file's.
+        columns: What is needed, under our names.
+        where: What the table is called in an error.
+
     Raises:
-        DataError: when one is missing; the message names it, the columns found and the way to map them.
+        MissingColumnsError: when one is missing.
     """
     names = list(found)
     missing = [name for name in columns if name not in names]
     if missing:
-        example = f'columns={{"{missing[0]}": "<the name in your file>"}}'
-        raise DataError(
-            f"{where} lacks the columns {missing}; it has {names}. Rename them or pass a column map ({example})"
-        )
+        raise MissingColumnsError(missing, list(found.values()) if isinstance(found, Mapping) else names, where)
 
 
 def _ids(series: pl.Series, where: str) -> pl.Series:

@@ -22,12 +22,13 @@ from .interactions import (
     TEXT_COLUMNS,
     USER_ID,
     drop_exact_duplicates,
+    told_of_column_map,
     validate_interactions,
     validate_items,
 )
 from .prepared import FORMAT, INFO_FILE, TARGET_SPLITS, PreparedData
 from .readers import READERS, PathLike, RawData
-from .report import Steps
+from .report import Steps, warn_of_missing_titles
 from .splits import leave_one_out
 from .storage import check_output
 
@@ -139,7 +140,8 @@ def prepare(
     )
     settings.check()
     steps = Steps()
-    raw = READERS[source](interactions, items, columns or {}, max_bad_lines)
+    with told_of_column_map(columns or {}):
+        raw = READERS[source](interactions, items, columns or {}, max_bad_lines)
     return _run(raw, settings if name else replace(settings, name=raw.name), steps)
 
 
@@ -217,6 +219,7 @@ def _run(raw: RawData, settings: _Settings, steps: Steps) -> PreparedData:
     steps.add("split", kept, "leave-one-out by time, ties in file order")
     catalog, without_metadata = _catalog(raw.items, kept, settings.keep_items)
     user_ids = kept[USER_ID].unique(maintain_order=True).cast(pl.String)
+    warn_of_missing_titles(catalog, raw.items, settings.source)
     candidates, repeated = _sample(everything, kept, catalog, user_ids, settings)
     steps.add(
         "candidates", kept, f"{settings.num_candidates} each, seed {settings.seed}, {repeated} sets repeat a title"

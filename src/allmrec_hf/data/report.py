@@ -10,9 +10,11 @@ from typing import Any
 
 import polars as pl
 
-from .interactions import ITEM_ID, USER_ID
+from ..catalog import ItemCatalog
+from .interactions import HOW_TO_MAP, ITEM_ID, TEXT_COLUMNS, TITLE, USER_ID
 
 logger = logging.getLogger(__name__)
+MAPPED_SOURCES = ("table", "hub")  # of which the names of the columns are anyone's
 STEP_COLUMNS = ("step", "users", "items", "interactions", "note")
 
 
@@ -48,6 +50,27 @@ def peak_memory_mib() -> float | None:
         return None
     unit = 1 if sys.platform == "darwin" else 1024
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20, 1)
+
+
+def warn_of_missing_titles(catalog: ItemCatalog, items: pl.DataFrame | None, source: str) -> None:
+    """Log a warning where more than half of the items have no title, which mostly is a column under another name.
+
+    Args:
+        catalog: The items that are kept.
+        items: The items as they were read, further columns included; None where none were given.
+        source: Where they come from, see `prepare`.
+    """
+    without = catalog.frame[TITLE].null_count()
+    if 2 * without <= len(catalog):
+        return
+    if items is None:
+        told = "no items were given (--items on the command line)"
+    else:
+        unused = [name for name in items.columns if name not in (ITEM_ID, *TEXT_COLUMNS)]
+        told = f"columns of the items that were not used: {unused}"
+        if unused and source in MAPPED_SOURCES:
+            told += f"; if one holds the titles, map it: {HOW_TO_MAP.format(TITLE)}"
+    logger.warning("%d of %d items have no title; %s", without, len(catalog), told)
 
 
 def format_report(info: Mapping[str, Any]) -> str:

@@ -28,7 +28,10 @@ def check_output(output: Path, overwrite: bool, marker: str) -> None:
     if not output.is_dir() or not any(output.iterdir()):
         return
     if not overwrite:
-        raise DataError(f"the output folder {output} is not empty; choose another, or pass overwrite to replace it")
+        raise DataError(
+            f"the output folder {output} is not empty; choose another, or replace it with overwrite=True, or "
+            "--overwrite on the command line"
+        )
     if not (output / marker).is_file():
         raise DataError(
             f"the output folder {output} is not empty and holds no {marker}, so it is no earlier result and is not "

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..catalog import ItemCatalog
 from ..errors import CheckpointError, DataError
@@ -22,6 +23,9 @@ from .reading import Reading
 
 FORMAT = 1
 NUM_CANDIDATES = 20
+SAME_NATS = 1e-4
+"""Scores nearer than this share a rank: what the LLM reads in another batch comes out a little different."""
+_SAME_CF = 1e-6  # of the largest CF score
 METHODS = {
     "leave_one_out": "value minus the value without the item in prompt and CF history; removal 'neutral' puts the "
     "baselines below in its places of the prompt, 'delete' shortens the list; user vector: replaced by the mean "
@@ -185,26 +189,37 @@ def _candidates(
 
 @torch.no_grad()
 def _scores(model: ALLMRecModel, reading: Reading, history: list[int], rows: list[int]) -> list[dict[str, Any]]:
-    """Return both scores of every candidate, best by the LLM first; rank 1 is the best, equal scores share a rank."""
+    """Return both scores of every candidate, best by the LLM first."""
     items = torch.tensor([rows], device=model.device)
     read = torch.tensor([history[-model.cf_encoder.config.max_history_length :]], device=model.device)
     users = model.cf_encoder.encode_users(read, torch.ones_like(read, dtype=torch.bool))
     by_cf = model.cf_encoder.score(users, items)[0].double()
     by_llm = reading.candidate_scores().double()
+    llm_ranks, cf_ranks = _ranks(by_llm, SAME_NATS), _ranks(by_cf, _SAME_CF * float(by_cf.abs().max()))
     counts = model.item_table.interaction_counts[items[0]]
     cold = (counts < model.config.min_interactions).tolist()
     listed = [
         {
             "item_index": index,
             "llm_score": float(by_llm[place]),
-            "llm_rank": 1 + int((by_llm > by_llm[place]).sum()),
+            "llm_rank": llm_ranks[place],
             "cf_score": float(by_cf[place]),
-            "cf_rank": 1 + int((by_cf > by_cf[place]).sum()),
+            "cf_rank": cf_ranks[place],
             "cold": cold[place],
         }
         for place, index in enumerate(rows)
     ]
     return sorted(listed, key=lambda row: (row["llm_rank"], row["item_index"]))
+
+
+def _ranks(scores: Tensor, same: float) -> list[int]:
+    """Return the ranks of scores `(C,)`, 1 the best; a score at most `same` below the next better shares its rank."""
+    ordered, places = scores.sort(descending=True)
+    ranks = [1] * len(scores)
+    for number in range(1, len(scores)):
+        shared = ordered[number - 1] - ordered[number] <= same
+        ranks[int(places[number])] = ranks[int(places[number - 1])] if shared else number + 1
+    return ranks
 
 
 @torch.no_grad()

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import html
+import logging
 import os
+import re
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +16,17 @@ from ..errors import ALLMRecError
 from ..files import written_whole
 from .nearest_words import visible_text
 
+logger = logging.getLogger(__name__)
 FORMATS = ("svg", "png", "html")
 LONGEST_LABEL = 40
+_MISSING_GLYPH = re.compile(r"Glyph (\d+) .*missing from")
 
 
 def draw_explanation(explanation: dict[str, Any], path: str | os.PathLike[str]) -> Path:
     """Draw an explanation into an SVG, PNG or HTML file and return its path; equal explanations give equal files.
 
-    Titles are drawn as plain text: nothing in them is read as markup or mathematics.
+    Titles are drawn as plain text: nothing in them is read as markup or mathematics. A character that the picture's
+    font lacks is drawn as a box, and the log says which.
 
     Args:
         explanation: What `explain` returned.
@@ -34,7 +42,7 @@ def draw_explanation(explanation: dict[str, Any], path: str | os.PathLike[str]) 
     figure, settings = _figure(explanation)
     import matplotlib
 
-    with matplotlib.rc_context(settings), written_whole(path) as temporary:
+    with matplotlib.rc_context(settings), written_whole(path) as temporary, _lacking_characters_logged():
         if kind == "png":
             figure.savefig(temporary, format="png", dpi=120, metadata={"Software": None})
         else:
@@ -42,6 +50,23 @@ def draw_explanation(explanation: dict[str, Any], path: str | os.PathLike[str]) 
         if kind == "html":
             temporary.write_text(_page(explanation, temporary.read_text(encoding="utf-8")), encoding="utf-8")
     return path
+
+
+@contextlib.contextmanager
+def _lacking_characters_logged() -> Iterator[None]:
+    """Gather matplotlib's warnings, several for each character that its font lacks, into one line of the log."""
+    lacking: dict[str, None] = {}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    for warning in caught:
+        glyph = _MISSING_GLYPH.match(str(warning.message))
+        if glyph:
+            lacking[chr(int(glyph[1]))] = None
+        else:
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+    if lacking:
+        logger.warning("the picture's font lacks these characters, drawn as boxes: %s", " ".join(sorted(lacking)))
 
 
 def _label(text: str) -> str:
@@ -91,7 +116,7 @@ def _page(explanation: dict[str, Any], svg: str) -> str:
     rows = []
     for near in explanation["nearest_tokens"]:
         name = near.get("title", "user vector")
-        words = ", ".join(f"{token['text']} ({token['cosine']:.2f})" for token in near["tokens"])
+        words = ", ".join(f'"{token["text"]}" ({token["cosine"]:.2f})' for token in near["tokens"])
         cells = (near["source"], visible_text(name), words)
         rows.append("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>")
     title = html.escape(visible_text(explanation["item"]["title"]))

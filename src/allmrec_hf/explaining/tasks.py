@@ -24,6 +24,13 @@ from ..processing_allmrec import ALLMRecProcessor, left_padded
 from ..prompt import PromptTemplate, clean_title
 
 LONGEST_ANSWER = 32
+_PLACEHOLDER = re.compile(r"\{(\w*)\}")
+_PLACEHOLDERS: dict[str, tuple[set[str], set[str]]] = {  # of each field: needed once, allowed once
+    "prompt": ({"history"}, {"user", "item"}),
+    "item": ({"title"}, {"vector"}),
+    "separator": (set(), set()),
+    "answer": ({"answer"}, set()),
+}
 
 
 @dataclass(frozen=True)
@@ -44,12 +51,16 @@ class TextTask:
     answer: str = "{answer}"
 
     def __post_init__(self) -> None:
-        if "{candidates}" in self.prompt or self.answer.count("{answer}") != 1:
-            raise DataError(
-                "a text task's prompt has {history}, and may have {user} and {item}; its answer has {answer} once; "
-                f"found {self.prompt!r} and {self.answer!r}"
-            )
-        self.template()
+        for name, (needed, allowed) in _PLACEHOLDERS.items():
+            text = getattr(self, name)
+            found = _PLACEHOLDER.findall(text)
+            if not (needed <= set(found) <= needed | allowed and len(found) == len(set(found))):
+                takes = [f"{{{field}}} once" for field in sorted(needed)]
+                takes += [f"{{{field}}} at most once" for field in sorted(allowed)]
+                raise DataError(
+                    f"a text task's {name} takes {', '.join(takes) or 'no placeholder'}; found "
+                    f"{', '.join(f'{{{field}}}' for field in found) or 'no placeholder'} in {text!r}"
+                )
 
     @property
     def asks_about_item(self) -> bool:
@@ -78,7 +89,7 @@ class TextTask:
         """Read a task from a JSON file with the fields prompt, item, separator, answer.
 
         Raises:
-            DataError: when it is no JSON object of these fields.
+            DataError: when it is no JSON object of these fields, or a field has other placeholders.
         """
         try:
             values = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -89,7 +100,10 @@ class TextTask:
             raise DataError(f"{path} must be an object with prompt and maybe {sorted(known - {'prompt'})}")
         if not all(isinstance(value, str) for value in values.values()):
             raise DataError(f"{path}: every field of a task is text")
-        return cls(**values)
+        try:
+            return cls(**values)
+        except DataError as error:
+            raise DataError(f"{path}: {error}") from error
 
 
 _WATCHED = "{user} is a user representation.This user has watched {history} in the previous. "

@@ -32,6 +32,12 @@ STAGE_2_OPTIONS = (
     *("prompt", "score_normalization", "checkpoint_activations"),
 )
 SETTINGS_FILE = "method.json"
+_KINDS: dict[Any, tuple[Any, str]] = {
+    bool: (bool, "true or false"),
+    int: (int, "a whole number"),
+    float: ((int, float), "a number"),
+    str: (str, "text"),
+}
 
 
 def run_options() -> tuple[str, ...]:
@@ -57,6 +63,9 @@ def chosen_settings(method: Method, setting: Setting) -> RunSettings:
         values = get_args(hints[name]) if get_origin(hints[name]) is Literal else (value,)
         if value not in values:
             raise ALLMRecError(f"{name} of the method {method.name} must be one of {list(values)}; got {value!r}")
+        kind = _KINDS.get(hints[name])
+        if kind is not None and (not isinstance(value, kind[0]) or isinstance(value, bool) != (hints[name] is bool)):
+            raise ALLMRecError(f"{name} of the method {method.name} must be {kind[1]}; got {value!r}")
     settings = replace(run_settings(setting.preset, setting.backbone), text_encoder=setting.text_encoder)
     return replace(settings, **{"llm": setting.llm, "include_llm": False, **options})
 

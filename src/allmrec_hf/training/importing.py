@@ -66,9 +66,9 @@ def import_cf_encoder(
     """
     if source not in SOURCES:
         raise ALLMRecError(f"unknown source {source!r} of weights; known are {', '.join(SOURCES)}")
+    archive = TorchArchive(Path(checkpoint))  # first: who gave a wrong file should not write item ids for it
     if item_ids is None:
         raise DataError(_HOW_TO_LIST[source])
-    archive = TorchArchive(Path(checkpoint))
     config, weights = _read_recbole(archive) if source == "recbole" else _read_authors(archive, num_heads)
     config["num_items"] = len(weights["item_embedding.weight"]) - 1
     cf_encoder = build_cf_encoder(config)

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
+from huggingface_hub.errors import HFValidationError, StrictDataclassError
+from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 
@@ -23,6 +24,35 @@ from .provenance import library_versions
 DAMAGED = (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError, StrictDataclassError)
 CARD_COUNTS = ("users", "items", "interactions")
 CARD_SETTINGS = ("epochs", "max_steps", "batch_size", "learning_rate", "weight_decay", "mixed_precision")
+
+DEMO = "demo"  # in place of an id: the tiny LM and text encoder that come with this package
+DEMO_PARTS = Path(__file__).parents[1] / "demo"
+
+
+def named_part(name: str, part: str) -> str:
+    """Return an id or path as it is, and for `demo` the folder of the tiny part that comes with this package.
+
+    Args:
+        name: Id, path or `demo`.
+        part: `"language_model"` or `"text_encoder"`.
+    """
+    return str(DEMO_PARTS / part) if name == DEMO else name
+
+
+def part_path(name: str, part: str) -> str:
+    """Return what `named_part` does, and of a local folder the one spelling that tells it from others."""
+    named = named_part(name, part)
+    return str(Path(named).resolve()) if name != DEMO and Path(named).is_dir() else named
+
+
+def _require_findable(name: str) -> None:
+    """Refuse a path that leads nowhere; asking the Hub for it would only end in a puzzling answer."""
+    if Path(name).exists():
+        return
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise FileNotFoundError("there is no such folder, and an id of the Hub looks like ORG/NAME") from error
 
 
 def load_backbone(directory: Path) -> CFEncoder:
@@ -40,6 +70,7 @@ def load_text_encoder(name: str) -> Any:
     from sentence_transformers import SentenceTransformer
 
     try:
+        _require_findable(name)
         return SentenceTransformer(name)
     except DAMAGED as error:
         raise CheckpointError(
@@ -51,6 +82,7 @@ def load_text_encoder(name: str) -> Any:
 @contextlib.contextmanager
 def _llm_errors(name: str) -> Iterator[None]:
     try:
+        _require_findable(name)
         yield
     except (*DAMAGED, ImportError) as error:
         raise CheckpointError(

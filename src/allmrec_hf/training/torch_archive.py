@@ -92,6 +92,12 @@ class TorchArchive:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._bytes: dict[str, bytearray] = {}
+        if not path.is_file():
+            raise CheckpointError(
+                f"{path} is a folder; give the file that torch.save wrote"
+                if path.is_dir()
+                else f"there is no file {path}; check the path"
+            )
         try:
             with zipfile.ZipFile(path) as archive:
                 names = [name for name in archive.namelist() if name.endswith("/data.pkl")]
