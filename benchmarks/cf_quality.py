@@ -65,7 +65,8 @@ Written by `benchmarks/cf_quality.py`; do not edit by hand.
   gets these very sequences, and its own split, where it makes one, is checked against ours user by user.
 - Training on the training part alone. The best epoch is picked by NDCG@10 of the validation items in the whole
   catalogue, by the same code for the others and by our own loop for ours. Training stops after {PATIENCE} validations
-  without improvement, or when the CPU time (of training and validation) is used up.
+  without improvement, or when the CPU time (of training and validation) is used up. The limit of each run stands in
+  the JSON; on the same data and model no library had less than ours.
 - Test: the history is the training part and the validation item; the whole catalogue is ranked, seen items left out
   (an item bought again stays in); ties get the expected rank. Metrics are computed by `allmrec_hf.ranking` for all.
 - Width {HIDDEN_SIZE}, history {MAX_HISTORY}, {NUM_LAYERS} layers in the transformers, one thread. Everything else is
@@ -88,9 +89,9 @@ class Run:
     model: str
     seed: int
 
-    def path(self, output: Path) -> Path:
+    def path(self, output: Path, suffix: str = "") -> Path:
         """Return the file of the cell."""
-        return output / "cells" / f"{self.dataset}--{self.library}--{self.model}--{self.seed}.json"
+        return output / "cells" / f"{self.dataset}--{self.library}{suffix}--{self.model}--{self.seed}.json"
 
 
 def prepared(root: Path, dataset: str, output: Path) -> PreparedData:
@@ -283,6 +284,7 @@ def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
         "--time-limit", type=float, default=90.0, help="CPU seconds of training and validation of a run"
     )
     parser.add_argument("--other-time-limit", type=float, help="the same for the other libraries, where it differs")
+    parser.add_argument("--suffix", default="", help="of the libraries' names in cells: keeps another budget apart")
     parser.add_argument("--threads", type=int, default=1)
     for library in OTHERS:
         parser.add_argument(f"--{library}-python", help=f"a Python that has {library}")
@@ -311,7 +313,7 @@ def main() -> None:
             check(problem, data, pythons, options)
             continue
         for run in runs_of(argparse.Namespace(**{**vars(options), "datasets": [dataset]}), pythons):
-            path = run.path(options.output)
+            path = run.path(options.output, options.suffix)
             if not options.again and is_done(path, limit_of(run.library, options)):
                 continue
             try:
@@ -323,7 +325,7 @@ def main() -> None:
                 failures.append(f"{path.stem}: {error}")
                 print(failures[-1], flush=True)
                 continue
-            cell = {**vars(run), "machine": options.machine, **result}
+            cell = {**vars(run), "library": run.library + options.suffix, "machine": options.machine, **result}
             with written_whole(path) as temporary:
                 temporary.write_text(json.dumps(cell, indent=1) + "\n", encoding="utf-8")
             facts = f"{result.get('epochs')} epochs, {result.get('seconds')} s, {result.get('stopped_by')}"
