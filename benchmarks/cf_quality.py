@@ -65,8 +65,8 @@ Written by `benchmarks/cf_quality.py`; do not edit by hand.
   gets these very sequences, and its own split, where it makes one, is checked against ours user by user.
 - Training on the training part alone. The best epoch is picked by NDCG@10 of the validation items in the whole
   catalogue, by the same code for the others and by our own loop for ours. Training stops after {PATIENCE} validations
-  without improvement, or when the CPU time (of training and validation) is used up. The limit of each run stands in
-  the JSON; on the same data and model no library had less than ours.
+  without improvement, or when the CPU time (of training and validation) is used up. What each run was allowed
+  stands in the JSON; where a library had another amount than ours, it mostly had more.
 - Test: the history is the training part and the validation item; the whole catalogue is ranked, seen items left out
   (an item bought again stays in); ties get the expected rank. Metrics are computed by `allmrec_hf.ranking` for all.
 - Width {HIDDEN_SIZE}, history {MAX_HISTORY}, {NUM_LAYERS} layers in the transformers, one thread. Everything else is

@@ -17,7 +17,10 @@ RESULTS = ROOT / "docs" / "results"
 
 def tables() -> dict[str, str]:
     """Return Markdown by marker name."""
-    found = {"demo_seeds": (RESULTS / "demo_seeds.md").read_text(encoding="utf-8").split("\n\n", 1)[1].strip()}
+    pages = [RESULTS / f"{name}.md" for name in ("demo_seeds", "backbones_with_llm")]
+    found = {page.stem: page.read_text(encoding="utf-8").split("\n\n", 1)[1].strip() for page in pages}
+    for name in ("explanation_agreement", "free_text"):
+        found[name] = (RESULTS / f"{name}.md").read_text(encoding="utf-8").strip()
     for path in sorted(RESULTS.glob("*.json")):
         report = json.loads(path.read_text(encoding="utf-8"))
         if "methods" in report:
@@ -26,8 +29,8 @@ def tables() -> dict[str, str]:
 
 
 def main() -> None:
-    """Replace what stands between `<!-- NAME -->` and `<!-- /NAME -->` in README and docs/results/README."""
-    for page in (ROOT / "README.md", RESULTS / "README.md"):
+    """Replace what stands between `<!-- NAME -->` and `<!-- /NAME -->` in the pages."""
+    for page in (ROOT / "README.md", RESULTS / "README.md", ROOT / "docs" / "explaining.md"):
         text = page.read_text(encoding="utf-8")
         for name, table in tables().items():
             pattern = rf"<!-- {name} -->.*?<!-- /{name} -->"
