@@ -158,7 +158,7 @@ def test_a_backbone_under_the_config_of_another_is_refused(small_parts, backbone
     told = refused(*stage(small_parts, tmp_path / "run", "--cf-checkpoint", mixed))
     assert re.search("the model_type 'unheard', which is no known CF backbone; known ones: .*sasrec", told), told
     told = refused(*evaluation)
-    assert re.search("is of the kind unheard, neither A-LLMRec nor a CF backbone; known ones: .*sasrec", told), told
+    assert re.search("is an unheard model, neither A-LLMRec nor a CF backbone; known ones: .*sasrec", told), told
 
 
 def test_a_whole_model_and_a_backbone_without_catalogue_are_refused(small_parts, finished_run, backbone, tmp_path):

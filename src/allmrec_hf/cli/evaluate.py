@@ -86,7 +86,7 @@ def load_rankers(
         if isinstance(kind, str) and kind not in ("a-llmrec", *cf_encoder_types()):
             known = ", ".join(name.removeprefix(MODEL_TYPE_PREFIX) for name in cf_encoder_types())
             raise CheckpointError(
-                f"{model} is of the kind {kind}, neither A-LLMRec nor a CF backbone; known ones: {known}; "
+                f"{model} is {'an' if kind[:1] in 'aeiou' else 'a'} {kind} model, neither A-LLMRec nor a CF backbone; known ones: {known}; "
                 "`allmrec --cf-module NAME evaluate` imports one of your own"
             )
         config = AutoConfig.from_pretrained(model)
