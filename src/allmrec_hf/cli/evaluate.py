@@ -85,8 +85,9 @@ def load_rankers(
         kind = PreTrainedConfig.get_config_dict(model)[0].get("model_type")
         if isinstance(kind, str) and kind not in ("a-llmrec", *cf_encoder_types()):
             known = ", ".join(name.removeprefix(MODEL_TYPE_PREFIX) for name in cf_encoder_types())
+            article = "an" if kind[:1] in "aeiou" else "a"
             raise CheckpointError(
-                f"{model} is {'an' if kind[:1] in 'aeiou' else 'a'} {kind} model, neither A-LLMRec nor a CF backbone; known ones: {known}; "
+                f"{model} is {article} {kind} model, neither A-LLMRec nor a CF backbone; known ones: {known}; "
                 "`allmrec --cf-module NAME evaluate` imports one of your own"
             )
         config = AutoConfig.from_pretrained(model)
