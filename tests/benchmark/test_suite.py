@@ -176,3 +176,12 @@ def test_methods_can_be_chosen_by_label_or_name():
     assert [spec.label for spec in chosen.methods] == ["item-knn", "sasrec"]
     with pytest.raises(ALLMRecError, match=r"unknown methods \['x'\]; known ones: popularity, item-knn"):
         parsed().with_methods(["x"])
+
+
+def test_datasets_can_be_chosen_and_rows_that_are_for_others_do_not_matter():
+    two = {"datasets": [{"name": name, "synthetic": {"seed": seed}} for seed, name in enumerate(("one", "two"))]}
+    suite = parsed(**two, **method_entry(only_datasets=["one"]))
+    assert {job.key.dataset for job in plan(suite)} == {"one", "two"}
+    assert {job.key.dataset for job in plan(suite.with_datasets(["two"]))} == {"two"}
+    with pytest.raises(ALLMRecError, match=r"unknown data sets \['x'\]; known ones: one, two"):
+        suite.with_datasets(["x"])

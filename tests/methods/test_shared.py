@@ -1,6 +1,7 @@
 from dataclasses import replace
 
-from allmrec_hf.methods.shared import backbone_run, run_until, trained_backbone
+from allmrec_hf.methods import shared
+from allmrec_hf.methods.shared import backbone_run, run_until, text_embeddings, trained_backbone
 from allmrec_hf.training.settings import run_settings
 from tests.methods.world import small_setting, small_world
 
@@ -23,3 +24,14 @@ def test_what_decides_a_part_decides_its_folder_and_nothing_else_does(tmp_path):
     assert run_until(data, setting, replace(settings, matching=0.0), "align") != first
     assert run_until(data, replace(setting, seed=setting.seed + 1), settings, "align") != first
     assert run_until(data, setting, replace(settings, matching=0.0), "cf") == backbone_run(data, setting)
+
+
+def test_texts_are_encoded_once_for_all_alignments_and_seeds(tmp_path, monkeypatch):
+    data, setting = small_world(tmp_path), small_setting(tmp_path, budget=SHORT, texts=tmp_path / "texts")
+    encode, read = shared.text_embedding_table, []
+    monkeypatch.setattr(shared, "text_embedding_table", lambda *parts: read.append(1) or encode(*parts))
+    frozen = replace(run_settings("demo"), fine_tune_text_encoder=False)
+    run_until(data, setting, frozen, "align")
+    run_until(data, replace(setting, seed=1, parts=tmp_path / "others"), frozen, "align")
+    text_embeddings(data, setting)
+    assert len(read) == 1

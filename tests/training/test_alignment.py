@@ -12,6 +12,7 @@ import torch
 from allmrec_hf import SASRecConfig
 from allmrec_hf.aligner import ItemTextAligner
 from allmrec_hf.cf_encoder import build_cf_encoder
+from allmrec_hf.errors import ALLMRecError
 from allmrec_hf.training.alignment import AlignmentModule, AlignmentTask, text_embedding_table
 from allmrec_hf.training.arguments import StageArguments
 from allmrec_hf.training.parts import fill_item_table
@@ -112,6 +113,20 @@ def test_frozen_text_encoder_reads_every_text_once_for_the_whole_stage(small_dat
     for rows in task.batches(0)[:3]:
         module(task.collate(rows, np.random.default_rng(0)))
     assert read == Counter(small_data.catalog.texts())
+
+
+def test_known_text_embeddings_are_taken_as_they_are_by_a_frozen_encoder_alone(small_data, monkeypatch):
+    torch.manual_seed(0)
+    cf_encoder = build_cf_encoder(SASRecConfig(num_items=small_data.num_items, hidden_size=16))
+    encoder, texts = text_encoder(), small_data.catalog.texts()
+    table = text_embedding_table(encoder, texts)
+    monkeypatch.setattr(encoder, "encode", lambda *arguments, **options: pytest.fail("encoded again"))
+    parts = cf_encoder, ItemTextAligner(16, 12, 8), texts, encoder
+    module = AlignmentModule(*parts, False, ALPHA, BETA, text_table=table)
+    assert module.embedding_table() is table
+    assert AlignmentModule(*parts, True, ALPHA, BETA, text_table=table).text_table is None
+    with pytest.raises(ALLMRecError, match=f"has {len(texts)} rows, {len(texts)} texts need {len(texts) + 1}"):
+        AlignmentModule(*parts, False, ALPHA, BETA, text_table=table[1:])
 
 
 def test_fine_tuned_text_encoder_reads_each_item_of_a_step_once(small_data, monkeypatch):

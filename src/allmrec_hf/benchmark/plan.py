@@ -67,6 +67,8 @@ def plan(suite: Suite) -> list[Job]:
     without = [spec.label for spec in suite.methods if not any(job.method.label == spec.label for job in jobs)]
     if without:
         raise ALLMRecError(f"no scenario and data set of the suite is for {', '.join(without)}; see only_...")
+    wanted = suite.only_datasets or [spec.name for spec in suite.datasets]
+    jobs = [job for job in jobs if job.dataset.name in wanted]
     return sorted(jobs, key=lambda job: suite.datasets.index(job.dataset))
 
 
@@ -130,9 +132,12 @@ def _job(
     }
     key = CellKey(dataset.name, scenario.label, spec.label, spec.method, seed, json.loads(json.dumps(facts)))
     parts = CellKey(dataset.name, scenario.label, "parts", "parts", seed, shared)
+    of_texts = {name: shared[name] for name in ("data", "text_encoder")}
+    texts = CellKey(dataset.name, "any", "texts", "texts", 0, of_texts)
     setting = Setting(
         folder=Path("work") / key.digest,
         parts=Path("parts") / parts.digest,
+        texts=Path("parts") / texts.digest,
         seed=seed,
         llm=llm,
         text_encoder=text_encoder,

@@ -46,7 +46,6 @@ from .verdicts import UNTRAINED
 
 logger = logging.getLogger(__name__)
 PARTS, WORK = "parts", "work"
-LLM_METHODS = ("a-llmrec", "llm-only", "mlp-llm", "tallrec", "llm-srec", "random-llm", "leak-alarm")
 _GroupOutcome = tuple[int, list[dict[str, Any]], list[dict[str, Any]]]  # computed, skipped, failed
 SKIPPED_FILE, FAILED_FILE = "skipped.json", "failed.json"
 
@@ -113,7 +112,8 @@ def run_suite(
     to_do = [job for job in outcome.jobs if not is_done(place.output, job.key)]
     logger.info("%d cells, %d of them done already", len(outcome.jobs), len(outcome.jobs) - len(to_do))
     discard_unfinished(place.output)
-    for spec in suite.datasets:
+    needed = {name for job in outcome.jobs for name in (job.dataset.name, *job.scenario.domains)}
+    for spec in (spec for spec in suite.datasets if spec.name in needed):
         check_files(spec, place.data_root, place.output)
     _check_llms(to_do)
     data = Datasets(suite, place)
@@ -176,9 +176,10 @@ class Datasets:
 def run_cell(job: Job, trial: Trial, data: Datasets) -> Cell:
     """Train and evaluate one method in one scenario; only the method itself stores anything, to go on with."""
     output, evaluation = data.place.output.resolve(), data.suite.evaluation
-    setting = replace(job.setting, folder=output / job.setting.folder, parts=output / job.setting.parts)
-    setting.folder.mkdir(parents=True, exist_ok=True)
-    setting.parts.mkdir(parents=True, exist_ok=True)
+    folders = {name: output / getattr(job.setting, name) for name in ("folder", "parts", "texts")}
+    for folder in folders.values():
+        folder.mkdir(parents=True, exist_ok=True)
+    setting = replace(job.setting, **folders)
     trained = method(job.method.method)
     started = time.monotonic()
     ranker = trained.fit(trial.training, setting)
@@ -283,7 +284,7 @@ def _was_aligned(model: ALLMRecModel) -> bool:
 
 def _check_llms(jobs: Iterable[Job]) -> None:
     """Refuse, before anything is computed, LLMs that are missing."""
-    needing = [job for job in jobs if job.method.method in LLM_METHODS]
+    needing = [job for job in jobs if method(job.method.method).reads_llm]
     for job in needing:
         job.setting.required_llm(job.key.label)
     for llm in dict.fromkeys(str(job.setting.llm) for job in needing):

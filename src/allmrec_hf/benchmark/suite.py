@@ -120,6 +120,7 @@ class Suite:
         reference: Label of the method that all others are compared with.
         evaluation: How rankers are evaluated.
         published: Name of the data set in `published.PUBLISHED` whose figures are printed beside ours.
+        only_datasets: Names of the data sets whose cells are run and reported; empty for all.
     """
 
     title: str
@@ -135,6 +136,7 @@ class Suite:
     reference: str | None = None
     evaluation: EvaluationSpec = EvaluationSpec()
     published: str | None = None
+    only_datasets: tuple[str, ...] = ()
 
     def with_methods(self, names: Sequence[str]) -> Suite:
         """Return the suite with some methods only: labels of its own, or names of the registry."""
@@ -149,6 +151,14 @@ class Suite:
             self, methods=chosen, reference=self.reference if self.reference in labels else default_reference(labels)
         )
 
+    def with_datasets(self, names: Sequence[str]) -> Suite:
+        """Return the suite on the targets of some of its data sets only."""
+        known = [spec.name for spec in self.datasets]
+        unknown = [name for name in names if name not in known]
+        if unknown:
+            raise ALLMRecError(f"--datasets names unknown data sets {unknown}; known ones: {', '.join(known)}")
+        return replace(self, only_datasets=tuple(names))
+
     def with_data(self, folder: Path) -> Suite:
         """Return the suite on one folder of prepared data; scenarios across data sets are left out."""
         name = NAME.search(folder.resolve().name)
@@ -156,7 +166,7 @@ class Suite:
         parts = {part.label: replace(part, only_datasets=()) for part in self.scenarios if not part.domains}
         kept = tuple(parts.values())
         methods = tuple(replace(part, only_datasets=()) for part in self.methods)
-        return replace(self, datasets=(spec,), scenarios=kept, methods=methods, published=None)
+        return replace(self, datasets=(spec,), scenarios=kept, methods=methods, published=None, only_datasets=())
 
 
 def default_reference(labels: Sequence[str]) -> str:

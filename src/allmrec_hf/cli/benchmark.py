@@ -32,6 +32,9 @@ def benchmark(
     methods: Annotated[
         list[str] | None, typer.Option(help="Only these methods: names or labels, with commas or repeated.")
     ] = None,
+    datasets: Annotated[
+        list[str] | None, typer.Option(help="Only these data sets of the suite, with commas or repeated.")
+    ] = None,
     llm: Annotated[str | None, typer.Option(help="Hub id or folder of the LLM; `demo` is a tiny one.")] = None,
     text_encoder: Annotated[str | None, typer.Option(help="sentence-transformers id or folder; `demo`.")] = None,
     seeds: Annotated[str | None, typer.Option(help="Seeds of the methods, such as 0,1,2.")] = None,
@@ -66,7 +69,7 @@ def benchmark(
         if list_cells and suite is None and data is None:
             emit({"suites": suite_names()}) if json_output else say("\n".join(suite_names()))
             return
-        chosen = _suite(suite, data, methods, seeds, max_users, {"llm": llm, "text_encoder": text_encoder})
+        chosen = _suite(suite, data, methods, datasets, seeds, max_users, {"llm": llm, "text_encoder": text_encoder})
         if list_cells:
             _list(chosen, output, json_output)
             return
@@ -82,6 +85,7 @@ def _suite(
     name: str | None,
     data: Path | None,
     methods: list[str] | None,
+    datasets: list[str] | None,
     seeds: str | None,
     max_users: int | None,
     parts: dict[str, str | None],
@@ -90,7 +94,7 @@ def _suite(
     from ..benchmark.reading import load_suite, parse_suite
     from ..errors import ALLMRecError
 
-    names = [label.strip() for given in methods or [] for label in given.split(",") if label.strip()]
+    names = _names(methods)
     if name is not None:
         suite = load_suite(name)
     elif data is not None and names:
@@ -105,12 +109,17 @@ def _suite(
         raise ALLMRecError("give --suite FILE_OR_NAME, or --data DIR with --methods NAME,NAME")
     suite = suite if data is None else suite.with_data(data)
     suite = suite.with_methods(names) if names else suite
+    suite = suite.with_datasets(_names(datasets)) if datasets else suite
     changes: dict[str, Any] = {part: value for part, value in parts.items() if value is not None}
     if seeds is not None:
         changes["seeds"] = _seeds(seeds)
     if max_users is not None:
         changes["evaluation"] = replace(suite.evaluation, max_users=max_users)
     return replace(suite, **changes)
+
+
+def _names(given: list[str] | None) -> list[str]:
+    return [name.strip() for part in given or [] for name in part.split(",") if name.strip()]
 
 
 def _seeds(text: str) -> tuple[int, ...]:

@@ -34,6 +34,7 @@ class ALLMRec(Method):
     """
 
     name = "a-llmrec"
+    reads_llm = True
     paper = "Kim et al., KDD 2024, arXiv 2404.11343"
     simplified = (
         "Ranks candidates by the likelihood of their titles in place of matching generated text. The preset says how "

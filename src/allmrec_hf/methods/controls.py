@@ -172,6 +172,7 @@ class RandomLLM(Method):
     """
 
     name = "random-llm"
+    reads_llm = True
     options: ClassVar[tuple[str, ...]] = ALLMRec.options
 
     def fit(self, data: PreparedData, setting: Setting) -> Ranker:
@@ -186,6 +187,7 @@ class LeakAlarm(Method):
     """
 
     name = "leak-alarm"
+    reads_llm = True
     options: ClassVar[tuple[str, ...]] = LLMOnly.options
 
     def fit(self, data: PreparedData, setting: Setting) -> Ranker:

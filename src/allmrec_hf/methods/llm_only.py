@@ -46,6 +46,7 @@ class LLMOnly(Method):
     """LLM-Only, the baseline of arXiv 2404.11343: the paper's prompt without its vectors, to an untrained-on LLM."""
 
     name = "llm-only"
+    reads_llm = True
     seeded: ClassVar[bool] = False
     paper = "Kim et al., KDD 2024, arXiv 2404.11343, baseline LLM-Only"
     simplified = (

@@ -260,6 +260,7 @@ class LLMSRec(Method):
     """
 
     name = "llm-srec"
+    reads_llm = True
     paper = "Kim et al., KDD 2025, arXiv 2502.13909"
     simplified = (
         "User and item vectors have length 1, and the softmax a temperature of 0.1; the prompt names the last items of "

@@ -42,6 +42,7 @@ class Setting:
     Attributes:
         folder: The method's own folder; what an interrupted training left there may be gone on with.
         parts: Folder shared by all methods of the same training data and seed, see `shared`.
+        texts: Folder shared by all methods of the same catalogue and text encoder; `parts` where not given.
         seed: Seed of everything the method draws.
         llm: Id or path of the causal LM, for the methods that have one.
         text_encoder: Id or path of the sentence-transformers model.
@@ -54,6 +55,7 @@ class Setting:
 
     folder: Path
     parts: Path
+    texts: Path | None = None
     seed: int = 0
     llm: str | None = None
     text_encoder: str = DEFAULT_TEXT_ENCODER
@@ -81,6 +83,7 @@ class Method(ABC):
         paper: The publication, with its arXiv number or venue; empty for a control.
         simplified: What differs here from the publication; empty where nothing does.
         options: The names it understands in `Setting.options`.
+        reads_llm: Whether it needs an LLM.
         seeded: Whether it draws anything; if not, one seed is as good as several.
     """
 
@@ -88,6 +91,7 @@ class Method(ABC):
     paper: str = ""
     simplified: str = ""
     options: ClassVar[tuple[str, ...]] = ()
+    reads_llm: ClassVar[bool] = False
     seeded: ClassVar[bool] = True
 
     @abstractmethod

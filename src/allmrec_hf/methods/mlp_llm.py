@@ -50,6 +50,7 @@ class MLPLLM(Method):
     """
 
     name = "mlp-llm"
+    reads_llm = True
     paper = "Kim et al., KDD 2024, arXiv 2404.11343, baseline MLP-LLM"
     simplified = "Ranks candidates by the likelihood of their titles in place of matching generated text."
     options: ClassVar[tuple[str, ...]] = (

@@ -46,10 +46,15 @@ def backbone_on_all_known(data: PreparedData, setting: Setting) -> CFEncoder:
 
 
 def text_embeddings(data: PreparedData, setting: Setting) -> torch.Tensor:
-    """Return `(N + 1, d_text)` raw text embeddings of the catalogue, row 0 zeros, each text encoded once."""
-    path = setting.parts / f"texts-{_digest({'text_encoder': setting.text_encoder})}.safetensors"
+    """Return `(N + 1, d_text)` embeddings of the catalogue by the text encoder as it comes, row 0 zeros.
+
+    Each text is encoded once for all who share the setting's `texts`.
+    """
+    texts = data.catalog.texts()
+    digest = _digest({"text_encoder": setting.text_encoder, "texts": texts})
+    path = (setting.texts or setting.parts) / f"texts-{digest}.safetensors"
     if not path.exists():
-        table = text_embedding_table(load_text_encoder(setting.text_encoder), data.catalog.texts())
+        table = text_embedding_table(load_text_encoder(setting.text_encoder), texts)
         path.parent.mkdir(parents=True, exist_ok=True)
         with written_whole(path) as temporary:
             save_file({"texts": table.contiguous()}, temporary)
@@ -80,7 +85,9 @@ def run_until(data: PreparedData, setting: Setting, settings: RunSettings, stage
             shutil.copytree(run_until(data, setting, settings, "cf"), temporary, dirs_exist_ok=True, ignore=unneeded)
     if not (folder / stage / "config.json").exists():
         resume = folder.exists() if stage == "cf" else (folder / "checkpoints" / stage).exists()
-        train(data, folder, settings, (stage,), arguments, setting.preset, resume=resume)
+        frozen = stage == "align" and not settings.fine_tune_text_encoder
+        table = text_embeddings(data, setting) if frozen else None
+        train(data, folder, settings, (stage,), arguments, setting.preset, resume, text_table=table)
     return folder
 
 

@@ -222,6 +222,7 @@ class TALLRec(Method):
     """
 
     name = "tallrec"
+    reads_llm = True
     paper = "Bao et al., RecSys 2023, arXiv 2305.00447"
     simplified = (
         "Interactions tell no dislike, so the prompt has no unpreferred items and negatives are sampled; one stage of "

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from ..aligner import ItemTextAligner
 from ..cf_encoder import CFEncoder
 from ..data.prepared import PreparedData
+from ..errors import ALLMRecError
 from ..histories import pad_histories
 from ..losses import Contrast, alignment_losses, reconstruction_loss
 from .arguments import StageArguments
@@ -62,6 +63,7 @@ class AlignmentModule(nn.Module):
         recommendation: Weight of the recommendation loss.
         matching_loss: `"mse"` (the paper) or `"infonce"`, each target set and each set of negatives a batch of its own.
         matching_temperature: Of InfoNCE.
+        text_table: `text_embedding_table` of the frozen text encoder, where it is known already.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class AlignmentModule(nn.Module):
         recommendation: float = 1.0,
         matching_loss: Literal["mse", "infonce"] = "mse",
         matching_temperature: float = 0.07,
+        text_table: torch.Tensor | None = None,
     ) -> None:
         super().__init__()
         self.cf_encoder = cf_encoder.requires_grad_(False).eval()
@@ -92,8 +95,13 @@ class AlignmentModule(nn.Module):
         }
         self.temperature = matching_temperature if matching_loss == "infonce" else None
         self.cross_reconstruction = cross_reconstruction
-        table = None if fine_tune else text_embedding_table(text_encoder, texts)
-        self.register_buffer("text_table", table, persistent=False)
+        if fine_tune:
+            text_table = None
+        elif text_table is None:
+            text_table = text_embedding_table(text_encoder, texts)
+        elif len(text_table) != len(texts) + 1:
+            raise ALLMRecError(f"text_table has {len(text_table)} rows, {len(texts)} texts need {len(texts) + 1}")
+        self.register_buffer("text_table", text_table, persistent=False)
 
     def train(self, mode: bool = True) -> AlignmentModule:
         """Set training mode for what is trained; the CF encoder stays in eval mode."""

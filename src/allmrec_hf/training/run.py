@@ -57,6 +57,7 @@ def train(
     arguments: dict[str, StageArguments] | None = None,
     preset_name: str = "default",
     resume: bool = False,
+    text_table: torch.Tensor | None = None,
 ) -> Path:
     """Train the given stages in order and leave a loadable checkpoint in `output_dir`.
 
@@ -69,11 +70,13 @@ def train(
         arguments: The loop's settings by stage; those of the preset where not given.
         preset_name: See `settings.run_settings`.
         resume: Go on where an interrupted run stopped; finished stages are not trained again.
+        text_table: `(N + 1, d_text)`, what the frozen text encoder makes of the catalogue, row 0 zeros, where several
+            runs share it; where not given, stage 1 encodes every text.
 
     Raises:
         ALLMRecError: when the folder is not empty, an earlier stage is missing, or a part cannot be loaded.
     """
-    run = _Run(data, Path(output_dir), settings, preset_name, arguments or {}, resume)
+    run = _Run(data, Path(output_dir), settings, preset_name, arguments or {}, resume, text_table)
     stages = run.prepare(stages)
     for stage in STAGES:
         if stage in stages:
@@ -93,6 +96,7 @@ class _Run:
         preset_name: str,
         arguments: dict[str, StageArguments],
         resume: bool,
+        text_table: torch.Tensor | None,
     ) -> None:
         self.data = data
         self.output = output
@@ -101,6 +105,7 @@ class _Run:
         self.given_arguments = arguments
         self.arguments: dict[str, StageArguments] = {}
         self.resume = resume
+        self.text_table = text_table
         self._elsewhere: CFEncoder | None = None
         self.writes = process_state().is_main_process  # of several processes, all train and one writes
 
@@ -316,6 +321,7 @@ class _Run:
             text_encoder,
             fine_tune,
             **self.settings.alignment_loss(),
+            text_table=self.text_table,
         )
         task = AlignmentTask(module, self.data, self.settings.positions, arguments)
         run_stage(task, arguments, self._stage_directory("align"), self.resume)
