@@ -23,7 +23,6 @@ from unittest import mock
 from transformers import AutoModel
 
 from allmrec_hf.cf_encoder import BUILT_IN, MODEL_TYPE_PREFIX, cf_encoder_class
-from allmrec_hf.cli.demo import PARTS
 from allmrec_hf.data.prepare import prepare_frames
 from allmrec_hf.data.prepared import PreparedData
 from allmrec_hf.data.synthetic import SyntheticWorld
@@ -36,6 +35,7 @@ from allmrec_hf.processing_allmrec import ALLMRecProcessor
 from allmrec_hf.training import loop
 from allmrec_hf.training.arguments import StageArguments, preset
 from allmrec_hf.training.fair import fair_backbone
+from allmrec_hf.training.parts import DEMO, named_part
 from allmrec_hf.training.run import train
 from allmrec_hf.training.settings import run_settings
 
@@ -81,7 +81,10 @@ def cell(name: str, seed: int, max_users: int, folder: Path) -> dict[str, Any]:
     started = time.monotonic()
     data, run = world(seed, folder / "data"), folder / "run"
     settings = replace(
-        run_settings("demo"), cf=name, llm=str(PARTS / "language_model"), text_encoder=str(PARTS / "text_encoder")
+        run_settings("demo"),
+        cf=name,
+        llm=named_part(DEMO, "language_model"),
+        text_encoder=named_part(DEMO, "text_encoder"),
     )
     with mock.patch.object(loop, "time", SimpleNamespace(monotonic=time.process_time)):  # limits in CPU seconds
         train(data, run, settings, arguments=stage_arguments(name, seed), preset_name="demo")

@@ -148,6 +148,17 @@ def test_a_column_that_a_file_lacks_is_named_with_its_own_columns(tmp_path: Path
         prepare(tmp_path / "log.csv", output=tmp_path / "d", columns=columns)
 
 
+@pytest.mark.parametrize("column", ["title", "description", "rating", "genre"])
+def test_a_mapped_column_that_could_be_done_without_must_be_there_too(
+    column: str, tmp_path: Path, interactions: pl.DataFrame, items: pl.DataFrame
+) -> None:
+    interactions.write_csv(tmp_path / "log.csv")
+    items.write_csv(tmp_path / "items.csv")
+    where = "log" if column == "rating" else "items"
+    with pytest.raises(DataError, match=rf"the column map says {column} = WRONG, but .*{where}.csv has \["):
+        prepare(tmp_path / "log.csv", tmp_path / "items.csv", output=tmp_path / "d", columns={column: "WRONG"})
+
+
 def test_sets_that_must_repeat_a_title_are_counted_and_reported(
     tmp_path: Path, interactions: pl.DataFrame, items: pl.DataFrame, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -13,7 +13,6 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from allmrec_hf.cli.demo import PARTS
 from allmrec_hf.data.prepare import prepare_frames
 from allmrec_hf.data.prepared import PreparedData
 from allmrec_hf.data.synthetic import SyntheticWorld
@@ -25,6 +24,7 @@ from allmrec_hf.methods.llm_srec import uniformity
 from allmrec_hf.methods.method import Method, Setting, method
 from allmrec_hf.methods.tallrec import answer_tokens, with_lora
 from allmrec_hf.ranking import ndcg_at_k, target_ranks
+from allmrec_hf.training.parts import DEMO_PARTS
 from tests import small_run
 from tests.methods.world import CHANCE, small_setting, small_world
 from tests.tiny import OPT_TINY, tiny_llm
@@ -146,7 +146,7 @@ def test_training_leaves_the_weights_of_the_llm_as_they_were(name, fitted):
     if name == "no-llm":
         assert language_model is None
         return
-    before = AutoModelForCausalLM.from_pretrained(PARTS / "language_model").state_dict()
+    before = AutoModelForCausalLM.from_pretrained(DEMO_PARTS / "language_model").state_dict()
     after = {key.replace(".base_layer", ""): value for key, value in language_model.state_dict().items()}
     assert not language_model.training
     for key, value in before.items():
@@ -214,7 +214,7 @@ def test_random_llm_has_the_architecture_and_not_the_weights(folder, tiny):
     setting = tiny_setting(folder, "random-llm")
     ranker: Any = method("random-llm").fit(tiny, setting)
     found = ranker.model.language_model
-    original = AutoModelForCausalLM.from_pretrained(PARTS / "language_model")
+    original = AutoModelForCausalLM.from_pretrained(DEMO_PARTS / "language_model")
     assert {k: v.shape for k, v in found.state_dict().items()} == {k: v.shape for k, v in original.state_dict().items()}
     name = "model.embed_tokens.weight"
     assert not torch.allclose(found.state_dict()[name].cpu(), original.state_dict()[name], atol=0.1)

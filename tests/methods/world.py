@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from allmrec_hf.cli.demo import PARTS
 from allmrec_hf.data.prepare import prepare_frames
 from allmrec_hf.data.prepared import PreparedData
 from allmrec_hf.data.synthetic import SyntheticWorld
 from allmrec_hf.evaluation.evaluator import evaluate
 from allmrec_hf.evaluation.protocol import Ranker
 from allmrec_hf.methods.method import Setting
+from allmrec_hf.training.parts import DEMO_PARTS
 
 CHANCE = {"hit@1": 1 / 20, "ndcg@10": 0.227}  # of 20 candidates in random order: the mean of 1 / log2(1 + rank)
 
@@ -39,8 +39,8 @@ def small_setting(tmp_path: Path, **changes: Any) -> Setting:
     values: dict[str, Any] = {
         "folder": tmp_path / "method",
         "parts": tmp_path / "parts",
-        "llm": str(PARTS / "language_model"),
-        "text_encoder": str(PARTS / "text_encoder"),
+        "llm": str(DEMO_PARTS / "language_model"),
+        "text_encoder": str(DEMO_PARTS / "text_encoder"),
         "preset": "demo",
         "budget": {"cf": {"epochs": 15, "eval_every": 5}, "align": {"epochs": 10}, "project": {"epochs": 1}},
     }

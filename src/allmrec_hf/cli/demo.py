@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from ..training.arguments import StageArguments
     from ..training.settings import RunSettings
 
-PARTS = Path(__file__).parents[1] / "demo"
 INVENTED = "The films, users and words of this model are invented; it recommends nothing that exists."
 MARKER = ".allmrec-demo"  # by which --overwrite knows an earlier demo
 FAIR = "sasrec, data of stage 2"
@@ -54,10 +53,10 @@ def demo(
     `allmrec demo --data data/games --llm facebook/opt-125m --text-encoder sentence-transformers/all-MiniLM-L6-v2`
     """
     with user_errors():
-        from ..training.parts import check_llm
+        from ..training.parts import DEMO, check_llm, named_part
 
         started = time.monotonic()
-        check_llm(llm or str(PARTS / "language_model"), None, {})
+        check_llm(named_part(llm or DEMO, "language_model"), None, {})
         _clear(output, overwrite)
         tell = (lambda text: stderr.print(text, markup=False)) if json_output else say
         prepared = _data(data, output, seed, tell)
@@ -120,6 +119,7 @@ def _settings(
     llm: str | None, text_encoder: str | None, data: PreparedData, invented: bool, seed: int
 ) -> tuple[RunSettings, dict[str, StageArguments], str]:
     from ..training.arguments import STAGES, preset
+    from ..training.parts import DEMO, named_part
     from ..training.settings import run_settings
 
     name = "demo" if invented and llm is None else "quick"
@@ -127,8 +127,8 @@ def _settings(
     settings = replace(
         settings,
         num_candidates=min(settings.num_candidates, int(data.info["num_candidates"])),
-        llm=llm or str(PARTS / "language_model"),
-        text_encoder=text_encoder or str(PARTS / "text_encoder"),
+        llm=named_part(llm or DEMO, "language_model"),
+        text_encoder=named_part(text_encoder or DEMO, "text_encoder"),
         fine_tune_text_encoder=text_encoder is None,
         include_llm=llm is None,
     )

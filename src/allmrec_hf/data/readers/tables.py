@@ -121,17 +121,20 @@ def item_names(names: Sequence[str], columns: Mapping[str, str], where: PathLike
 def map_names(names: Sequence[str], columns: Mapping[str, str], prefix: str, where: str) -> dict[str, str]:
     """Return our name to the file's for all columns of a file.
 
-    A key with the file's prefix must be found in the file; one without applies to each file that has the column.
+    A key with the file's prefix must be found in the file, as must a column that no other file has; `item_id` without a
+    prefix applies to each file that has it. What is missing of the columns that are needed, `require_columns` tells.
 
     Raises:
-        DataError: when a prefixed key names a column that the file lacks, or a prefix is unknown.
+        DataError: when a key of this file names a column that the file lacks, or a prefix is unknown.
     """
-    other = ITEMS_PREFIX if prefix == INTERACTIONS_PREFIX else INTERACTIONS_PREFIX
+    of_interactions = prefix == INTERACTIONS_PREFIX
+    other = ITEMS_PREFIX if of_interactions else INTERACTIONS_PREFIX
     mapped = {ours: theirs for ours, theirs in columns.items() if "." not in ours and theirs in names}
     for key, theirs in columns.items():
+        optional = key == RATING if of_interactions else "." not in key and key not in (*INTERACTION_COLUMNS, RATING)
+        if (key.startswith(prefix) or optional) and theirs not in names:
+            raise DataError(f"the column map says {key} = {theirs}, but {where} has {list(names)}")
         if key.startswith(prefix):
-            if theirs not in names:
-                raise DataError(f"the column map says {key} = {theirs}, but {where} has {list(names)}")
             mapped[key.removeprefix(prefix)] = theirs
         elif "." in key and not key.startswith(other):
             raise DataError(f"the column map's key {key!r} is neither a column nor one after {prefix!r} or {other!r}")
