@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import multiprocessing
+import os
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -213,9 +215,18 @@ def _all_groups(
 
 
 def _start_process(threads: int, prepare_process: Callable[[], None] | None) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     if prepare_process is not None:
         prepare_process()
+
+
+def _end_with_parent() -> None:
+    """End this process when the one that started it is killed: whoever goes on must not meet it in the same folders."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _run_group(jobs: Sequence[Job], data: Datasets) -> _GroupOutcome:
