@@ -162,3 +162,16 @@ def test_report_is_made_of_finished_cells_alone(tmp_path):
     report = write_report(suite(), outcome, tmp_path, "allmrec benchmark")
     assert report.is_file()
     assert isinstance(pl.read_parquet(tmp_path / "tables" / "results.parquet"), pl.DataFrame)
+
+
+def test_processes_end_with_the_one_that_started_them():
+    code = (
+        "import multiprocessing, time; from concurrent.futures import ProcessPoolExecutor;"
+        "from allmrec_hf.benchmark.runner import _start_process;"
+        "pool = ProcessPoolExecutor(1, multiprocessing.get_context('spawn'), _start_process, (1, None));"
+        "pool.submit(print, 'at work', flush=True); pool.submit(time.sleep, 600); time.sleep(600)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as started:
+        assert started.stdout.readline() == b"at work\n"
+        started.kill()
+        assert started.communicate(timeout=60)[0] == b""  # everybody who could write has ended
