@@ -7,6 +7,7 @@ import polars as pl
 import pytest
 from fabricated import cell, cells, drawn_ranks
 
+from allmrec_hf.benchmark import plots
 from allmrec_hf.benchmark import verdicts as verdict_rules
 from allmrec_hf.benchmark.cells import load_cells, save_cell
 from allmrec_hf.benchmark.published import PublishedValue
@@ -422,3 +423,19 @@ def test_cells_that_are_not_there_share_a_line_of_their_scenario(tmp_path):
         "toy, overall, c, seed 3: not computed yet",
         "toy, cold, d, seed 0: failed: ValueError: x",
     ]
+
+
+@pytest.mark.parametrize(("candidates", "shares"), [("f00", [0.25, 0.5, 1.0]), ("other", [0.25, 0.5])])
+def test_the_curve_over_shares_ends_with_all_the_data_where_they_are_asked_the_same(
+    candidates, shares, tmp_path, monkeypatch
+):
+    some = {"labels": ("a-llmrec", "sasrec"), "num_users": 60}
+    found = [one for share in ("0.5", "0.25") for one in cells(scenario=f"share-{share}", **some)]
+    found += [replace(one, report={**one.report, "candidates_sha256": candidates}) for one in cells(**some)]
+    curves = {}
+    monkeypatch.setattr(plots, "curves", lambda lines, x_label, *rest: curves.update({x_label: lines}) or "<svg></svg>")
+    render(tmp_path, found, "shares", "a-llmrec")
+    assert {label: [x for x, _ in points] for label, points in curves["share of the training data"].items()} == {
+        "a-llmrec": shares,
+        "sasrec": shares,
+    }

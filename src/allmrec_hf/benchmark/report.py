@@ -33,9 +33,10 @@ from .verdicts import CONTROLS, name, parameters, verdicts
 
 HTML_FILE, MARKDOWN_FILE, TABLES_FOLDER = "report.html", "report.md", "tables"
 _TEMPLATES = {HTML_FILE: "report.html.jinja", MARKDOWN_FILE: "report.md.jinja"}
+_SHARES = "share of the training data"
 _SCALING = (
     (re.compile(r"few-shot-(\d+)"), "training users"),
-    (re.compile(r"share-(0?\.\d+|1|1\.0)"), "share of the training data"),
+    (re.compile(r"share-(0?\.\d+|1|1\.0)"), _SHARES),
 )
 _BADGES = {
     "alarm": "ALARM",
@@ -299,6 +300,8 @@ def _scaling(material: _Material, dataset: str, scenarios: Sequence[str]) -> lis
     for pattern, x_label in _SCALING:
         matches = {scenario: pattern.fullmatch(scenario) for scenario in scenarios}
         places = sorted((float(match[1]), scenario) for scenario, match in matches.items() if match)
+        if x_label == _SHARES and places and _same_questions(material.cells, dataset, places[-1][1], BASE_SCENARIO):
+            places = [place for place in places if place[0] < 1] + [(1.0, BASE_SCENARIO)]
         lines: dict[str, list[tuple[float, plots.Point]]] = {}
         metric = _metric(material)
         for x, scenario in places:
@@ -309,6 +312,16 @@ def _scaling(material: _Material, dataset: str, scenarios: Sequence[str]) -> lis
             caption = f"{name(metric)} by {x_label}, {dataset}"
             found.append(views.Plot(caption, plots.curves(lines, x_label, name(metric), caption)))
     return found
+
+
+def _same_questions(cells: Sequence[Cell], dataset: str, *scenarios: str) -> bool:
+    """Tell whether scenarios of a data set evaluate the same users on the same candidates."""
+    asked = {
+        (cell.key.scenario, cell.report["candidates_sha256"], cell.report["users"])
+        for cell in cells
+        if cell.key.dataset == dataset and cell.key.scenario in scenarios
+    }
+    return len(asked) == len(scenarios) and len({questions[1:] for questions in asked}) == 1
 
 
 def _sizes(material: _Material, dataset: str, scenario: str) -> list[views.Plot]:
