@@ -1,7 +1,11 @@
 from dataclasses import replace
 
+import pytest
+
+from allmrec_hf.errors import ALLMRecError
 from allmrec_hf.methods import shared
-from allmrec_hf.methods.shared import backbone_run, run_until, text_embeddings, trained_backbone
+from allmrec_hf.methods.method import method
+from allmrec_hf.methods.shared import backbone_run, refuse_other_settings, run_until, text_embeddings, trained_backbone
 from allmrec_hf.training.settings import run_settings
 from tests.methods.world import small_setting, small_world
 
@@ -35,3 +39,14 @@ def test_texts_are_encoded_once_for_all_alignments_and_seeds(tmp_path, monkeypat
     run_until(data, replace(setting, seed=1, parts=tmp_path / "others"), frozen, "align")
     text_embeddings(data, setting)
     assert len(read) == 1
+
+
+def test_folder_of_other_options_is_refused(tmp_path):
+    chosen, folder = method("ctrl"), small_setting(tmp_path).folder
+    refuse_other_settings(chosen, small_setting(tmp_path, options={"temperature": 0.1}))
+    refuse_other_settings(chosen, small_setting(tmp_path, options={"temperature": 0.1}))
+    with pytest.raises(ALLMRecError, match=r"method\.json notes other settings: temperature 0.1 -> None; train into"):
+        refuse_other_settings(chosen, small_setting(tmp_path))
+    (folder / "method.json").write_text("[")
+    with pytest.raises(ALLMRecError, match=r"method\.json is damaged"):
+        refuse_other_settings(chosen, small_setting(tmp_path))

@@ -37,12 +37,11 @@ from .llm_parts import (
     chosen_settings,
     input_width,
     on_device,
-    refuse_other_settings,
     required_llm,
     stage_options,
 )
 from .method import Method, Setting
-from .shared import backbone_on_all_known, run_until, stage_arguments, trained_backbone
+from .shared import backbone_on_all_known, refuse_other_settings, run_until, stage_arguments, trained_backbone
 
 WIDTH_WITHOUT_LLM = 128
 VALIDATIONS = 25
@@ -119,7 +118,7 @@ class NoLLM(Method):
     def fit(self, data: PreparedData, setting: Setting) -> Ranker:
         """Train the two projectors without an LLM and return the ranker by cosine."""
         settings = chosen_settings(self, setting)
-        refuse_other_settings(setting.folder, {"method": self.name, "llm": settings.llm, **setting.options})
+        refuse_other_settings(self, setting, settings.llm)
         folder = run_until(data, setting, settings, "align")
         model = ALLMRecModel.from_pretrained(folder / "align", language_model=None)
         for name in ("item_embedding", "projector", "projector_tokens"):

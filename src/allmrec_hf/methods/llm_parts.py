@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
-from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
@@ -17,7 +15,6 @@ from ..data.prepared import PreparedData
 from ..errors import ALLMRecError
 from ..evaluation.protocol import History, Ranker
 from ..evaluation.rankers import best_unseen
-from ..files import written_whole
 from ..processing_allmrec import ALLMRecProcessor
 from ..prompt import PromptTemplate
 from ..training.devices import place, process_state
@@ -31,7 +28,6 @@ STAGE_2_OPTIONS = (
     *("targets", "projection_loss", "temperature", "warm_start_steps", "history_in_prompt", "num_candidates"),
     *("prompt", "score_normalization", "checkpoint_activations"),
 )
-SETTINGS_FILE = "method.json"
 _KINDS: dict[Any, tuple[Any, str]] = {
     bool: (bool, "true or false"),
     int: (int, "a whole number"),
@@ -78,26 +74,6 @@ def required_llm(method: Method, setting: Setting) -> RunSettings:
     """
     settings = chosen_settings(method, setting)
     return settings if settings.llm is not None else replace(settings, llm=setting.required_llm(method.name))
-
-
-def refuse_other_settings(folder: Path, facts: Mapping[str, Any]) -> None:
-    """Note what a method is trained with in its folder, and refuse to go on with a folder that notes something else.
-
-    Raises:
-        ALLMRecError: when the folder's note differs or is damaged.
-    """
-    path, own = folder / SETTINGS_FILE, json.loads(json.dumps(dict(facts), default=str))
-    if not path.exists():
-        with written_whole(path) as temporary:
-            temporary.write_text(json.dumps(own, indent=1) + "\n", encoding="utf-8")
-        return
-    try:
-        noted = dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise ALLMRecError(f"{path} is damaged ({error}); train into another folder") from error
-    changed = [f"{name} {noted.get(name)!r} -> {own.get(name)!r}" for name in own if own[name] != noted.get(name)]
-    if changed:
-        raise ALLMRecError(f"{path} notes other settings: {'; '.join(changed[:5])}; train into another folder")
 
 
 def llm_processor(

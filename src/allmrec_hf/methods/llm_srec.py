@@ -32,12 +32,11 @@ from .llm_parts import (
     VectorRanker,
     llm_processor,
     on_device,
-    refuse_other_settings,
     required_llm,
     stage_options,
 )
 from .method import Method, Setting
-from .shared import run_until, stage_arguments
+from .shared import refuse_other_settings, run_until, stage_arguments
 
 _USER_PROMPT = (
     "This user has {verb_past} {{history}} in the previous. Recommend one next {noun} for this user to {verb} next. "
@@ -276,7 +275,7 @@ class LLMSRec(Method):
     def fit(self, data: PreparedData, setting: Setting) -> Ranker:
         """Train what stands around the LLM and return the ranker by dot product."""
         settings = required_llm(self, setting)
-        refuse_other_settings(setting.folder, {"method": self.name, "llm": settings.llm, **setting.options})
+        refuse_other_settings(self, setting, settings.llm)
         backbone = load_backbone(run_until(data, setting, settings, "cf") / "cf")
         language_model, tokenizer = load_llm(str(settings.llm), settings.llm_revision, settings.llm_options or {})
         words: Any = language_model.get_input_embeddings().weight.detach()

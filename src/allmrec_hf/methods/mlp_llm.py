@@ -22,12 +22,11 @@ from .llm_parts import (
     STAGE_2_OPTIONS,
     llm_processor,
     on_device,
-    refuse_other_settings,
     required_llm,
     stage_options,
 )
 from .method import Method, Setting
-from .shared import run_until, stage_arguments
+from .shared import refuse_other_settings, run_until, stage_arguments
 
 
 class IdentityAligner(nn.Module):
@@ -63,7 +62,7 @@ class MLPLLM(Method):
     def fit(self, data: PreparedData, setting: Setting) -> Ranker:
         """Train the projectors and return the ranker by title likelihood."""
         settings = required_llm(self, setting)
-        refuse_other_settings(setting.folder, {"method": self.name, "llm": settings.llm, **setting.options})
+        refuse_other_settings(self, setting, settings.llm)
         template = settings.template(data.domain)
         model, tokenizer = _untrained(data, setting, settings)
         processor = llm_processor(

@@ -21,7 +21,7 @@ from ..training.cf_encoder import train_cf_encoder
 from ..training.parts import load_text_encoder, text_dim
 from ..training.settings import run_settings
 from .method import Method, Setting
-from .shared import stage_arguments, text_embeddings
+from .shared import refuse_other_settings, stage_arguments, text_embeddings
 
 TRUNK = "sasrec"
 END_TO_END_NEGATIVES = 128  # items whose texts are encoded anew in each step, beside those of the batch
@@ -133,6 +133,7 @@ class MoRec(Method):
         fine_tune = options.get("fine_tune", False)
         if not isinstance(fine_tune, bool):
             raise ALLMRecError(f"the option fine_tune of {self.name} must be true or false, got {fine_tune!r}")
+        refuse_other_settings(self, setting)
         arguments = stage_arguments(replace(setting, backbone=TRUNK), "cf")
         config = self._config(data, setting, fine_tune)
         with torch.random.fork_rng(devices=[]):

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from ..cf_encoder import CFEncoder, cf_encoder_class
 from ..data.prepared import PreparedData
+from ..errors import ALLMRecError
 from ..files import folder_written_whole, written_whole
 from ..training.alignment import text_embedding_table
 from ..training.arguments import StageArguments, preset
@@ -21,7 +22,9 @@ from ..training.fair import fair_backbone
 from ..training.parts import load_backbone, load_text_encoder
 from ..training.run import train
 from ..training.settings import SETTINGS_OF_STAGE, RunSettings, run_settings
-from .method import Setting
+from .method import Method, Setting
+
+SETTINGS_FILE = "method.json"
 
 
 def stage_arguments(setting: Setting, stage: str) -> StageArguments:
@@ -59,6 +62,28 @@ def text_embeddings(data: PreparedData, setting: Setting) -> torch.Tensor:
         with written_whole(path) as temporary:
             save_file({"texts": table.contiguous()}, temporary)
     return load_file(path)["texts"]
+
+
+def refuse_other_settings(method: Method, setting: Setting, llm: str | None = None) -> None:
+    """Note what a method is trained with in its folder, and refuse to go on with a folder that notes something else.
+
+    Raises:
+        ALLMRecError: when the folder's note differs or is damaged.
+    """
+    path = setting.folder / SETTINGS_FILE
+    own = json.loads(json.dumps({"method": method.name, "llm": llm, **setting.options}, default=str))
+    if not path.exists():
+        with written_whole(path) as temporary:
+            temporary.write_text(json.dumps(own, indent=1) + "\n", encoding="utf-8")
+        return
+    try:
+        noted = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise ALLMRecError(f"{path} is damaged ({error}); train into another folder") from error
+    values = {name: (noted.get(name), own.get(name)) for name in {**noted, **own}}
+    changed = [f"{name} {before!r} -> {now!r}" for name, (before, now) in values.items() if before != now]
+    if changed:
+        raise ALLMRecError(f"{path} notes other settings: {'; '.join(changed[:5])}; train into another folder")
 
 
 def run_until(data: PreparedData, setting: Setting, settings: RunSettings, stage: str) -> Path:

@@ -26,9 +26,9 @@ from ..training.parts import load_llm
 from ..training.projection import CandidateTask
 from ..training.settings import RunSettings
 from ..training.task import Batch
-from .llm_parts import LLM_OPTIONS, Scores, llm_processor, on_device, refuse_other_settings, required_llm, reranked
+from .llm_parts import LLM_OPTIONS, Scores, llm_processor, on_device, required_llm, reranked
 from .method import Method, Setting
-from .shared import stage_arguments
+from .shared import refuse_other_settings, stage_arguments
 
 logger = logging.getLogger(__name__)
 
@@ -238,7 +238,7 @@ class TALLRec(Method):
     def fit(self, data: PreparedData, setting: Setting) -> Ranker:
         """Tune the LLM's LoRA weights and return the ranker by yes or no."""
         settings = required_llm(self, setting)
-        refuse_other_settings(setting.folder, {"method": self.name, "llm": settings.llm, **setting.options})
+        refuse_other_settings(self, setting, settings.llm)
         language_model, tokenizer = load_llm(str(settings.llm), settings.llm_revision, settings.llm_options or {})
         answers = tuple(setting.options.get("answers", ANSWERS))
         if len(answers) != 2 or answers[0] == answers[1]:
