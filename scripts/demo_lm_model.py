@@ -12,7 +12,6 @@ from allmrec_hf.data.synthetic import vocabulary
 
 SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<unk>")
 HIDDEN_SIZE = 112
-NUM_LAYERS = 3
 HEAD_DIM = 48
 NUM_HEADS = 4
 ROPE_THETA = 1e9
@@ -61,7 +60,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def build_language_model(
-    tokenizer: PreTrainedTokenizerFast, text_encoder: SentenceTransformer, seed: int, num_layers: int = NUM_LAYERS
+    tokenizer: PreTrainedTokenizerFast, text_encoder: SentenceTransformer, seed: int
 ) -> LlamaForCausalLM:
     """Return the untrained model: random weights, apart from word vectors and attention patterns set by `_wire`.
 
@@ -69,13 +68,12 @@ def build_language_model(
         tokenizer: The world's tokenizer.
         text_encoder: Knows which words stand in the same texts of the world.
         seed: Draws the random weights.
-        num_layers: Layers, at least 3; those behind the third start at random.
     """
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=HIDDEN_SIZE,
         intermediate_size=96,
-        num_hidden_layers=num_layers,
+        num_hidden_layers=3,
         num_attention_heads=NUM_HEADS,
         num_key_value_heads=NUM_HEADS,
         head_dim=HEAD_DIM,

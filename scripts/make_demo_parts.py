@@ -20,7 +20,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from demo_lm_data import KINDS, Batch, ExerciseWriter, stack
-from demo_lm_model import NUM_LAYERS, build_language_model, build_tokenizer
+from demo_lm_model import build_language_model, build_tokenizer
 from demo_text_encoder import build_text_encoder
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
@@ -109,12 +109,10 @@ def pretrain(model: LlamaForCausalLM, writer: ExerciseWriter, steps: int) -> dic
     }
 
 
-def make_language_model(
-    output: Path, text_encoder: SentenceTransformer, seed: int, steps: int, num_layers: int
-) -> dict[str, Any]:
+def make_language_model(output: Path, text_encoder: SentenceTransformer, seed: int, steps: int) -> dict[str, Any]:
     """Train and save the language model; return its report."""
     tokenizer = build_tokenizer()
-    model = build_language_model(tokenizer, text_encoder, seed, num_layers)
+    model = build_language_model(tokenizer, text_encoder, seed)
     catalogue = frozenset(SyntheticWorld(seed=0).items()["title"])
     report = pretrain(model, ExerciseWriter(tokenizer, seed, catalogue), steps)
     model.eval()
@@ -132,12 +130,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder for language_model/ and text_encoder/")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=2400, help="training steps of the language model")
-    parser.add_argument("--layers", type=int, default=NUM_LAYERS, help="layers of the language model, 3 at least")
     parser.add_argument("--threads", type=int, default=1, help="a fixed number, for the same weights every time")
     parser.add_argument("--quick", action="store_true", help="20 steps: shows that the script runs, learns nothing")
     arguments = parser.parse_args()
-    if arguments.layers < NUM_LAYERS:
-        parser.error(f"--layers must be {NUM_LAYERS} at least, got {arguments.layers}")
     torch.set_num_threads(arguments.threads)
     torch.use_deterministic_algorithms(True)
     steps = 20 if arguments.quick else arguments.steps
@@ -148,9 +143,7 @@ def main() -> None:
     report = {
         "seed": arguments.seed,
         "threads": arguments.threads,
-        "language_model": make_language_model(
-            arguments.output / "language_model", text_encoder, arguments.seed, steps, arguments.layers
-        ),
+        "language_model": make_language_model(arguments.output / "language_model", text_encoder, arguments.seed, steps),
         "text_encoder": {"dimensions": text_encoder.get_embedding_dimension()},
     }
     text = json.dumps(report, indent=2)

@@ -8,11 +8,59 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
+
+import polars as pl
 
 from allmrec_hf.evaluation.report import format_markdown
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results"
+
+
+METRICS = ("hit@1", "ndcg@10")
+GROUPS = ("overall", "warm", "cold", "never_seen")
+
+
+def suite_table(rows: pl.DataFrame, column: str) -> str:
+    """Return Hit@1 / NDCG@10 of a suite's methods as Markdown, one column for each value of `column`.
+
+    Args:
+        rows: Of a report's `results.parquet`, one for each method, value and metric.
+        column: `"dataset"`, `"scenario"` or `"group"`.
+    """
+    cells: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
+    for row in rows.iter_rows(named=True):
+        cells.setdefault((row["label"], row[column]), {})[row["metric"]] = row
+    labels, columns = (list(dict.fromkeys(key[place] for key in cells)) for place in (0, 1))
+    heads = [f"{name.replace('_', ' ')}, {cells[labels[0], name][METRICS[0]]['users']:,} users" for name in columns]
+    lines = ["| method | " + " | ".join(heads) + " |", "| --- |" + " ---: |" * len(columns)]
+    for label in labels:
+        texts = [_figures(cells.get((label, name))) for name in columns]
+        lines.append(f"| {label} | " + " | ".join(texts) + " |")
+    return "\n".join(lines)
+
+
+def _figures(found: dict[str, dict[str, Any]] | None) -> str:
+    if found is None:
+        return "-"
+    values = [found[metric] for metric in METRICS]
+    return " / ".join(
+        f"{row['mean']:.3f}" + ("" if row["deviation"] is None else f" ± {row['deviation']:.3f}") for row in values
+    )
+
+
+def suite_tables(path: Path) -> dict[str, str]:
+    """Return by marker name the tables of a stored suite: all methods under `overall`, and the other scenarios."""
+    rows = pl.read_parquet(path).filter(pl.col("metric").is_in(METRICS) & pl.col("group").is_in(GROUPS))
+    over_all = rows.filter(pl.col("group") == "overall")
+    name, several = path.parent.name, rows["dataset"].n_unique() > 1
+    place = pl.format("{}, {}", "dataset", "scenario") if several else pl.col("scenario")
+    elsewhere = over_all.filter(pl.col("scenario") != "overall").with_columns(place.alias("scenario"))
+    found = {f"{name}-scenarios": suite_table(elsewhere, "scenario")}
+    if several:
+        return found | {name: suite_table(over_all.filter(pl.col("scenario") == "overall"), "dataset")}
+    return found | {name: suite_table(rows.filter(pl.col("scenario") == "overall"), "group")}
 
 
 def tables() -> dict[str, str]:
@@ -25,6 +73,8 @@ def tables() -> dict[str, str]:
         report = json.loads(path.read_text(encoding="utf-8"))
         if "methods" in report:
             found[path.stem] = format_markdown(report).strip()
+    for path in sorted(RESULTS.glob("*/results.parquet")):
+        found |= suite_tables(path)
     return found
 
 

@@ -13,7 +13,7 @@ from allmrec_hf.benchmark.cells import load_cells, save_cell
 from allmrec_hf.benchmark.published import PublishedValue
 from allmrec_hf.benchmark.report import markdown_text, render
 from allmrec_hf.benchmark.tables import by_scenario, chance, default_reference, make_tables
-from allmrec_hf.benchmark.views import comparisons_grid, difference, results_grid
+from allmrec_hf.benchmark.views import comparisons_grid, difference, geometry_grid, results_grid
 from allmrec_hf.errors import ALLMRecError, DataError
 
 SCRIPT = "<script>alert(1)</script>"
@@ -439,3 +439,11 @@ def test_the_curve_over_shares_ends_with_all_the_data_where_they_are_asked_the_s
         "a-llmrec": shares,
         "sasrec": shares,
     }
+
+
+def test_methods_of_one_alignment_share_a_row_of_the_geometry():
+    found = [
+        cell(label, [1, 2], details={"geometry": {"items": items}}) for label, items in (("a", 5), ("b", 5), ("c", 6))
+    ]
+    (section,) = geometry_grid(found).sections
+    assert [line[0].text for line in section.rows] == ["a, b", "c"]

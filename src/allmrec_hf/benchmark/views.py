@@ -253,7 +253,10 @@ def cost_grid(cells: Sequence[Cell], scenarios: Sequence[str]) -> Grid:
 
 
 def geometry_grid(cells: Sequence[Cell]) -> Grid | None:
-    """Return the geometry of joint embeddings, the mean over seeds; None where no cell has any."""
+    """Return the geometry of joint embeddings, the mean over seeds; None where no cell has any.
+
+    Methods that share an alignment stand in one row.
+    """
     found: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for cell in cells:
         if isinstance(cell.details.get("geometry"), Mapping):
@@ -261,10 +264,11 @@ def geometry_grid(cells: Sequence[Cell]) -> Grid | None:
     if not found:
         return None
     columns = list(dict.fromkeys(key for seeds in found.values() for one in seeds for key in one))
-    lines = [
-        texts(label, scenario, *(_average([one.get(column) for one in seeds]) for column in columns))
-        for (label, scenario), seeds in found.items()
-    ]
+    rows: dict[tuple[str, ...], list[str]] = {}
+    for (label, scenario), seeds in found.items():
+        row = (scenario, *(_average([one.get(column) for one in seeds]) for column in columns))
+        rows.setdefault(row, []).append(label)
+    lines = [texts(", ".join(labels), *row) for row, labels in rows.items()]
     return Grid(["method", "scenario", *(column.replace("_", " ") for column in columns)], [Section("", lines)], 2)
 
 
