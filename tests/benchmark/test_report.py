@@ -9,7 +9,7 @@ from fabricated import cell, cells, drawn_ranks
 
 from allmrec_hf.benchmark import plots
 from allmrec_hf.benchmark import verdicts as verdict_rules
-from allmrec_hf.benchmark.cells import load_cells, save_cell
+from allmrec_hf.benchmark.cells import load_cell, save_cell
 from allmrec_hf.benchmark.published import PublishedValue
 from allmrec_hf.benchmark.report import markdown_text, render
 from allmrec_hf.benchmark.tables import by_scenario, chance, default_reference, make_tables
@@ -134,7 +134,8 @@ def render_all(cells_of, folder):
     published = [PublishedValue("toy", "overall", "cold", "SASRec", 0.119)]
     failed = [{"dataset": "toy", "scenario": "overall", "label": EVIL, "seed": 0, "error": EVIL}]
     command = f"allmrec benchmark {EVIL}"
-    render(folder, load_cells(cells_of), f"Title {EVIL}", command=command, published=published, failed=failed)
+    stored = [load_cell(path) for path in sorted((cells_of / "cells").iterdir())]
+    render(folder, stored, f"Title {EVIL}", command=command, published=published, failed=failed)
 
 
 @pytest.fixture(scope="module")

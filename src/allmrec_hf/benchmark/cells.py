@@ -124,20 +124,6 @@ def load_cell(folder: Path) -> Cell:
         raise DataError(f"{folder} is no finished cell ({error!r}); delete the folder to compute it again") from error
 
 
-def load_cells(output: Path) -> list[Cell]:
-    """Read all finished cells of a benchmark, in the order of their folders' names, and check that they compare.
-
-    Raises:
-        DataError: when there are none, or two of the same data and scenario were ranked on different candidates.
-    """
-    folders = sorted(path.parent for path in (output / CELLS).glob(f"*/{RESULT_FILE}"))
-    if not folders:
-        raise DataError(f"{output} holds no finished cells; run `allmrec benchmark --suite SUITE --output {output}`")
-    cells = [load_cell(folder) for folder in folders]
-    refuse_other_candidates(cells)
-    return cells
-
-
 def refuse_other_candidates(cells: list[Cell]) -> None:
     """Refuse cells of one data set and scenario that were ranked on different candidate files.
 

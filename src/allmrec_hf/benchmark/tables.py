@@ -143,7 +143,7 @@ def make_tables(cells: Sequence[Cell], reference: str | None, order: Sequence[st
     """Compute means, intervals, tests and corrections of all cells.
 
     Args:
-        cells: Finished cells, as `load_cells` gives them.
+        cells: Finished cells.
         reference: Label of the method that every other is compared with; None compares only ablations.
         order: Labels in the order of the tables.
 
