@@ -76,6 +76,26 @@ def test_validation_comes_every_so_many_epochs_and_at_the_end(tmp_path):
     assert [entry["epoch"] for entry in result.history if "validation/ndcg@10" in entry] == [2, 4, 5]
 
 
+def test_little_data_are_passed_until_the_steps_are_made(tmp_path):
+    """Thirteen steps an epoch: three epochs come to 39, six to 78; the validations stay as many."""
+    arguments = StageArguments(epochs=3, min_steps=40)
+    result = run_stage(ToyTask(), arguments, tmp_path)
+    assert (result.epochs, result.steps) == (6, 78)
+    assert [entry["epoch"] for entry in result.history if "validation/loss" in entry] == [2, 4, 6]
+    assert run_stage(ToyTask(), arguments, tmp_path, resume=True).steps == 78
+    assert run_stage(ToyTask(), StageArguments(epochs=3, min_steps=39), tmp_path / "enough").steps == 39
+    limited = StageArguments(epochs=3, min_steps=40, max_steps=20)
+    assert run_stage(ToyTask(), limited, tmp_path / "limited").steps == 20
+
+
+def test_whoever_names_the_epochs_gets_them():
+    assert preset("quick", "align").min_steps == 1_000
+    assert preset("quick", "align").replaced(epochs=2).stretched(1).epochs == 2
+    assert preset("quick", "align").replaced(epochs=2, min_steps=6).stretched(1).epochs == 6
+    recipe = {"epochs": 200, "batch_size": 1024}  # of a backbone: no wish of the user's
+    assert preset("quick", "cf", recipe).stretched(1).epochs == 400
+
+
 def test_without_validation_the_last_weights_stay(tmp_path):
     task = ToyTask(validation=0)
     result = run_stage(task, SHORT, tmp_path)
@@ -208,6 +228,7 @@ def test_fp16_without_a_gpu_is_refused(tmp_path):
     ("values", "message"),
     [
         ({"epochs": 0}, "epochs must be at least 1, got 0"),
+        ({"min_steps": 0}, "min_steps must be at least 1, got 0"),
         ({"batch_size": 2.5}, "batch_size must be a whole number"),
         ({"learning_rate": "fast"}, "learning_rate must be a number, got 'fast'"),
         ({"learning_rate": float("nan")}, "learning_rate must be a finite number"),

@@ -129,6 +129,9 @@ def train(
     ] = None,
     cf_option: Annotated[list[str] | None, typer.Option(help="NAME=VALUE of the backbone's config; repeat.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Epochs of each trained stage; the preset's by default.")] = None,
+    min_steps: Annotated[
+        int | None, typer.Option(help="Optimizer steps that the epochs of each trained stage should come to.")
+    ] = None,
     max_steps: Annotated[int | None, typer.Option(help="Optimizer steps of each trained stage at most.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Users in a batch.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Of each trained stage.")] = None,
@@ -260,6 +263,7 @@ def train(
         stages = STAGES if stage is Stage.all else (stage.value,)
         loop: dict[str, Any] = {
             "epochs": epochs,
+            "min_steps": min_steps,
             "max_steps": max_steps,
             "batch_size": batch_size,
             "learning_rate": learning_rate,
@@ -275,11 +279,8 @@ def train(
         trains_cf = cf_checkpoint is None and "cf" in stages  # else the run may name the module of --cf only later
         recipe = cf_encoder_class(cf or DEFAULT_BACKBONE).training_recipe if trains_cf else {}
         arguments = {
-            name: replace(
-                stage_preset(preset.value, name, recipe if name == "cf" else None),
-                seed=seed,
-                report_to=report_to.value,
-                **loop,
+            name: stage_preset(preset.value, name, recipe if name == "cf" else None).replaced(
+                seed=seed, report_to=report_to.value, **loop
             )
             for name in STAGES
         }

@@ -22,7 +22,7 @@ _FREE_ON_RESUME = {
     *("keep_checkpoints", "save_every_steps", "log_every_steps", "report_to", "num_workers", "time_limit_s"),
 }
 _AT_LEAST_ONE = (
-    *("epochs", "max_steps", "batch_size", "gradient_accumulation_steps", "early_stopping_patience", "eval_every"),
+    *("epochs", "min_steps", "max_steps", "batch_size", "gradient_accumulation_steps", "early_stopping_patience", "eval_every"),
     *("max_validation_users", "save_every_steps", "keep_checkpoints", "log_every_steps"),
 )
 _POSITIVE = ("learning_rate", "epsilon", "max_grad_norm", "time_limit_s")
@@ -35,6 +35,9 @@ class StageArguments:
 
     Args:
         epochs: Passes over the training data at most.
+        min_steps: Optimizer steps that these passes should come to: with data so small that they do not, `epochs` and
+            `eval_every` are multiplied by the same whole number until they do. Early stopping, `max_steps` and
+            `time_limit_s` end a stage all the same. None for the passes alone.
         max_steps: Optimizer steps at most; None for no limit.
         batch_size: Examples in one batch, shared out among the processes where there are several.
         gradient_accumulation_steps: Batches in one optimizer step.
@@ -66,6 +69,7 @@ class StageArguments:
     """
 
     epochs: int = 10
+    min_steps: int | None = None
     max_steps: int | None = None
     batch_size: int = 128
     gradient_accumulation_steps: int = 1
@@ -112,7 +116,7 @@ class StageArguments:
         return cls().replaced(**values)
 
     def replaced(self, **changes: Any) -> StageArguments:
-        """Return a copy with some values changed.
+        """Return a copy with some values changed; who changes `epochs` alone gets these, whatever `min_steps` was.
 
         Raises:
             ALLMRecError: when a name is unknown; the message lists the known ones.
@@ -121,7 +125,20 @@ class StageArguments:
         unknown = sorted(set(changes) - set(known))
         if unknown:
             raise ALLMRecError(f"unknown training settings {unknown}; known ones: {', '.join(known)}")
-        return dataclasses.replace(self, **changes)
+        return dataclasses.replace(self, **({"min_steps": None} if "epochs" in changes else {}) | changes)
+
+    def stretched(self, steps_per_epoch: int) -> StageArguments:
+        """Return the settings with as many epochs as `min_steps` asks of data with so many steps in an epoch.
+
+        Example:
+            >>> few = StageArguments(epochs=10, eval_every=2, min_steps=100).stretched(4)
+            >>> few.epochs, few.eval_every
+            (30, 6)
+        """
+        factor = math.ceil((self.min_steps or 0) / (steps_per_epoch * self.epochs))
+        if factor <= 1:
+            return self
+        return dataclasses.replace(self, epochs=self.epochs * factor, eval_every=self.eval_every * factor)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as plain values that JSON can hold."""
@@ -170,10 +187,20 @@ def _converted(name: str, value: Any, hint: Any) -> Any:
 
 _PRESETS: dict[str, dict[str, StageArguments]] = {
     "default": {
-        "cf": StageArguments(epochs=200, batch_size=128, learning_rate=1e-3, early_stopping_patience=10),
-        "align": StageArguments(epochs=10, batch_size=32, learning_rate=1e-4, early_stopping_patience=3),
+        "cf": StageArguments(
+            epochs=200, min_steps=1_000, batch_size=128, learning_rate=1e-3, early_stopping_patience=10
+        ),
+        "align": StageArguments(
+            epochs=10, min_steps=2_000, batch_size=32, learning_rate=1e-4, early_stopping_patience=3
+        ),
         "project": StageArguments(
-            epochs=5, batch_size=8, learning_rate=1e-4, warmup=0.03, max_grad_norm=1.0, early_stopping_patience=2
+            epochs=5,
+            min_steps=1_000,
+            batch_size=8,
+            learning_rate=1e-4,
+            warmup=0.03,
+            max_grad_norm=1.0,
+            early_stopping_patience=2,
         ),
     },
     # The values of arXiv 2404.11343 and of the program published with it.
@@ -185,10 +212,16 @@ _PRESETS: dict[str, dict[str, StageArguments]] = {
     # Ends within minutes on two CPU cores whatever the data: the time limits see to that.
     "quick": {
         "cf": StageArguments(
-            epochs=40, early_stopping_patience=3, max_validation_users=1_000, time_limit_s=60, save_every_steps=500
+            epochs=40,
+            min_steps=300,
+            early_stopping_patience=3,
+            max_validation_users=1_000,
+            time_limit_s=60,
+            save_every_steps=500,
         ),
         "align": StageArguments(
             epochs=10,
+            min_steps=1_000,
             batch_size=128,
             learning_rate=1e-3,
             early_stopping_patience=2,
@@ -198,6 +231,7 @@ _PRESETS: dict[str, dict[str, StageArguments]] = {
         ),
         "project": StageArguments(
             epochs=3,
+            min_steps=300,
             batch_size=16,
             learning_rate=1e-3,
             warmup=0.03,
@@ -253,4 +287,6 @@ def preset(name: str, stage: str, recipe: Mapping[str, Any] | None = None) -> St
             f"no preset {name!r} of stage {stage!r}; presets: {', '.join(PRESETS)}; stages: {', '.join(STAGES)}"
         )
     arguments = _PRESETS[name][stage]
-    return arguments.replaced(**recipe) if recipe and name in ("default", "quick") else arguments
+    if not recipe or name not in ("default", "quick"):
+        return arguments
+    return arguments.replaced(**{"min_steps": arguments.min_steps, **recipe})

@@ -125,6 +125,8 @@ class _StageRun:
 
     def run(self, resume: bool) -> StageResult:
         torch.manual_seed(self.arguments.seed + self.rank)
+        steps = math.ceil(len(self._batches_of(0)) / self.arguments.gradient_accumulation_steps)
+        self.arguments = self.arguments.stretched(steps)
         latest = ckpt.latest(self.folder)
         if latest is not None and not resume:
             raise ALLMRecError(
@@ -134,7 +136,6 @@ class _StageRun:
         if latest is not None:
             self._restore(latest)
         self._write_record(None)
-        steps = math.ceil(len(self._batches_of(self.state.epoch)) / self.arguments.gradient_accumulation_steps)
         self.total_steps = min(self.arguments.max_steps or steps * self.arguments.epochs, steps * self.arguments.epochs)
         try:
             while not self.state.finished:

@@ -23,7 +23,9 @@ from .provenance import library_versions
 
 DAMAGED = (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError, StrictDataclassError)
 CARD_COUNTS = ("users", "items", "interactions")
-CARD_SETTINGS = ("epochs", "max_steps", "batch_size", "learning_rate", "weight_decay", "mixed_precision")
+CARD_SETTINGS = (
+    *("epochs", "min_steps", "max_steps", "batch_size", "learning_rate", "weight_decay", "mixed_precision"),
+)
 
 DEMO = "demo"  # in place of an id: the tiny LM and text encoder that come with this package
 DEMO_PARTS = Path(__file__).parents[1] / "demo"
