@@ -1,6 +1,9 @@
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
+import torch
 
 from allmrec_hf.errors import ALLMRecError
 from allmrec_hf.methods import shared
@@ -39,6 +42,22 @@ def test_texts_are_encoded_once_for_all_alignments_and_seeds(tmp_path, monkeypat
     run_until(data, replace(setting, seed=1, parts=tmp_path / "others"), frozen, "align")
     text_embeddings(data, setting)
     assert len(read) == 1
+
+
+def test_a_catalogue_that_somebody_else_is_encoding_is_waited_for(tmp_path, monkeypatch):
+    data, setting = small_world(tmp_path), small_setting(tmp_path)
+    encode, read = shared.text_embedding_table, []
+
+    def slowly(*parts):
+        read.append(1)
+        time.sleep(0.3)
+        return encode(*parts)
+
+    monkeypatch.setattr(shared, "text_embedding_table", slowly)
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(lambda _: text_embeddings(data, setting), range(2))
+    assert len(read) == 1
+    assert torch.equal(first, second)
 
 
 def test_folder_of_other_options_is_refused(tmp_path):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 from safetensors.torch import load_file, save_file
 
 from ..cf_encoder import CFEncoder, cf_encoder_class
@@ -51,16 +52,17 @@ def backbone_on_all_known(data: PreparedData, setting: Setting) -> CFEncoder:
 def text_embeddings(data: PreparedData, setting: Setting) -> torch.Tensor:
     """Return `(N + 1, d_text)` embeddings of the catalogue by the text encoder as it comes, row 0 zeros.
 
-    Each text is encoded once for all who share the setting's `texts`.
+    Each catalogue is encoded once for all who share the setting's `texts`: a process that finds another at it waits.
     """
     texts = data.catalog.texts()
     digest = _digest({"text_encoder": setting.text_encoder, "texts": texts})
     path = (setting.texts or setting.parts) / f"texts-{digest}.safetensors"
-    if not path.exists():
-        table = text_embedding_table(load_text_encoder(setting.text_encoder), texts)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with written_whole(path) as temporary:
-            save_file({"texts": table.contiguous()}, temporary)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_suffix(".lock")):  # the system lets go of it when its holder dies
+        if not path.exists():
+            table = text_embedding_table(load_text_encoder(setting.text_encoder), texts)
+            with written_whole(path) as temporary:
+                save_file({"texts": table.contiguous()}, temporary)
     return load_file(path)["texts"]
 
 

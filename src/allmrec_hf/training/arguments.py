@@ -22,8 +22,8 @@ _FREE_ON_RESUME = {
     *("keep_checkpoints", "save_every_steps", "log_every_steps", "report_to", "num_workers", "time_limit_s"),
 }
 _AT_LEAST_ONE = (
-    *("epochs", "min_steps", "max_steps", "batch_size", "gradient_accumulation_steps", "early_stopping_patience", "eval_every"),
-    *("max_validation_users", "save_every_steps", "keep_checkpoints", "log_every_steps"),
+    *("epochs", "min_steps", "max_steps", "batch_size", "gradient_accumulation_steps", "early_stopping_patience"),
+    *("eval_every", "max_validation_users", "save_every_steps", "keep_checkpoints", "log_every_steps"),
 )
 _POSITIVE = ("learning_rate", "epsilon", "max_grad_norm", "time_limit_s")
 _NOT_NEGATIVE = ("weight_decay", "warmup", "num_workers", "seed")
