@@ -10,6 +10,7 @@ import sys
 
 import polars as pl
 import pytest
+from filelock import FileLock
 
 from allmrec_hf.benchmark.plan import plan
 from allmrec_hf.benchmark.reading import parse_suite
@@ -46,6 +47,16 @@ def test_second_run_computes_nothing(tmp_path, fitted):
     assert fitted() == 9
     assert not (tmp_path / "out" / "parts").exists()
     assert not (tmp_path / "out" / "work").exists()
+
+
+def test_two_commands_cannot_use_one_folder_at_a_time(tmp_path, fitted):
+    (tmp_path / "out").mkdir()
+    with (
+        FileLock(tmp_path / "out" / ".lock"),
+        pytest.raises(ALLMRecError, match=r"another command is at work in .*out"),
+    ):
+        run_suite(suite(), Place(tmp_path / "out"))
+    assert run_suite(suite(), Place(tmp_path / "out")).computed == 9
 
 
 def test_method_without_a_seed_runs_once():

@@ -9,6 +9,7 @@ from allmrec_hf.benchmark.plan import part_name, plan
 from allmrec_hf.benchmark.reading import load_suite, parse_suite
 from allmrec_hf.benchmark.suite import suite_names
 from allmrec_hf.errors import ALLMRecError
+from allmrec_hf.training import arguments
 from tests.benchmark.stub_method import content
 
 
@@ -61,6 +62,17 @@ def test_method_restricted_to_a_scenario_runs_there_alone():
 def test_data_made_otherwise_are_other_cells():
     one, other = plan(parsed()), plan(parsed(**dataset_entry(synthetic={"seed": 1})))
     assert not {job.key.digest for job in one} & {job.key.digest for job in other}
+
+
+def test_a_preset_with_other_settings_makes_other_cells(monkeypatch):
+    """Its name is the same: a folder from before a change must not be mixed with cells from after it."""
+    before = {job.key.digest for job in plan(parsed())}
+    assert {job.key.digest for job in plan(parsed())} == before
+    name = parsed().preset
+    stages = dict(arguments._PRESETS[name])
+    stages["align"] = stages["align"].replaced(learning_rate=0.5)
+    monkeypatch.setitem(arguments._PRESETS, name, stages)
+    assert not {job.key.digest for job in plan(parsed())} & before
 
 
 def test_demo_names_the_parts_of_the_package_and_no_path_enters_the_cell():

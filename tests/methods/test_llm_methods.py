@@ -280,6 +280,16 @@ def test_lora_finds_its_place_in_every_family(family, folder):
     assert any("q_proj" in name for name in trained) == (family != "gpt2")
 
 
+def test_lora_trains_in_float32_whatever_the_llm_is(folder):
+    language_model = with_lora(tiny_llm("opt").to(torch.bfloat16), small_setting(folder))
+    kinds = {name: value.dtype for name, value in language_model.named_parameters()}
+    assert {kind for name, kind in kinds.items() if "lora_" in name} == {torch.float32}
+    assert {kind for name, kind in kinds.items() if "lora_" not in name} == {torch.bfloat16}
+    logits = language_model(torch.tensor([[1, 2, 3]])).logits
+    logits.float().sum().backward()
+    assert logits.dtype == torch.bfloat16
+
+
 def test_answers_are_told_apart_by_their_first_different_token():
     tokenizer = AutoTokenizer.from_pretrained(OPT_TINY)
     same, yes, no = answer_tokens(tokenizer, ("Yes", "No"))

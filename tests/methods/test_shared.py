@@ -34,7 +34,7 @@ def test_what_decides_a_part_decides_its_folder_and_nothing_else_does(tmp_path):
 
 
 def test_texts_are_encoded_once_for_all_alignments_and_seeds(tmp_path, monkeypatch):
-    data, setting = small_world(tmp_path), small_setting(tmp_path, budget=SHORT, texts=tmp_path / "texts")
+    data, setting = small_world(tmp_path), small_setting(tmp_path, budget=SHORT, common=tmp_path / "common")
     encode, read = shared.text_embedding_table, []
     monkeypatch.setattr(shared, "text_embedding_table", lambda *parts: read.append(1) or encode(*parts))
     frozen = replace(run_settings("demo"), fine_tune_text_encoder=False)

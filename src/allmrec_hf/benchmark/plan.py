@@ -10,10 +10,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from .._version import __version__
 from ..errors import ALLMRecError
 from ..methods.llm_parts import chosen_settings
 from ..methods.method import Method, Setting, backbone_names, method
+from ..training.arguments import STAGES, preset
 from ..training.parts import DEMO, DEMO_PARTS, part_path
+from ..training.settings import run_settings
 from .cells import CellKey
 from .sources import fingerprint
 from .suite import DatasetSpec, MethodSpec, ScenarioSpec, Suite
@@ -120,7 +123,11 @@ def _job(
         "data": dict(sorted(data.items())),
         "scenario": scenario.scenario.describe() | {"domains": list(scenario.domains)},
         "text_encoder": part_name(text_encoder),
-        "preset": suite.preset,
+        "package": __version__,
+        "preset": {
+            "settings": asdict(run_settings(suite.preset)),
+            "stages": {stage: preset(suite.preset, stage).to_dict() for stage in STAGES},
+        },
         "budget": suite.budget,
     }
     backbone = spec.method if spec.method in backbone_names() else spec.backbone or suite.backbone
@@ -132,12 +139,10 @@ def _job(
     }
     key = CellKey(dataset.name, scenario.label, spec.label, spec.method, seed, json.loads(json.dumps(facts)))
     parts = CellKey(dataset.name, scenario.label, "parts", "parts", seed, shared)
-    of_texts = {name: shared[name] for name in ("data", "text_encoder")}
-    texts = CellKey(dataset.name, "any", "texts", "texts", 0, of_texts)
     setting = Setting(
         folder=Path("work") / key.digest,
         parts=Path("parts") / parts.digest,
-        texts=Path("parts") / texts.digest,
+        common=Path("parts") / "common",
         seed=seed,
         llm=llm,
         text_encoder=text_encoder,

@@ -58,8 +58,11 @@ _READING = (
     "A comparison is the method under test minus the other. p randomised: sign flips by user, two-sided. p McNemar: "
     "exact, on hits, the least favourable seed. p Holm: the randomised p corrected over all methods and groups of that "
     "scenario and metric. Bold and coloured: p Holm below 0.05.",
-    "Ties are ranked at their expected rank. Epochs and variants are picked on the validation part; the test part is "
-    "only ranked.",
+    "Ties are ranked at their expected rank: a method that gives all candidates one score has Hit@1 0, less than a "
+    "random order, and one at chance may be significantly above it.",
+    "Epochs and variants are picked on the validation part; the test part is only ranked. Methods with an LLM, no-llm "
+    "and fair-backbone learn from the validation part too, unless their targets are those of training; all others "
+    "learn from the training part alone.",
     "Intervals and tests speak of other users of the same kind, not of other data, other candidates or, with one seed, "
     "other training runs.",
 )

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 
 from ..data.prepared import PreparedData
 from ..errors import ALLMRecError, DataError
@@ -49,7 +50,7 @@ from .verdicts import UNTRAINED
 logger = logging.getLogger(__name__)
 PARTS, WORK = "parts", "work"
 _GroupOutcome = tuple[int, list[dict[str, Any]], list[dict[str, Any]]]  # computed, skipped, failed
-SKIPPED_FILE, FAILED_FILE = "skipped.json", "failed.json"
+SKIPPED_FILE, FAILED_FILE, LOCK_FILE = "skipped.json", "failed.json", ".lock"
 
 
 @dataclass(frozen=True)
@@ -108,8 +109,22 @@ def run_suite(
         prepare_process: Called first in each process that is started, such as to set up its log; it can be pickled.
 
     Raises:
-        ALLMRecError: when the suite does not fit its data; nothing is computed then.
+        ALLMRecError: when the suite does not fit its data, or another command is at work in the folder; nothing is
+            computed then.
     """
+    place.output.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(place.output / LOCK_FILE, timeout=0):
+            return _run_suite(suite, place, processes, keep_parts, prepare_process)
+    except Timeout as error:
+        raise ALLMRecError(
+            f"another command is at work in {place.output}; wait for it, or give another --output"
+        ) from error
+
+
+def _run_suite(
+    suite: Suite, place: Place, processes: int, keep_parts: bool, prepare_process: Callable[[], None] | None
+) -> Outcome:
     outcome = Outcome(plan(suite))
     to_do = [job for job in outcome.jobs if not is_done(place.output, job.key)]
     logger.info("%d cells, %d of them done already", len(outcome.jobs), len(outcome.jobs) - len(to_do))
@@ -178,7 +193,7 @@ class Datasets:
 def run_cell(job: Job, trial: Trial, data: Datasets) -> Cell:
     """Train and evaluate one method in one scenario; only the method itself stores anything, to go on with."""
     output, evaluation = data.place.output.resolve(), data.suite.evaluation
-    folders = {name: output / getattr(job.setting, name) for name in ("folder", "parts", "texts")}
+    folders = {name: output / getattr(job.setting, name) for name in ("folder", "parts", "common")}
     for folder in folders.values():
         folder.mkdir(parents=True, exist_ok=True)
     setting = replace(job.setting, **folders)
@@ -272,9 +287,7 @@ def _details(job: Job, trained: Method, trial: Trial, ranker: Ranker) -> dict[st
     found = facts(ranker)
     if job.setting.llm is not None and "llm" in found:
         random = job.method.method in UNTRAINED
-        found["llm"] = ("random weights, as " if random else "") + part_name(
-            job.setting.options.get("llm", job.setting.llm)
-        )
+        found["llm"] = ("random weights, as " if random else "") + part_name(job.setting.llm)
     model = getattr(ranker, "model", None)
     if isinstance(model, ALLMRecModel) and _was_aligned(model):
         found["geometry"] = joint_embedding_geometry(model)
@@ -298,8 +311,13 @@ def _check_llms(jobs: Iterable[Job]) -> None:
     needing = [job for job in jobs if method(job.method.method).reads_llm]
     for job in needing:
         job.setting.required_llm(job.key.label)
-    for llm in dict.fromkeys(str(job.setting.llm) for job in needing):
-        check_llm(llm, None, {})
+    seen: list[tuple[str, str | None, dict[str, Any]]] = []
+    for job in needing:
+        options = job.setting.options
+        asked = (str(job.setting.llm), options.get("llm_revision"), dict(options.get("llm_options") or {}))
+        if asked not in seen:
+            seen.append(asked)
+            check_llm(*asked)
 
 
 def _check_trials(suite: Suite, jobs: Iterable[Job], data: Datasets) -> None:

@@ -44,7 +44,7 @@ _RESULTS: dict[str, Any] = {
 }
 _COMPARISONS: dict[str, Any] = {
     **dict.fromkeys(("dataset", "scenario", "group", "metric", "reference", "label"), pl.String),
-    **dict.fromkeys(("difference", "low", "high", "p_randomisation", "p_mcnemar", "p_holm"), pl.Float64),
+    **dict.fromkeys(("difference", "low", "high", "worst_seed", "p_randomisation", "p_mcnemar", "p_holm"), pl.Float64),
     "users": pl.Int64,
 }
 
@@ -57,9 +57,10 @@ class Tables:
         results: A row for each dataset, scenario, group, label and metric: `mean`, `low`, `high` over users of the
             values averaged over seeds; `deviation` over seeds (null for one); `seeds`, `users`; `among_best`: the
             interval of its difference to the highest mean includes 0.
-        comparisons: A row for each comparison: `difference` is reference minus label, with `low`, `high`; p values of
-            the randomisation test, of McNemar's (hits only, the least favourable seed), and Holm's correction of the
-            former over all comparisons of the reference in that dataset, scenario and metric.
+        comparisons: A row for each comparison: `difference` is reference minus label, with `low`, `high`; `worst_seed`,
+            the smallest difference over pairs of seeds; p values of the randomisation test, of McNemar's (hits only,
+            the least favourable seed), and Holm's correction of the former over all comparisons of the reference in
+            that dataset, scenario and metric.
     """
 
     results: pl.DataFrame
@@ -261,6 +262,7 @@ def _comparisons(
     for p, (reference, label) in enumerate(pairs):
         for m, metric in enumerate(columns.metrics):
             drawn = resampled[:, first[p], m] - resampled[:, second[p], m]
+            by_seed = _by_seed(columns, (reference, label), metric, mask)
             rows.append(
                 {
                     "group": group,
@@ -268,8 +270,11 @@ def _comparisons(
                     "reference": reference,
                     "label": label,
                     **_fields(percentile_interval(differences[:, p, m].mean(), drawn), "difference"),
+                    "worst_seed": min((float((one - other).mean()) for one, other in by_seed), default=None),
                     "p_randomisation": p_values[p, m],
-                    "p_mcnemar": _worst_mcnemar(columns, (reference, label), metric, mask),
+                    "p_mcnemar": (
+                        max((mcnemar(*both) for both in by_seed), default=None) if metric.startswith("hit@") else None
+                    ),
                     "users": int(mask.sum()),
                 }
             )
@@ -280,19 +285,18 @@ def _fields(interval: Interval, name: str) -> dict[str, float]:
     return {name: interval.mean, "low": interval.low, "high": interval.high}
 
 
-def _worst_mcnemar(columns: _Columns, pair: tuple[str, str], metric: str, mask: NDArray[np.bool_]) -> float | None:
-    """Return the largest p value over pairs of seeds: a method of one seed meets every seed of the other."""
-    if not metric.startswith("hit@"):
-        return None
+def _by_seed(
+    columns: _Columns, pair: tuple[str, str], metric: str, mask: NDArray[np.bool_]
+) -> list[tuple[NDArray[np.float64], NDArray[np.float64]]]:
+    """Return both methods' values by user for pairs of seeds: a method of one seed meets every seed of the other."""
     first, second = (columns.seed_ranks[label] for label in pair)
     shared = [(seed, seed) for seed in first if seed in second]
     if min(len(first), len(second)) == 1:
         shared = [(one, other) for one in first for other in second]
-    hits = [
+    return [
         (per_user_values(metric, first[one][mask]), per_user_values(metric, second[other][mask]))
         for one, other in shared
     ]
-    return max((mcnemar(*both) for both in hits), default=None)
 
 
 def _pairs(cells: Sequence[Cell], labels: Sequence[str], reference: str | None) -> list[tuple[str, str]]:

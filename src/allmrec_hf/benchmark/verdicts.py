@@ -145,6 +145,9 @@ def _leak(scene: _Scene) -> Verdict:
     )
     if row["low"] > limit:
         return Verdict(LEAK, "alarm", scene.where, f"LEAK: {facts}. Trust no figure of this scenario until explained")
+    if row["low"] > chance(scene.metric, size):
+        text = f"{facts}: above chance, which random weights have no reason to be; look at what the prompt gives away"
+        return Verdict(LEAK, "note", scene.where, text)
     return Verdict(LEAK, "quiet", scene.where, facts)
 
 
@@ -170,6 +173,7 @@ def _credit(scene: _Scene) -> Verdict:
         return Verdict(CREDIT, "missing", scene.where, text)
     controls_of = {method: _like_reference(scene, method) for method in LLM_CONTROLS}
     missing = [method for method, labels in controls_of.items() if not labels]
+    missing += [] if scene.of_method("leak-alarm") else ["leak-alarm"]
     if backbone is None or missing:
         absent = [*missing, *([] if backbone else [BACKBONE_ALONE])]
         text = f"nothing is credited to the LLM of {reference}: {' and '.join(absent)} missing"
@@ -274,7 +278,9 @@ def _backbones() -> set[str]:
 
 
 def _beats(row: Mapping[str, Any]) -> bool:
-    return bool(row["difference"] > 0 and row["p_holm"] < SIGNIFICANT)
+    """Tell whether the reference is significantly above the other over the users, and above it with every seed."""
+    worst = row["worst_seed"]
+    return bool(row["difference"] > 0 and row["p_holm"] < SIGNIFICANT and (worst is None or worst > 0))
 
 
 def _mean(row: Mapping[str, Any]) -> str:
@@ -283,7 +289,9 @@ def _mean(row: Mapping[str, Any]) -> str:
 
 def _difference(row: Mapping[str, Any]) -> str:
     value, low, high = (signed(row[name]) for name in ("difference", "low", "high"))
-    return f"{value}, {low} to {high}, Holm p {p_value(row['p_holm'])}"
+    worst = row["worst_seed"]
+    turned = f", {signed(worst)} with the worst seed" if worst is not None and worst <= 0 < row["difference"] else ""
+    return f"{value}, {low} to {high}, Holm p {p_value(row['p_holm'])}{turned}"
 
 
 def name(metric: str) -> str:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from filelock import FileLock
 from torch import nn
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -147,20 +148,22 @@ class NoLLM(Method):
 def with_random_llm(settings: RunSettings, setting: Setting) -> RunSettings:
     """Return the settings with another LLM: the same architecture and tokenizer, weights drawn with the setting's seed.
 
-    It is kept in the setting's `parts`, so that every control takes the same one.
+    It is kept in the setting's `common`, so that every control of every scenario takes the same one.
     """
     where = {} if settings.llm_revision is None else {"revision": settings.llm_revision}
     facts = f"{settings.llm}|{settings.llm_revision}|{setting.seed}"
-    folder = setting.parts / f"random-llm-{hashlib.sha256(facts.encode()).hexdigest()[:12]}"
-    if not (folder / "config.json").exists():
-        name = str(settings.llm)
-        check_llm(name, settings.llm_revision, {})
-        with torch.random.fork_rng():
-            torch.manual_seed(setting.seed)
-            language_model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(name, **where))
-        with folder_written_whole(folder) as temporary:
-            AutoTokenizer.from_pretrained(name, **where).save_pretrained(str(temporary))
-            language_model.save_pretrained(str(temporary))
+    folder = (setting.common or setting.parts) / f"random-llm-{hashlib.sha256(facts.encode()).hexdigest()[:12]}"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_suffix(".lock")):
+        if not (folder / "config.json").exists():
+            name = str(settings.llm)
+            check_llm(name, settings.llm_revision, {})
+            with torch.random.fork_rng():
+                torch.manual_seed(setting.seed)
+                language_model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(name, **where))
+            with folder_written_whole(folder) as temporary:
+                AutoTokenizer.from_pretrained(name, **where).save_pretrained(str(temporary))
+                language_model.save_pretrained(str(temporary))
     return replace(settings, llm=str(folder), llm_revision=None)
 
 
@@ -182,7 +185,8 @@ class RandomLLM(Method):
 class LeakAlarm(Method):
     """The prompt in words alone, to an LLM with random weights: nothing it knows tells the target.
 
-    Where it ranks better than chance, the protocol gives the target away. Its options are those of LLM-Only.
+    Where it ranks better than raw text, the protocol gives the target away; better than chance is worth a look. Its
+    options are those of LLM-Only.
     """
 
     name = "leak-alarm"

@@ -70,7 +70,7 @@ class TowerAlignment(nn.Module):
     """The contrastive loss of a CF tower and a text tower that see the same user and item.
 
     Args:
-        cf_encoder: The CF tower, trained.
+        cf_encoder: The CF tower, which the loss trains.
         text_dim: d_text of the frozen text embeddings.
         joint_dim: Width of the space in which both meet.
         temperature: Of the contrastive loss.

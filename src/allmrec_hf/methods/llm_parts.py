@@ -70,10 +70,9 @@ def required_llm(method: Method, setting: Setting) -> RunSettings:
     """Return `chosen_settings` of a method that cannot do without an LLM.
 
     Raises:
-        ALLMRecError: when neither the setting nor the options name one.
+        ALLMRecError: when the setting names none.
     """
-    settings = chosen_settings(method, setting)
-    return settings if settings.llm is not None else replace(settings, llm=setting.required_llm(method.name))
+    return replace(chosen_settings(method, setting), llm=setting.required_llm(method.name))
 
 
 def llm_processor(

@@ -42,7 +42,7 @@ class Setting:
     Attributes:
         folder: The method's own folder; what an interrupted training left there may be gone on with.
         parts: Folder shared by all methods of the same training data and seed, see `shared`.
-        texts: Folder shared by all methods of the same catalogue and text encoder; `parts` where not given.
+        common: Folder shared by all methods of a benchmark, whatever their data and seeds; `parts` where not given.
         seed: Seed of everything the method draws.
         llm: Id or path of the causal LM, for the methods that have one.
         text_encoder: Id or path of the sentence-transformers model.
@@ -55,7 +55,7 @@ class Setting:
 
     folder: Path
     parts: Path
-    texts: Path | None = None
+    common: Path | None = None
     seed: int = 0
     llm: str | None = None
     text_encoder: str = DEFAULT_TEXT_ENCODER

@@ -52,11 +52,11 @@ def backbone_on_all_known(data: PreparedData, setting: Setting) -> CFEncoder:
 def text_embeddings(data: PreparedData, setting: Setting) -> torch.Tensor:
     """Return `(N + 1, d_text)` embeddings of the catalogue by the text encoder as it comes, row 0 zeros.
 
-    Each catalogue is encoded once for all who share the setting's `texts`: a process that finds another at it waits.
+    Each catalogue is encoded once for all who share the setting's `common`: a process that finds another at it waits.
     """
     texts = data.catalog.texts()
     digest = _digest({"text_encoder": setting.text_encoder, "texts": texts})
-    path = (setting.texts or setting.parts) / f"texts-{digest}.safetensors"
+    path = (setting.common or setting.parts) / f"texts-{digest}.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):  # the system lets go of it when its holder dies
         if not path.exists():

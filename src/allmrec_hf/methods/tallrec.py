@@ -258,6 +258,8 @@ class TALLRec(Method):
 def with_lora(language_model: Any, setting: Setting) -> Any:
     """Return the LLM with fresh LoRA weights, the only ones that take gradients.
 
+    They are float32 whatever the LLM is, as peft's own models have them: Adam's steps vanish in half precision.
+
     Raises:
         ALLMRecError: when `peft` is not installed.
     """
@@ -276,6 +278,8 @@ def with_lora(language_model: Any, setting: Setting) -> Any:
         language_model = inject_adapter_in_model(config, language_model)
     for name, parameter in language_model.named_parameters():
         parameter.requires_grad_("lora_" in name)
+        if "lora_" in name:
+            parameter.data = parameter.data.float()
     return language_model
 
 
