@@ -51,16 +51,16 @@ def _figures(found: dict[str, dict[str, Any]] | None) -> str:
 
 
 def suite_tables(path: Path) -> dict[str, str]:
-    """Return by marker name the tables of a stored suite: all methods under `overall`, and the other scenarios."""
+    """Return by marker name the tables of a stored suite: all methods under `overall`, and its other scenarios."""
     rows = pl.read_parquet(path).filter(pl.col("metric").is_in(METRICS) & pl.col("group").is_in(GROUPS))
     over_all = rows.filter(pl.col("group") == "overall")
     name, several = path.parent.name, rows["dataset"].n_unique() > 1
     place = pl.format("{}, {}", "dataset", "scenario") if several else pl.col("scenario")
     elsewhere = over_all.filter(pl.col("scenario") != "overall").with_columns(place.alias("scenario"))
-    found = {f"{name}-scenarios": suite_table(elsewhere, "scenario")}
-    if several:
-        return found | {name: suite_table(over_all.filter(pl.col("scenario") == "overall"), "dataset")}
-    return found | {name: suite_table(rows.filter(pl.col("scenario") == "overall"), "group")}
+    at_large = rows.filter(pl.col("scenario") == "overall")
+    main = (at_large.filter(pl.col("group") == "overall"), "dataset") if several else (at_large, "group")
+    found = {name: main, f"{name}-scenarios": (elsewhere, "scenario")}
+    return {marker: suite_table(*table) for marker, table in found.items() if len(table[0])}
 
 
 def tables() -> dict[str, str]:
