@@ -249,7 +249,7 @@ def cost_grid(cells: Sequence[Cell], scenarios: Sequence[str]) -> Grid:
         lines.append([Entry(label), *texts(*(f"{sum(one) / len(one):,.1f}" if one else NONE for one in found))])
     total = [sum(cell.seconds for cell in cells if cell.key.scenario == scenario) for scenario in scenarios]
     lines.append([Entry("all cells, summed", strong=True), *texts(*(f"{value:,.1f}" for value in total))])
-    return Grid(["seconds", *scenarios], [Section("", lines)])
+    return Grid(["seconds, mean over seeds", *scenarios], [Section("", lines)])
 
 
 def geometry_grid(cells: Sequence[Cell]) -> Grid | None:
