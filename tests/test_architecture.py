@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "src" / "allmrec_hf"
 FLOORS = [
-    {"errors", "ranking", "files", "histories", "catalog", "outputs", "prompt"},
+    {"errors", "ranking", "files", "histories", "values", "catalog", "outputs", "prompt"},
     {"cf_losses", "aligner", "projector", "losses", "scoring", "retrieval", "checkpoint_code", "item_table"},
     {"cf_encoder"},
     {"cf_user_vectors"},
@@ -16,7 +16,14 @@ FLOORS = [
     {"modeling_allmrec"},
     {"pipeline_recommendation"},
 ]
-SAME_FLOOR = {("catalog", "errors"), ("files", "errors"), ("prompt", "errors"), ("catalog", "files")}
+SAME_FLOOR = {
+    ("catalog", "errors"),
+    ("files", "errors"),
+    ("prompt", "errors"),
+    ("catalog", "files"),
+    ("values", "errors"),
+    ("catalog", "values"),
+}
 WORKSHOP = {"data", "training", "evaluation", "hub", "methods", "explaining", "benchmark", "cli"}
 LABORATORY = {"methods", "explaining", "benchmark"}
 FORBIDDEN = {

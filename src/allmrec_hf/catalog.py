@@ -10,20 +10,24 @@ from typing import Any
 import polars as pl
 
 from .errors import CheckpointError, DataError
+from .values import as_frame, id_text, id_texts, plain_texts, present_texts, records_frame, text_values
 
 CATALOG_FILE = "items.parquet"
 REQUIRED_COLUMNS = ("item_id", "title", "description")
+TEXT_COLUMNS = ("title", "description")
 
 
 class ItemCatalog:
     """Item ids, titles and descriptions in a fixed order; item `i` of `1..N` is row `i - 1`, index 0 is padding.
 
     Args:
-        items: A frame with `item_id` (unique, not null), `title` and `description` (text, may be null); any further
+        items: A frame of Polars or pandas with `item_id` (unique; text or numbers, spelt by `values.id_text`), `title`
+            and `description` (text or lists of text; null, NaN, blank and `values.NULL_WORDS` are missing); any further
             column is kept. A missing `title` or `description` column counts as all null.
+        saved: The frame was written by a catalogue, so ids and texts are taken as they stand.
 
     Raises:
-        DataError: when `item_id` is missing, null or not unique.
+        DataError: when `item_id` is missing, null or not unique, or a column has a wrong type.
 
     Example:
         >>> catalog = ItemCatalog.from_records([{"item_id": "B1", "title": "Lost Harbor"}, {"item_id": "B2"}])
@@ -31,16 +35,14 @@ class ItemCatalog:
         ([2, 1], 'Lost Harbor', 'Untitled item B2')
     """
 
-    def __init__(self, items: pl.DataFrame) -> None:
+    def __init__(self, items: Any, saved: bool = False) -> None:
+        items = as_frame(items, "the catalogue")
         if "item_id" not in items.columns:
             raise DataError(f"the catalogue has no column item_id; its columns are {items.columns}")
-        missing = [name for name in REQUIRED_COLUMNS if name not in items.columns]
         items = items.with_columns(
-            pl.col("item_id").cast(pl.String), *(pl.lit(None, dtype=pl.String).alias(name) for name in missing)
+            pl.lit(None, dtype=pl.String).alias(name) for name in TEXT_COLUMNS if name not in items.columns
         )
-        for name in ("title", "description"):
-            text = pl.col(name).cast(pl.String).str.strip_chars()
-            items = items.with_columns(pl.when(text == "").then(None).otherwise(text).alias(name))
+        items = items.with_columns(_columns(items, saved))
         if items["item_id"].null_count():
             raise DataError(f"the catalogue has {items['item_id'].null_count()} rows without item_id")
         self.frame = items.select(*REQUIRED_COLUMNS, pl.exclude(*REQUIRED_COLUMNS))
@@ -59,35 +61,46 @@ class ItemCatalog:
     @classmethod
     def from_records(cls, records: Iterable[Mapping[str, Any]]) -> ItemCatalog:
         """Build a catalogue from mappings with `item_id` and, where known, `title` and `description`."""
-        return cls(pl.DataFrame([dict(record) for record in records], infer_schema_length=None))
+        return cls(records_frame(records, ("item_id",), TEXT_COLUMNS))
 
     def __len__(self) -> int:
         """Return N, the number of items (the padding index is not counted)."""
         return len(self.item_ids)
 
     def __contains__(self, item_id: object) -> bool:
-        return item_id in self._index
+        return isinstance(item_id, (str, int, float)) and self.index(item_id) is not None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ItemCatalog:
         return self  # configs and processors are deep-copied to be printed; the catalogue is never changed in place
 
-    def index(self, item_id: str) -> int | None:
-        """Return the index of an item id in `1..N`, or None where it is unknown."""
-        return self._index.get(item_id)
+    def index(self, item_id: Any) -> int | None:
+        """Return the index of an item id in `1..N`, or None where it is unknown.
 
-    def indices(self, item_ids: Sequence[str]) -> list[int]:
+        The id may be text or a number, and is spelt as the catalogue spells ids: 7, 7.0, "7" and " 7 " are one id.
+        """
+        index = self._index.get(item_id) if isinstance(item_id, str) else None
+        if index is not None:
+            return index
+        try:
+            spelt = id_text(item_id)
+        except DataError:  # a truth value or a list is no id of any catalogue
+            return None
+        return None if spelt is None else self._index.get(spelt)
+
+    def indices(self, item_ids: Sequence[Any]) -> list[int]:
         """Return the indices of item ids, in their order.
 
         Raises:
             DataError: when ids are unknown; the message counts them and names the first five.
         """
-        unknown = [item_id for item_id in item_ids if item_id not in self._index]
+        found = [self.index(item_id) for item_id in item_ids]
+        unknown = [item_id for item_id, index in zip(item_ids, found, strict=True) if index is None]
         if unknown:
             raise DataError(
                 f"{len(unknown)} of {len(item_ids)} item ids are not in the catalogue of {len(self)} items: "
                 f"{unknown[:5]}"
             )
-        return [self._index[item_id] for item_id in item_ids]
+        return [index for index in found if index is not None]
 
     def find_title(self, title: str) -> list[int]:
         """Return the indices of all items with this title; case and surrounding space do not count."""
@@ -127,14 +140,17 @@ class ItemCatalog:
     def extended(self, records: Iterable[Mapping[str, Any]]) -> ItemCatalog:
         """Return a new catalogue with further items at the end; existing indices stay.
 
+        Titles and descriptions are cleaned as those of prepared data are, see `values.plain_texts`.
+
         Raises:
             DataError: when an item id is missing, or known already.
         """
         added = ItemCatalog.from_records(records)
+        added = ItemCatalog(added.frame.with_columns(plain_texts(added.frame[name]) for name in TEXT_COLUMNS), True)
         known = [item_id for item_id in added.item_ids if item_id in self._index]
         if known:
             raise DataError(f"{len(known)} item ids are in the catalogue already: {known[:5]}")
-        return ItemCatalog(pl.concat([self.frame, added.frame], how="diagonal_relaxed"))
+        return ItemCatalog(pl.concat([self.frame, added.frame], how="diagonal_relaxed"), saved=True)
 
     def save(self, directory: str | os.PathLike[str]) -> Path:
         """Write the catalogue to `items.parquet` in a folder, whole or not at all, and return the path."""
@@ -165,4 +181,14 @@ class ItemCatalog:
             raise CheckpointError(
                 f"{path} is no readable parquet file ({error}); write or download it again"
             ) from error
-        return cls(frame)
+        return cls(frame, saved=True)
+
+
+def _columns(items: pl.DataFrame, saved: bool) -> list[pl.Series]:
+    """Return ids, titles and descriptions as text, null where missing."""
+    try:
+        ids = items["item_id"].cast(pl.String) if saved else id_texts(items["item_id"])
+        texts = [text_values(items[name]) for name in TEXT_COLUMNS]
+    except DataError as error:
+        raise DataError(f"the catalogue: {error}") from error
+    return [ids, *(present_texts(text, words=not saved) for text in texts)]

@@ -87,7 +87,7 @@ def read_layout(directory: Path) -> PreparedData:
     candidates = pl.concat(
         [_labelled(directory / name, split) for name, split in zip(sets, TARGET_SPLITS, strict=True)]
     )
-    catalog = ItemCatalog(read_parquet(directory / CATALOG_FILE))
+    catalog = ItemCatalog(read_parquet(directory / CATALOG_FILE), saved=True)
     info = read_info(directory / INFO_FILE)
     return PreparedData(interactions, catalog, candidates.select(*CANDIDATE_SCHEMA), info, directory)
 

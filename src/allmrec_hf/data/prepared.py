@@ -203,7 +203,7 @@ class PreparedData:
             raise DataError(f"{directory} {what} {missing}; make prepared data with `allmrec prepare`")
         info = read_info(directory / INFO_FILE)
         interactions, items, candidates = (read_parquet(directory / name) for name in names[:3])
-        return cls(interactions, ItemCatalog(items), candidates, info, directory)
+        return cls(interactions, ItemCatalog(items, saved=True), candidates, info, directory)
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
         """Upload the data as a data set of the Hub and return its address; see `hub_layout.push`."""

@@ -95,7 +95,7 @@ def without(
             f"{data.name}: without {len(user_ids)} users and {len(item_ids)} items no user with {MIN_INTERACTIONS} "
             f"interactions is left ({kept.height} of {frame.height} interactions are)"
         )
-    catalog = ItemCatalog(data.catalog.frame.filter(~data.catalog.frame[ITEM_ID].is_in(gone_items)))
+    catalog = ItemCatalog(data.catalog.frame.filter(~data.catalog.frame[ITEM_ID].is_in(gone_items)), saved=True)
     none = data.candidate_frame.clear()
     rest = _part(data, leave_one_out(kept).select(frame.columns), catalog, none, {**(note or {}), "seed": seed})
     return _part(rest, rest.interactions, catalog, _sampled(rest, seed), None)
@@ -130,7 +130,7 @@ def joint_catalog(catalogs: Sequence[ItemCatalog], prefixes: Sequence[str]) -> I
         catalog.frame.with_columns(_prefixed(prefix, ITEM_ID))
         for catalog, prefix in zip(catalogs, prefixes, strict=True)
     ]
-    return ItemCatalog(pl.concat(frames, how="diagonal_relaxed"))
+    return ItemCatalog(pl.concat(frames, how="diagonal_relaxed"), saved=True)
 
 
 def users_with_targets(data: PreparedData) -> list[str]:
