@@ -42,6 +42,20 @@ def disk_error(error: Exception, path: str | os.PathLike[str]) -> ALLMRecError:
     return ALLMRecError(f"cannot write {path}: {error}; nothing was changed")
 
 
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Check, before hours of work, that a file can be written later.
+
+    Raises:
+        ALLMRecError: when `path` is a folder, or no file can be made beside it.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise ALLMRecError(f"{path} is a folder; give the name of a file")
+    parent = next(folder for folder in path.absolute().parents if folder.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise ALLMRecError(f"{path} cannot be written: {parent} is no folder in which files can be made")
+
+
 @contextmanager
 def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Give a temporary path beside `path` that takes its place, synced to disk, when the block ends without an error.

@@ -283,7 +283,7 @@ def test_recommend_and_evaluate_take_yaml_too(finished_run, small_parts, tmp_pat
         (["--cf-option", "hidden_size"], "--cf-option takes NAME=VALUE"),
         (["--cf-option", "width=3"], r"has no options \['width'\]"),
         (["--cf", "unheard"], "unknown CF backbone 'unheard'"),
-        (["--epochs", "0"], "epochs must be at least 1, got 0"),
+        (["--epochs", "0"], "--epochs.: Input should be greater than or equal to 1"),
         (["--learning-rate", "nan"], "learning_rate must be a finite number"),
         (["--llm", "/no/such/folder"], "the LLM '/no/such/folder' cannot be loaded: there is no such folder"),
         (["--text-encoder", "./no"], r"the text encoder './no' cannot be loaded: there is no such folder"),
@@ -344,7 +344,6 @@ def test_data_of_another_catalogue_are_refused(finished_run, small_data, tmp_pat
         (["--history", ""], "the history is empty"),
         (["--history", "X1,X2"], "none of the 2 history items"),
         (["--history", "M0001", "--candidates", "X1"], "1 of 1 candidates are not in the catalogue"),
-        (["--history", "M0001", "--top-k", "0"], "top_k must be a whole number of at least 1"),
     ],
 )
 def test_requests_that_cannot_be_answered_end_with_two(finished_run, arguments, message):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..training.arguments import LARGEST_SEED
 from .options import ConfigOption, JsonOption, emit, say, setup_process, stderr, user_errors
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def benchmark(
     llm: Annotated[str | None, typer.Option(help="Hub id or folder of the LLM; `demo` is a tiny one.")] = None,
     text_encoder: Annotated[str | None, typer.Option(help="sentence-transformers id or folder; `demo`.")] = None,
     seeds: Annotated[str | None, typer.Option(help="Seeds of the methods, such as 0,1,2.")] = None,
-    max_users: Annotated[int | None, typer.Option(help="A seeded sample of test users.")] = None,
+    max_users: Annotated[int | None, typer.Option(min=1, help="A seeded sample of test users.")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Processes that share out seeds and scenarios.")] = 1,
     allow_other_counts: Annotated[
         bool, typer.Option("--allow-other-counts", help="Go on where data are not the published ones.")
@@ -128,7 +129,10 @@ def _seeds(text: str) -> tuple[int, ...]:
     parts = text.replace(",", " ").split()
     if not parts or not all(part.isdecimal() for part in parts) or len(set(parts)) < len(parts):
         raise ALLMRecError(f"--seeds takes different whole numbers, such as 0,1,2; got {text!r}")
-    return tuple(int(part) for part in parts)
+    found = tuple(int(part) for part in parts)
+    if max(found) > LARGEST_SEED:
+        raise ALLMRecError(f"--seeds takes whole numbers up to {LARGEST_SEED}; got {max(found)}")
+    return found
 
 
 def _list(suite: Suite, output: Path | None, json_output: bool) -> None:

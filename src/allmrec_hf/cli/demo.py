@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import ConfigOption, JsonOption, emit, say, stderr, user_errors
+from .options import ConfigOption, JsonOption, SeedOption, emit, say, stderr, user_errors
 
 if TYPE_CHECKING:
     from ..data.prepared import PreparedData
@@ -38,8 +38,8 @@ def demo(
     data: Annotated[
         Path | None, typer.Option(help="Folder of `allmrec prepare` instead of the invented world.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the world and of every stage.")] = 0,
-    max_users: Annotated[int | None, typer.Option(help="A seeded sample of test users.")] = None,
+    seed: SeedOption = 0,
+    max_users: Annotated[int | None, typer.Option(min=1, help="A seeded sample of test users.")] = None,
     overwrite: Annotated[bool, typer.Option(help="Remove an earlier demo in the output folder first.")] = False,
     json_output: JsonOption = False,
     config: ConfigOption = None,

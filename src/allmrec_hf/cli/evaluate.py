@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .options import ConfigOption, JsonOption, emit, say, stderr, user_errors
+from .options import ConfigOption, JsonOption, PermutationsOption, SeedOption, emit, say, stderr, user_errors
 
 if TYPE_CHECKING:
     from ..catalog import ItemCatalog
@@ -157,10 +157,10 @@ def evaluate(
         ),
     ] = Protocol.candidates,
     split: Annotated[Split, typer.Option(help="Whose targets.")] = Split.test,
-    max_users: Annotated[int | None, typer.Option(help="A seeded sample of users.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the sample.")] = 0,
-    batch_size: Annotated[int, typer.Option(help="Users that the LLM reads at once.")] = 16,
-    num_permutations: Annotated[int, typer.Option(help="Candidate orders whose scores are averaged.")] = 1,
+    max_users: Annotated[int | None, typer.Option(min=1, help="A seeded sample of users.")] = None,
+    seed: SeedOption = 0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Users that the LLM reads at once.")] = 16,
+    num_permutations: PermutationsOption = 1,
     fair_backbone: Annotated[
         bool, typer.Option(help="Also the backbone trained on train + validation, which stage 2 has seen.")
     ] = False,
@@ -181,9 +181,22 @@ def evaluate(
     with user_errors():
         from ..data.prepared import PreparedData
         from ..errors import ALLMRecError
+        from ..evaluation.cost import tell_evaluation_cost
         from ..evaluation.evaluator import evaluate as run
+        from ..evaluation.llm_ranker import ALLMRecRanker
+        from ..files import check_writable
         from ..hub.card import read_card, write_card
 
+        if protocol is Protocol.paper and num_permutations > 1:
+            raise ALLMRecError(
+                "--num-permutations averages scores, and --protocol paper has none: it compares generated text; leave "
+                "out one of the two"
+            )
+        if output is not None and output == per_user:
+            raise ALLMRecError(f"--output and --per-user name the same file, {output}; give each its own")
+        for path in (output, per_user):
+            if path is not None:
+                check_writable(path)
         if fair_backbone and not (Path(model) / "checkpoints").is_dir():
             raise ALLMRecError(f"--fair-backbone trains in the folder of the run; {model} is none")
         if update_card and not Path(model).is_dir():
@@ -198,6 +211,9 @@ def evaluate(
             )
         prepared = PreparedData.load(data)
         rankers = load_rankers(model, prepared, batch_size, num_permutations, fair_backbone, protocol is Protocol.full)
+        for ranker in rankers:
+            if isinstance(ranker, ALLMRecRanker):
+                tell_evaluation_cost(ranker, prepared, protocol.value, split.value, max_users, seed)
         result = run(rankers, prepared, protocol.value, split.value, max_users=max_users, seed=seed)
         if output is not None:
             result.write_json(output)

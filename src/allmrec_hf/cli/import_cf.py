@@ -52,7 +52,7 @@ def import_cf(
     missing_items: Annotated[
         MissingItems, typer.Option(help="Items of the data that the weights lack: refuse, or zeros (cold items).")
     ] = MissingItems.refuse,
-    num_heads: Annotated[int | None, typer.Option(help="Attention heads, where the file does not say.")] = None,
+    num_heads: Annotated[int | None, typer.Option(min=1, help="Attention heads, where the file does not say.")] = None,
     json_output: JsonOption = False,
     config: ConfigOption = None,
 ) -> None:

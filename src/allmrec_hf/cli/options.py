@@ -19,6 +19,7 @@ import yaml
 from rich.console import Console
 
 from ..errors import ALLMRecError, DataError
+from ..training.arguments import LARGEST_SEED
 
 USER_ERROR = 2
 stderr = Console(stderr=True, highlight=False)
@@ -84,6 +85,8 @@ ConfigOption = Annotated[
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON alone on standard output.")]
+SeedOption = Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Seed of all that is drawn.")]
+PermutationsOption = Annotated[int, typer.Option(min=1, help="Candidate orders whose scores are averaged.")]
 
 
 ColumnOption = Annotated[
@@ -113,6 +116,8 @@ def setup_logging(verbose: bool = False) -> None:
     logger.handlers = [handler]
     logger.propagate = False
     logger.setLevel(logging.INFO if verbose else logging.WARNING)
+    for name in ("training", "evaluation"):  # what a run with an LLM will cost is told to everyone
+        logging.getLogger(f"allmrec_hf.{name}.cost").setLevel(logging.INFO)
 
 
 def setup_process(verbose: bool = False) -> None:

@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import ColumnOption, ConfigOption, JsonOption, column_map, emit, say, stderr, user_errors
+from .options import (
+    ColumnOption,
+    ConfigOption,
+    JsonOption,
+    PermutationsOption,
+    column_map,
+    emit,
+    say,
+    stderr,
+    user_errors,
+)
 
 if TYPE_CHECKING:
     from ..pipeline_recommendation import RecommendationPipeline
@@ -59,8 +69,8 @@ def recommend(
     candidates: Annotated[
         str | None, typer.Option(help="Rank these; retrieved from the catalogue if not given.")
     ] = None,
-    top_k: Annotated[int, typer.Option(help="Items to recommend.")] = 10,
-    num_permutations: Annotated[int, typer.Option(help="Candidate orders whose scores are averaged.")] = 1,
+    top_k: Annotated[int, typer.Option(min=1, help="Items to recommend.")] = 10,
+    num_permutations: PermutationsOption = 1,
     json_output: JsonOption = False,
     config: ConfigOption = None,
 ) -> None:

@@ -6,13 +6,17 @@ import json
 from dataclasses import replace
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..cf_encoder import MODEL_TYPE_PREFIX, cf_encoder_types
 from .import_cf import MissingItems, import_users_module
-from .options import ConfigOption, JsonOption, emit, say, user_errors
+from .options import ConfigOption, JsonOption, SeedOption, emit, say, user_errors
+
+if TYPE_CHECKING:
+    from ..training.arguments import StageArguments
+    from ..training.settings import RunSettings
 
 BACKBONES = [name.removeprefix(MODEL_TYPE_PREFIX) for name in cf_encoder_types()]
 
@@ -123,26 +127,33 @@ def train(
         Preset, typer.Option(help="`default`: strongest; `paper`: as published; `quick`: minutes on two cores.")
     ] = Preset.default,
     resume: Annotated[bool, typer.Option(help="Go on with an interrupted run in the output folder.")] = False,
-    seed: Annotated[int, typer.Option(help="Seed of every stage.")] = 0,
+    seed: SeedOption = 0,
     train_share: Annotated[
         float | None, typer.Option(help="Train on this share of the users, drawn with seed 0; the same items.")
     ] = None,
     cf_option: Annotated[list[str] | None, typer.Option(help="NAME=VALUE of the backbone's config; repeat.")] = None,
-    epochs: Annotated[int | None, typer.Option(help="Epochs of each trained stage; the preset's by default.")] = None,
-    min_steps: Annotated[
-        int | None, typer.Option(help="Optimizer steps that the epochs of each trained stage should come to.")
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="Epochs of each trained stage; the preset's by default.")
     ] = None,
-    max_steps: Annotated[int | None, typer.Option(help="Optimizer steps of each trained stage at most.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Users in a batch.")] = None,
+    min_steps: Annotated[
+        int | None, typer.Option(min=1, help="Optimizer steps that the epochs of each trained stage should come to.")
+    ] = None,
+    max_steps: Annotated[int | None, typer.Option(min=1, help="Optimizer steps of each trained stage at most.")] = None,
+    time_limit: Annotated[
+        float | None, typer.Option(min=1, help="Seconds after which each trained stage ends with what it has.")
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Users in a batch.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Of each trained stage.")] = None,
-    gradient_accumulation_steps: Annotated[int | None, typer.Option(help="Batches for one optimizer step.")] = None,
+    gradient_accumulation_steps: Annotated[
+        int | None, typer.Option(min=1, help="Batches for one optimizer step.")
+    ] = None,
     mixed_precision: Annotated[Precision | None, typer.Option(help="no, fp16 or bf16.")] = None,
     report_to: Annotated[Tracker, typer.Option(help="Experiment tracker.")] = Tracker.none,
     fine_tune_text_encoder: Annotated[
         bool | None, typer.Option("--fine-tune-text-encoder/--frozen-text-encoder", help="Stage 1; the preset's.")
     ] = None,
     positions: Annotated[Positions, typer.Option(help="Stage 1: last position of a user, or all.")] = Positions.last,
-    joint_dim: Annotated[int, typer.Option(help="Width of the joint space.")] = 128,
+    joint_dim: Annotated[int, typer.Option(min=1, help="Width of the joint space.")] = 128,
     alpha: Annotated[float, typer.Option(help="Stage 1: weight of the item reconstruction.")] = 0.5,
     beta: Annotated[float, typer.Option(help="Stage 1: weight of the text reconstruction.")] = 0.5,
     matching: Annotated[float, typer.Option(help="Stage 1: weight of the matching of both sides.")] = 1.0,
@@ -156,14 +167,17 @@ def train(
     ] = None,
     num_candidates: Annotated[
         int | None,
-        typer.Option(help="Stage 2: candidates in a prompt; 20, or fewer where the data's sets are smaller."),
+        typer.Option(min=2, help="Stage 2: candidates in a prompt; 20, or fewer where the data's sets are smaller."),
+    ] = None,
+    history_in_prompt: Annotated[
+        int | None, typer.Option(min=1, help="Stage 2: the latest history items that a prompt names; 10 by default.")
     ] = None,
     projection_loss: Annotated[Loss | None, typer.Option(help="Stage 2: lm (the paper's) or listwise.")] = None,
     cross_reconstruction: Annotated[
         float | None, typer.Option(help="Stage 1: weight of the CF embedding decoded from text; 0 in the paper.")
     ] = None,
     warm_start_steps: Annotated[
-        int | None, typer.Option(help="Stage 2: steps of the projectors' warm start; 0 in the paper.")
+        int | None, typer.Option(min=0, help="Stage 2: steps of the projectors' warm start; 0 in the paper.")
     ] = None,
     item_embedding: Annotated[
         ItemEmbedding | None, typer.Option(help="Vectors from CF, text, by rule, or random.")
@@ -212,6 +226,8 @@ def train(
         from ..training.run import train as run
         from ..training.settings import DEFAULT_BACKBONE, run_settings
 
+        if min_steps is not None and max_steps is not None and min_steps > max_steps:
+            raise ALLMRecError(f"--min-steps {min_steps} is above --max-steps {max_steps}; give one, or other values")
         if cf_module is not None:
             import_users_module(cf_module)
         llm_options: dict[str, Any] = {
@@ -233,6 +249,7 @@ def train(
             "projection_loss": projection_loss and projection_loss.value,
             "cross_reconstruction": cross_reconstruction,
             "warm_start_steps": warm_start_steps,
+            "history_in_prompt": history_in_prompt,
         }
         settings = run_settings(preset.value, cf)
         of_preset = {} if cf_checkpoint is not None else settings.cf_options or {}
@@ -265,17 +282,14 @@ def train(
             "epochs": epochs,
             "min_steps": min_steps,
             "max_steps": max_steps,
+            "time_limit_s": time_limit,
             "batch_size": batch_size,
             "learning_rate": learning_rate,
             "gradient_accumulation_steps": gradient_accumulation_steps,
             "mixed_precision": mixed_precision and mixed_precision.value,
         }
         loop = {name: value for name, value in loop.items() if value is not None}
-        prepared = PreparedData.load(data)
-        if train_share is not None:
-            prepared = scenario("share", share=train_share).trial(prepared).training
-        count = num_candidates or min(settings.num_candidates, int(prepared.info["num_candidates"]))
-        settings = replace(settings, num_candidates=count)
+        share = None if train_share is None else scenario("share", share=train_share)
         trains_cf = cf_checkpoint is None and "cf" in stages  # else the run may name the module of --cf only later
         recipe = cf_encoder_class(cf or DEFAULT_BACKBONE).training_recipe if trains_cf else {}
         arguments = {
@@ -284,6 +298,11 @@ def train(
             )
             for name in STAGES
         }
+        _check_together(settings, stages, arguments)
+        prepared = PreparedData.load(data)
+        prepared = prepared if share is None else share.trial(prepared).training
+        count = num_candidates or min(settings.num_candidates, int(prepared.info["num_candidates"]))
+        settings = replace(settings, num_candidates=count)
         run(prepared, output, settings, stages, arguments, preset.value, resume)
         state = process_state()
         if state.num_processes > 1:  # else a process that ends first may take the others' connections with it
@@ -295,6 +314,37 @@ def train(
             emit({"output": str(output), "stages": list(stages)})
         else:
             say(f"Trained {', '.join(stages)}. The checkpoint is in {output}.")
+
+
+def _check_together(settings: RunSettings, stages: tuple[str, ...], arguments: dict[str, StageArguments]) -> None:
+    """Refuse options that cannot work together, before the data are read."""
+    from ..errors import ALLMRecError
+    from ..training.devices import check_possible_here
+    from ..training.settings import RunSettings as Settings
+
+    plain = Settings()
+    if "project" in stages:
+        if settings.llm is None:
+            raise ALLMRecError(
+                "stage project needs an LLM: --llm ID_OR_PATH, such as facebook/opt-1.3b; without one give --stage cf "
+                "or --stage align"
+            )
+        settings.template("item")  # which domain does not matter to the slots
+    elif settings.include_llm:
+        raise ALLMRecError("--include-llm saves the LLM that stage project trains with; it needs that stage")
+    if settings.cf_checkpoint is not None and settings.cf_options:
+        raise ALLMRecError("--cf-option is for a backbone trained here; the one of --cf-checkpoint has its own config")
+    if settings.cf_checkpoint is None and settings.missing_items != plain.missing_items:
+        raise ALLMRecError("--missing-items says what happens to items that --cf-checkpoint lacks; give both or none")
+    for name, value, needs, wanted in (
+        ("projector_tokens", settings.projector_tokens, "projector", "resampler"),
+        ("matching_temperature", settings.matching_temperature, "matching_loss", "infonce"),
+    ):
+        if value != getattr(plain, name) and getattr(settings, needs) != wanted:
+            flag, other = name.replace("_", "-"), needs.replace("_", "-")
+            raise ALLMRecError(f"--{flag} is for --{other} {wanted}, which is not given")
+    for stage in stages:
+        check_possible_here(arguments[stage])
 
 
 def _options(pairs: list[str]) -> dict[str, Any]:

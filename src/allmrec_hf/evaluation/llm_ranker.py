@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import ALLMRecError
 from ..histories import pad_histories
 from ..modeling_allmrec import ALLMRecModel
 from ..processing_allmrec import ALLMRecProcessor
@@ -29,6 +30,7 @@ class ALLMRecRanker:
         num_permutations: Orders of the candidate list whose scores are averaged.
 
     Raises:
+        ALLMRecError: when a number is below 1.
         CheckpointError: when the processor's tokenizer or catalogue is not the model's.
     """
 
@@ -41,6 +43,13 @@ class ALLMRecRanker:
         num_ranked: int = 20,
         num_permutations: int = 1,
     ) -> None:
+        for what, value in (
+            ("batch_size", batch_size),
+            ("num_ranked", num_ranked),
+            ("num_permutations", num_permutations),
+        ):
+            if value < 1:
+                raise ALLMRecError(f"{what} must be at least 1, got {value}")
         processor.check_fits(model.config.tokenizer_fingerprint, model.cf_encoder.num_items)
         self.model = model.eval()
         self.processor = processor

@@ -12,6 +12,7 @@ from ..errors import ALLMRecError
 
 STAGES = ("cf", "align", "project")
 PRESETS = ("default", "paper", "quick", "demo")
+LARGEST_SEED = 2**32 - 1  # the largest that NumPy, PyTorch and every library of the stages take
 CHOICES = {
     "mixed_precision": ("no", "fp16", "bf16"),
     "schedule": ("constant", "linear", "cosine"),
@@ -107,6 +108,8 @@ class StageArguments:
                 value = getattr(self, name)
                 if value is not None and not fits(value):
                     raise ALLMRecError(f"{name} must be {wanted}, got {value}")
+        if self.seed > LARGEST_SEED:
+            raise ALLMRecError(f"seed must be at most {LARGEST_SEED}, got {self.seed}")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ALLMRecError(f"betas must be two numbers of 0 or more and below 1, got {self.betas}")
 
@@ -139,6 +142,16 @@ class StageArguments:
         if factor <= 1:
             return self
         return dataclasses.replace(self, epochs=self.epochs * factor, eval_every=self.eval_every * factor)
+
+    def total_steps(self, num_batches: int) -> int:
+        """Return the optimizer steps of all epochs with so many batches in one, `max_steps` at most.
+
+        Example:
+            >>> StageArguments(epochs=3, gradient_accumulation_steps=2, max_steps=100).total_steps(7)
+            12
+        """
+        steps = math.ceil(num_batches / self.gradient_accumulation_steps) * self.epochs
+        return steps if self.max_steps is None else min(self.max_steps, steps)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as plain values that JSON can hold."""

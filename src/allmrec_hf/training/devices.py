@@ -45,12 +45,21 @@ def process_state() -> PartialState:
     return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available())
 
 
-def make_accelerator(arguments: StageArguments, output_dir: Path) -> Accelerator:
-    """Return an Accelerator for a stage; stages of one process may differ in precision."""
+def check_possible_here(arguments: StageArguments) -> None:
+    """Check that this machine has what the settings of a stage need.
+
+    Raises:
+        ALLMRecError: when there is no CUDA device for fp16, or the tracker's package is not installed.
+    """
     if arguments.mixed_precision == "fp16" and not torch.cuda.is_available():
         raise ALLMRecError("mixed_precision fp16 needs a CUDA device and none was found; use bf16 or no")
     if arguments.report_to != "none" and importlib.util.find_spec(arguments.report_to) is None:
         raise ALLMRecError(f"report_to {arguments.report_to} needs the package: pip install {arguments.report_to}")
+
+
+def make_accelerator(arguments: StageArguments, output_dir: Path) -> Accelerator:
+    """Return an Accelerator for a stage; stages of one process may differ in precision."""
+    check_possible_here(arguments)
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != arguments.mixed_precision:
         AcceleratorState._reset_state()
     process_state()

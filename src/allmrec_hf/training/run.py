@@ -37,7 +37,8 @@ from .backbones import (
     save_backbone,
 )
 from .cf_encoder import train_cf_encoder
-from .devices import process_state
+from .cost import projection_cost, tell_projection_cost, warn_of_few_steps
+from .devices import place, process_state
 from .loop import run_stage
 from .parts import check_llm, fill_item_table, load_llm, load_text_encoder, model_card, text_dim
 from .projection import ProjectionModule, ProjectionTask
@@ -359,7 +360,13 @@ class _Run:
             warm_start(task, self.data, self.settings, arguments, self._stage_directory("warm-start"), self.resume)
         model.user_projector.requires_grad_(self._prompt().has_user_slot)  # what no prompt shows is not trained
         model.item_projector.requires_grad_(self._prompt().has_item_slots)
-        run_stage(task, arguments, self._stage_directory("project"), self.resume)
+        place(module, process_state().device)
+        cost = projection_cost(task, arguments, process_state().device)
+        if self.writes:
+            tell_projection_cost(cost, task, arguments)
+        result = run_stage(task, arguments, self._stage_directory("project"), self.resume)
+        if self.writes and result.stopped_by == "time_limit":
+            warn_of_few_steps(result.steps, arguments, cost.step_seconds)
         if self.writes:
             processor.save_pretrained(self.output)
             model.save_pretrained(self.output, include_llm=self.settings.include_llm)

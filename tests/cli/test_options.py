@@ -1,0 +1,88 @@
+"""Impossible options are refused by every command with exit code 2, and before any data are read."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.command_line import refused
+
+NOWHERE = "/nonexistent/folder"
+COMMANDS = {
+    "train": ("--data", NOWHERE, "--output", NOWHERE, "--llm", "demo"),
+    "evaluate": ("--model", NOWHERE, "--data", NOWHERE),
+    "benchmark": ("--data", NOWHERE, "--methods", "popularity", "--output", NOWHERE),
+    "recommend": ("--model", NOWHERE, "--history", "1"),
+    "demo": ("--output", NOWHERE),
+}
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "value"),
+    [
+        ("train", "seed", "-1"),
+        ("train", "seed", str(2**32)),
+        ("train", "batch-size", "0"),
+        ("train", "epochs", "0"),
+        ("train", "max-steps", "-3"),
+        ("train", "min-steps", "0"),
+        ("train", "num-candidates", "1"),
+        ("train", "history-in-prompt", "0"),
+        ("train", "joint-dim", "0"),
+        ("train", "time-limit", "0"),
+        ("train", "gradient-accumulation-steps", "0"),
+        ("evaluate", "max-users", "0"),
+        ("evaluate", "seed", "-1"),
+        ("evaluate", "batch-size", "0"),
+        ("evaluate", "num-permutations", "0"),
+        ("benchmark", "max-users", "0"),
+        ("benchmark", "seeds", str(2**32)),
+        ("benchmark", "jobs", "0"),
+        ("recommend", "top-k", "0"),
+        ("recommend", "num-permutations", "-2"),
+        ("demo", "max-users", "0"),
+        ("demo", "seed", "-1"),
+    ],
+)
+def test_impossible_numbers_are_refused_by_name(command, option, value):
+    message = refused(command, *COMMANDS[command], f"--{option}", value)
+    assert f"--{option}" in message
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--learning-rate", "-1"), "learning_rate must be above 0"),
+        (("--learning-rate", "nan"), "learning_rate must be a finite number"),
+        (("--train-share", "2"), "share is 2.0"),
+        (("--min-steps", "9", "--max-steps", "3"), "--min-steps 9 is above --max-steps 3"),
+        (("--no-user-representation", "--no-joint-embedding"), "stage 2 has nothing to train"),
+        (("--projector-tokens", "3"), "--projector-tokens is for --projector resampler"),
+        (("--matching-temperature", "0.5"), "--matching-temperature is for --matching-loss infonce"),
+        (("--missing-items", "zeros"), "--missing-items says what happens to items that --cf-checkpoint lacks"),
+        (
+            ("--cf-checkpoint", "somewhere", "--cf-option", "hidden_size=8"),
+            "--cf-option is for a backbone trained here",
+        ),
+        (("--stage", "cf", "--include-llm"), "--include-llm"),
+        (("--alpha", "nan"), "alpha"),
+    ],
+)
+def test_training_options_that_cannot_work_are_refused_before_data_are_read(options, message):
+    assert message in refused("train", *COMMANDS["train"], *options)
+
+
+def test_an_llm_is_asked_for_before_data_are_read():
+    assert "stage project needs an LLM" in refused("train", "--data", NOWHERE, "--output", NOWHERE)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--protocol", "paper", "--num-permutations", "2"), "--num-permutations averages scores"),
+        (("--output", "a.json", "--per-user", "a.json"), "name the same file"),
+        (("--output", "/"), "is a folder"),
+        (("--output", "/dev/null/report.json"), "cannot be written"),
+    ],
+)
+def test_evaluation_options_that_cannot_work_are_refused_before_data_are_read(options, message):
+    assert message in refused("evaluate", *COMMANDS["evaluate"], *options)
