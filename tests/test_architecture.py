@@ -99,4 +99,4 @@ def test_no_module_unpickles_or_asserts_or_prints(path):
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_no_room_is_crowded(path):
     lines = len(path.read_text(encoding="utf-8").splitlines())
-    assert lines <= 400, f"{lines} lines: is there a second room inside?"
+    assert lines <= 600, f"{lines} lines: is there a second topic inside?"
