@@ -44,7 +44,7 @@ from allmrec_hf.data.prepare import prepare
 from allmrec_hf.data.prepared import PreparedData
 from allmrec_hf.files import folder_written_whole, written_whole
 from allmrec_hf.histories import pad_histories
-from allmrec_hf.ranking import summarize_ranks
+from allmrec_hf.ranking import Ranks, summarize_ranks
 from allmrec_hf.training import loop
 from allmrec_hf.training.arguments import preset
 from allmrec_hf.training.cf_encoder import train_cf_encoder
@@ -68,7 +68,8 @@ Written by `benchmarks/cf_quality.py`; do not edit by hand.
   without improvement, or when the CPU time (of training and validation) is used up. What each run was allowed
   stands in the JSON; where a library had another amount than ours, it mostly had more.
 - Test: the history is the training part and the validation item; the whole catalogue is ranked, seen items left out
-  (an item bought again stays in); ties get the expected rank. Metrics are computed by `allmrec_hf.ranking` for all.
+  (an item bought again stays in); metrics are means over all orders of tied items, computed by `allmrec_hf.ranking`
+  for all.
 - Width {HIDDEN_SIZE}, history {MAX_HISTORY}, {NUM_LAYERS} layers in the transformers, one thread. Everything else is
   each library's default, and for ours the preset `default` with the backbone's recipe; RecBole's sequential models get
   batches of 256 instead of 2048, because in the time allowed the default would leave them few steps.
@@ -132,7 +133,7 @@ def model_config(model: str, num_items: int) -> Any:
 
 
 @torch.no_grad()
-def encoder_ranks(cf_encoder: CFEncoder, problem: Problem) -> np.ndarray:
+def encoder_ranks(cf_encoder: CFEncoder, problem: Problem) -> Ranks:
     """Return the ranks of the test targets under one of our backbones."""
 
     def score(users: np.ndarray) -> np.ndarray:
@@ -143,7 +144,8 @@ def encoder_ranks(cf_encoder: CFEncoder, problem: Problem) -> np.ndarray:
             parts.append(cf_encoder.score(cf_encoder.encode_users(item_ids, mask))[:, 1:].float().numpy())
         return np.concatenate(parts)
 
-    return problem.ranks(score, "test")
+    ranks = problem.ranks(score, "test")
+    return Ranks(ranks.better, ranks.tied)  # of the class that was imported here
 
 
 def run_ours(run: Run, data: PreparedData, problem: Problem, options: argparse.Namespace) -> dict[str, Any]:
@@ -151,8 +153,8 @@ def run_ours(run: Run, data: PreparedData, problem: Problem, options: argparse.N
     versions = {"allmrec-hf": __version__, "torch": torch.__version__, "numpy": np.__version__}
     if run.model == "popularity":
         counts = data.item_counts("train")[1:].astype(np.float64)
-        ranks = problem.ranks(lambda users: np.tile(counts, (len(users), 1)), "test")
-        return {"metrics": summarize_ranks(ranks), "versions": versions}
+        found = problem.ranks(lambda users: np.tile(counts, (len(users), 1)), "test")
+        return {"metrics": summarize_ranks(Ranks(found.better, found.tied)), "versions": versions}
     torch.set_num_threads(options.threads)
     config = model_config(run.model, data.num_items)
     arguments = preset("default", "cf", cf_encoder_class(run.model).training_recipe)
@@ -208,7 +210,7 @@ def run_other(run: Run, problem: Problem, python: str, options: argparse.Namespa
         done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder)
         if done.returncode:
             raise RuntimeError(f"{script.name} failed:\n{done.stderr[-3000:]}")
-        ranks = np.load(folder / "ranks.npy")
+        ranks = Ranks(*np.load(folder / "ranks.npy"))
         facts = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     if len(ranks) != len(problem.users("test")):
         raise RuntimeError(f"{script.name} gave {len(ranks)} ranks for {len(problem.users('test'))} users")

@@ -9,7 +9,8 @@ catalogue indices 1..N, users numbered 0..U-1:
   the validation item.
 
 An adapter is a script, run by the Python that has the library: `ADAPTER PROBLEM SETTINGS.json OUTPUT`. It leaves
-`ranks.npy (T,)` of the test targets, users without one left out, and `result.json`.
+`ranks.npy (2, T)`, for each test target how many items are better and how many tied, users without a target left out,
+and `result.json`.
 """
 
 from __future__ import annotations
@@ -72,10 +73,8 @@ class Problem:
             users = np.sort(np.random.default_rng(0).choice(users, at_most, replace=False))
         return users
 
-    def ranks(
-        self, score: Callable[[np.ndarray], np.ndarray], split: str, users: np.ndarray | None = None
-    ) -> np.ndarray:
-        """Return the expected rank of each user's target in the whole catalogue, other seen items left out.
+    def ranks(self, score: Callable[[np.ndarray], np.ndarray], split: str, users: np.ndarray | None = None) -> Any:
+        """Return the `Ranks` of each user's target in the whole catalogue, other seen items left out.
 
         Args:
             score: Takes user numbers `(B,)` and returns `(B, N)` finite scores; column c belongs to item c + 1.
@@ -85,9 +84,9 @@ class Problem:
         users = self.users(split) if users is None else users
         step = max(1, MAX_SCORES // self.num_items)
         parts = [self._ranks(score, split, users[start : start + step]) for start in range(0, len(users), step)]
-        return np.concatenate(parts)
+        return self.ranking.Ranks.concatenate(parts)
 
-    def _ranks(self, score: Callable[[np.ndarray], np.ndarray], split: str, users: np.ndarray) -> np.ndarray:
+    def _ranks(self, score: Callable[[np.ndarray], np.ndarray], split: str, users: np.ndarray) -> Any:
         scores = np.array(score(users), dtype=np.float64)
         if scores.shape != (len(users), self.num_items) or not np.isfinite(scores).all():
             raise ValueError(
@@ -101,7 +100,7 @@ class Problem:
         scores[rows[other], seen[other] - 1] = -np.inf
         return self.ranking.target_ranks(scores, targets - 1)
 
-    def ndcg(self, ranks: np.ndarray) -> float:
+    def ndcg(self, ranks: Any) -> float:
         """Return the mean NDCG@10, by which every model's best epoch is picked."""
         return float(self.ranking.ndcg_at_k(ranks, 10).mean())
 
@@ -189,11 +188,11 @@ def read_arguments() -> tuple[Problem, dict[str, Any], Path]:
     return Problem(problem), json.loads(Path(settings).read_text(encoding="utf-8")), Path(output)
 
 
-def write_result(output: Path, ranks: np.ndarray, facts: dict[str, Any], packages: Sequence[str]) -> None:
+def write_result(output: Path, ranks: Any, facts: dict[str, Any], packages: Sequence[str]) -> None:
     """Write the test ranks and the facts about the run, with the versions of the packages that matter."""
     output.mkdir(parents=True, exist_ok=True)
     versions = {"python": sys.version.split()[0], **{package: version(package) for package in packages}}
-    np.save(output / "ranks.npy", ranks)
+    np.save(output / "ranks.npy", np.stack([ranks.better, ranks.tied]))
     (output / "result.json").write_text(json.dumps({**facts, "versions": versions}, indent=1), encoding="utf-8")
 
 
@@ -205,9 +204,10 @@ def seed_python(seed: int) -> None:
 
 def _module_of(path: str) -> ModuleType:
     """Return a module from its file, without the package around it, which the other Python need not have."""
-    specification = importlib.util.spec_from_file_location("ranking", path)
+    specification = importlib.util.spec_from_file_location("allmrec_hf_ranking", path)
     if specification is None or specification.loader is None:
         raise ImportError(f"{path} is no Python file")
     module = importlib.util.module_from_spec(specification)
+    sys.modules[specification.name] = module  # dataclasses look their module up
     specification.loader.exec_module(module)
     return module

@@ -11,7 +11,8 @@ from allmrec_hf.evaluation.metrics import ranks_of
 from allmrec_hf.ranking import hit_at_k
 
 _DESCRIPTION = (
-    "The share of users whose target is among the first k of the ranked candidates. Ties get the expected rank."
+    "The share of users whose target is among the first k of the ranked candidates. "
+    "Tied candidates: the mean over all their orders."
 )
 
 _INPUTS = """

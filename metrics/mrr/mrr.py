@@ -10,7 +10,9 @@ import evaluate
 from allmrec_hf.evaluation.metrics import ranks_of
 from allmrec_hf.ranking import reciprocal_rank
 
-_DESCRIPTION = "Mean reciprocal rank of the target among the candidates. Ties get the expected rank."
+_DESCRIPTION = (
+    "Mean reciprocal rank of the target among the candidates. Tied candidates: the mean over all their orders."
+)
 
 _INPUTS = """
 Args:

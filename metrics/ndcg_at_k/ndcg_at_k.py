@@ -11,7 +11,8 @@ from allmrec_hf.evaluation.metrics import ranks_of
 from allmrec_hf.ranking import ndcg_at_k
 
 _DESCRIPTION = (
-    "Normalised discounted cumulative gain of the one target within the first k candidates. Ties get the expected rank."
+    "Normalised discounted cumulative gain of the one target within the first k candidates. "
+    "Tied candidates: the mean over all their orders."
 )
 
 _INPUTS = """

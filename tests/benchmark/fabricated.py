@@ -4,8 +4,10 @@ import numpy as np
 import polars as pl
 
 from allmrec_hf.benchmark.cells import Cell, CellKey
+from allmrec_hf.ranking import Ranks, summarize_ranks
 
 CANDIDATES = 20
+CHANCE = summarize_ranks(Ranks(np.zeros(1), np.full(1, CANDIDATES - 1)), (1, 10))  # one score for all
 METHODS = {  # label: (method, strength on warm targets, strength on cold ones)
     "a-llmrec": ("a-llmrec", 2.4, 1.6),
     "sasrec": ("sasrec", 1.9, 0.0),
@@ -26,7 +28,19 @@ def drawn_ranks(strength, seed):
     return 1.0 + (scores[:, 1:] > scores[:, :1]).sum(axis=1)
 
 
-def cell(label, ranks, *, method=None, dataset="toy", scenario="overall", seed=0, sha="f00", details=None, cold=None):
+def cell(
+    label,
+    ranks,
+    *,
+    method=None,
+    dataset="toy",
+    scenario="overall",
+    seed=0,
+    sha="f00",
+    details=None,
+    cold=None,
+    tied=None,
+):
     """Return a cell whose users have these ranks."""
     ranks = np.asarray(ranks, dtype=float)
     cold = np.arange(len(ranks)) % 3 == 0 if cold is None else np.asarray(cold, dtype=bool)
@@ -39,6 +53,7 @@ def cell(label, ranks, *, method=None, dataset="toy", scenario="overall", seed=0
             "never_seen": np.zeros(len(ranks), dtype=bool),
             "method": label,
             "rank": ranks,
+            "tied": np.zeros(len(ranks), dtype=int) if tied is None else tied,
             "answer": pl.Series([None] * len(ranks), dtype=pl.String),
         }
     )
@@ -53,6 +68,7 @@ def cell(label, ranks, *, method=None, dataset="toy", scenario="overall", seed=0
         "num_candidates": CANDIDATES,
         "candidates_sha256": sha,
         "versions": {"python": "3.12"},
+        "chance": dict.fromkeys(("overall", "warm", "cold", "never_seen"), CHANCE),
         "methods": {label: {"overall": metrics}},
     }
     key = CellKey(dataset, scenario, label, method or METHODS.get(label, (label,))[0], seed)

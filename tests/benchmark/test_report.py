@@ -33,12 +33,12 @@ def row(frame, **place):
 
 def test_results_by_hand():
     ranks = [1.0, 2.0, np.inf, 1.5]
-    tables = make_tables([cell("a-llmrec", ranks, cold=[1, 0, 0, 0])], "a-llmrec")
+    tables = make_tables([cell("a-llmrec", ranks, cold=[1, 0, 0, 0], tied=[0, 0, 0, 1])], "a-llmrec")
     place = {"label": "a-llmrec", "group": "overall"}
-    assert row(tables.results, metric="hit@1", **place)["mean"] == 0.25
-    ndcg = (1 + 1 / np.log2(3) + 0 + 1 / np.log2(2.5)) / 4
+    assert row(tables.results, metric="hit@1", **place)["mean"] == 1.5 / 4
+    ndcg = (1 + 1 / np.log2(3) + 0 + (1 + 1 / np.log2(3)) / 2) / 4
     assert row(tables.results, metric="ndcg@10", **place)["mean"] == pytest.approx(ndcg)
-    assert row(tables.results, metric="mrr", **place)["mean"] == pytest.approx((1 + 1 / 2 + 0 + 2 / 3) / 4)
+    assert row(tables.results, metric="mrr", **place)["mean"] == pytest.approx((1 + 1 / 2 + 0 + 3 / 4) / 4)
     assert row(tables.results, metric="hit@1", label="a-llmrec", group="cold")["mean"] == 1.0
 
 
@@ -76,6 +76,63 @@ def test_mcnemar_takes_the_least_favourable_seed():
     assert compared["difference"] == pytest.approx(7.5 / 12)
 
 
+def constant(label, num_users=40, **options):
+    """Return a cell of one score for all of 20 candidates: the mean of the places 1 to 20, 19 tied others."""
+    return cell(label, [10.5] * num_users, tied=[19] * num_users, **options)
+
+
+def test_a_constant_score_is_exactly_chance_in_every_row_and_test():
+    found = [constant("a-llmrec"), *(constant("sasrec", seed=seed) for seed in range(3))]
+    tables = make_tables(found, "a-llmrec")
+    for metric in ("hit@1", "hit@10", "ndcg@10", "mrr"):
+        rows = tables.results.filter(metric=metric)
+        expected = [chance(found[0], metric)] * len(rows)
+        for column in ("mean", "low", "high"):
+            assert rows[column].to_list() == pytest.approx(expected, abs=1e-12)
+        assert rows["among_best"].all()
+    assert (tables.comparisons["p_randomisation"] == 1).all()  # equal but for the rounding of a mean over seeds
+    assert tables.comparisons["p_mcnemar"].is_null().all()  # a hit is a share of one: not McNemar's question
+
+
+def test_an_alarm_at_chance_by_ties_is_quiet():
+    leak = [one for one in cells(40) if one.key.label != "leak-alarm"]
+    (verdict,) = said([*leak, constant("leak-alarm", cold=np.arange(40) % 3 == 0)], verdict_rules.LEAK)
+    assert verdict.status == "quiet"
+
+
+def test_mcnemar_is_left_out_where_one_seed_has_shares_of_hits():
+    found = [
+        cell("a-llmrec", [1, 1, 1]),
+        cell("a-llmrec", [1, 1, 1.5], tied=[0, 0, 1], seed=1),
+        cell("sasrec", [1, 2, 2]),
+    ]
+    compared = make_tables(found, "a-llmrec").comparisons.filter(group="overall")
+    assert row(compared, metric="hit@1")["p_mcnemar"] is None
+    assert row(compared, metric="hit@10")["p_mcnemar"] == 1  # all are hits
+    assert row(compared, metric="hit@1")["difference"] == pytest.approx((2 + 0.75 - 1) / 3)
+
+
+def test_a_cell_without_ties_is_refused_by_name():
+    old = cell("a-llmrec", [1, 2])
+    with pytest.raises(DataError, match=r"a-llmrec \(seed 0\): .*rank and tied are needed"):
+        make_tables([replace(old, ranks=old.ranks.drop("tied"))], "a-llmrec")
+
+
+@pytest.mark.parametrize("figure", ["mean", "low"])
+def test_verdicts_refuse_figures_that_are_no_numbers(figure):
+    found = cells(30)
+    tables = make_tables(found, "a-llmrec")
+    broken = pl.when(pl.col("label") == "leak-alarm").then(float("nan")).otherwise(pl.col(figure)).alias(figure)
+    tables = replace(tables, results=tables.results.with_columns(broken))
+    with pytest.raises(DataError, match="hit@1 of leak-alarm is no finite number"):
+        verdict_rules.verdicts(found, tables, "a-llmrec")
+
+
+def test_plots_refuse_points_that_are_no_numbers():
+    with pytest.raises(ALLMRecError, match="'x' has no finite value"):
+        plots.Point("x", plots.METHOD, 0.1, float("nan"), 0.2)
+
+
 def test_holm_corrects_over_all_methods_and_groups_of_a_metric():
     comparisons = make_tables(cells(90), "a-llmrec").comparisons
     family = comparisons.filter(metric="hit@1")
@@ -107,7 +164,7 @@ def test_users_targets_groups_and_candidates_must_be_the_same():
         make_tables([first, replace(other, ranks=other.ranks.reverse())], "a-llmrec")
     with pytest.raises(DataError, match="different groups"):
         make_tables([first, cell("sasrec", [1, 2, 3], cold=[0, 0, 1])], "a-llmrec")
-    with pytest.raises(DataError, match="1 of 3 ranks are no ranks"):
+    with pytest.raises(DataError, match=r"sasrec \(seed 0\): 1 of 3 ranks are no counts"):
         make_tables([first, cell("sasrec", [1, 2, np.nan])], "a-llmrec")
     with pytest.raises(DataError, match="run twice"):
         make_tables([first, first], "a-llmrec")
@@ -122,8 +179,8 @@ def test_default_reference_is_the_whole_method():
 
 
 def test_chance_by_hand():
-    assert chance("hit@1", 20) == 0.05
-    assert chance("mrr", 2) == 0.75
+    assert chance(cell("any", [1, 2]), "hit@1") == 0.05
+    assert chance(cell("any", [1, 2]), "hit@10", "cold") == 0.5
 
 
 EVIL = f"{SCRIPT} | $x$ `a` *b*"
@@ -407,7 +464,7 @@ def test_groups_of_few_users_are_not_compared():
     tables = make_tables(made, "a-llmrec")
     kinds = dict.fromkeys((found.key.label for found in made), "method")
     for grid in (
-        results_grid(list(tables.results.iter_rows(named=True)), kinds, 20),
+        results_grid(list(tables.results.iter_rows(named=True)), kinds, made[0]),
         comparisons_grid(list(tables.comparisons.with_columns(p_holm=pl.lit(0.01)).iter_rows(named=True))),
     ):
         whole, warm, cold = grid.sections

@@ -49,6 +49,19 @@ def test_second_run_computes_nothing(tmp_path, fitted):
     assert not (tmp_path / "out" / "work").exists()
 
 
+def test_cells_of_an_older_form_are_computed_again(tmp_path, fitted):
+    run_suite(suite(), Place(tmp_path))
+    whole = outcomes(tmp_path)
+    for folder in sorted((tmp_path / "cells").iterdir())[:2]:
+        content = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        (folder / "result.json").write_text(json.dumps({**content, "format": 1}), encoding="utf-8")
+        pl.read_parquet(folder / "per_user.parquet").drop("tied").write_parquet(folder / "per_user.parquet")
+    assert len(finished_cells(plan(suite()), tmp_path)) == 7
+    assert run_suite(suite(), Place(tmp_path)).computed == 2
+    assert fitted() == 9 + 2
+    assert outcomes(tmp_path) == whole
+
+
 def test_two_commands_cannot_use_one_folder_at_a_time(tmp_path, fitted):
     (tmp_path / "out").mkdir()
     with (

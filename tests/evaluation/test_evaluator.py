@@ -12,7 +12,7 @@ import pytest
 from allmrec_hf.errors import ALLMRecError, DataError
 from allmrec_hf.evaluation.evaluator import candidates_digest, evaluate
 from allmrec_hf.evaluation.rankers import PopularityRanker, best_unseen
-from allmrec_hf.ranking import summarize_ranks
+from allmrec_hf.ranking import Ranks, hit_at_k, ndcg_at_k, reciprocal_rank, summarize_ranks
 
 
 class TableRanker:
@@ -52,8 +52,8 @@ def by_index(sign: int) -> np.ndarray:
 def test_ranks_of_known_scores(toy_data):
     result = evaluate([TableRanker(by_index(1)), TableRanker(by_index(-1), "reverse")], toy_data)
     # candidates [5 7 (2)], [(3) 8 5], [6 9 (10)], [9 2 (5)]
-    assert result.ranks["table"].tolist() == [3, 3, 1, 2]
-    assert result.ranks["reverse"].tolist() == [1, 1, 3, 2]
+    assert result.ranks["table"].expected.tolist() == [3, 3, 1, 2]
+    assert result.ranks["reverse"].expected.tolist() == [1, 1, 3, 2]
     assert list(result.to_dict()["methods"]["table"]["overall"]) == ["users", "hit@1", "ndcg@1", "mrr"]
     result = evaluate([TableRanker(by_index(1))], toy_data, cutoffs=(1, 3))
     overall = result.to_dict()["methods"]["table"]["overall"]
@@ -95,7 +95,7 @@ def test_every_ranker_gets_the_same_candidates_even_after_one_spoils_its_own(toy
     spoiler, honest = Spoiler(by_index(1), "spoiler"), TableRanker(by_index(1), "honest")
     result = evaluate([spoiler, honest], toy_data)
     assert spoiler.seen_candidates == honest.seen_candidates == toy_data.candidate_items
-    assert result.ranks["spoiler"].tolist() == result.ranks["honest"].tolist()
+    assert result.ranks["spoiler"].expected.tolist() == result.ranks["honest"].expected.tolist()
 
 
 def test_rankers_never_see_the_target_in_the_history(toy_data):
@@ -114,16 +114,31 @@ def test_the_batch_size_changes_nothing(toy_data, protocol):
 
 def test_a_constant_score_is_no_better_than_chance(toy_data):
     result = evaluate([TableRanker(np.zeros(11))], toy_data)
-    assert result.ranks["table"].tolist() == [2, 2, 2, 2]
-    assert result.to_dict()["methods"]["table"]["overall"]["hit@1"] == 0
+    assert result.ranks["table"].expected.tolist() == [2, 2, 2, 2]
+    assert result.to_dict()["methods"]["table"]["overall"]["hit@1"] == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize("protocol", ["candidates", "paper", "full"])
+@pytest.mark.parametrize("num_retrieved", [3, 6, 100])
+def test_a_constant_score_has_exactly_chance_in_every_metric_and_group(toy_data, protocol, num_retrieved):
+    toy_data.sequences[0] = [1, 3, 5, 3]  # under `full` a target that was seen is a miss for every method
+    toy_data.candidate_items[0] = [5, 7, 3]
+    cutoffs = {"candidates": (1, 2, 3), "paper": (1,), "full": (1, 3)}[protocol]
+    report = evaluate(
+        [TableRanker(np.zeros(11))], toy_data, protocol, cutoffs=cutoffs, num_retrieved=num_retrieved
+    ).to_dict()
+    assert report["methods"]["table"] == report["chance"]
+    unseen = [8, 7, 7, 7]  # of ten items, user 0's target is none of the unseen
+    expected = sum(1 / count for count in unseen[1:]) / 4 if protocol == "full" else 1 / 3
+    assert report["chance"]["overall"]["hit@1"] == pytest.approx(expected)
 
 
 def test_full_ranks_the_unseen_catalogue_and_counts_misses(toy_data):
     result = evaluate([TableRanker(by_index(1))], toy_data, "full", cutoffs=(1, 3), num_retrieved=7)
     # user 0 saw 1 3 5: unseen from the best 10 9 8 7 6 4 (2); user 1 saw 1 2 5: 10 9 8 7 6 4 (3); user 3 saw 3 4 2
-    assert result.ranks["table"].tolist() == [7, 7, 1, 6]
+    assert result.ranks["table"].expected.tolist() == [7, 7, 1, 6]
     result = evaluate([TableRanker(by_index(1))], toy_data, "full", cutoffs=(1, 3), num_retrieved=6)
-    assert result.ranks["table"].tolist() == [np.inf, np.inf, 1, 6]
+    assert result.ranks["table"].expected.tolist() == [np.inf, np.inf, 1, 6]
     overall = result.to_dict()["methods"]["table"]["overall"]
     assert overall["mrr"] == pytest.approx((1 + 1 / 6) / 4)
     assert overall["hit@3"] == 0.25
@@ -132,7 +147,52 @@ def test_full_ranks_the_unseen_catalogue_and_counts_misses(toy_data):
 
 def test_full_ranks_ties_by_expectation(toy_data):
     result = evaluate([TableRanker(np.zeros(11))], toy_data, "full", cutoffs=(1,), num_retrieved=100)
-    assert result.ranks["table"].tolist() == [4, 4, 4, 4]  # seven unseen items of equal score
+    assert result.ranks["table"].expected.tolist() == [4, 4, 4, 4]  # seven unseen items of equal score
+    assert result.to_dict()["methods"]["table"]["overall"]["hit@1"] == pytest.approx(1 / 7)
+
+
+@pytest.mark.parametrize("num_retrieved", range(1, 12))
+def test_a_tie_that_crosses_the_end_of_the_list_is_counted_whole(toy_data, num_retrieved):
+    """User 0 has the unseen items 2 4 6 7 8 9 10, target 2, tied with 4 6 7 behind 8 9 10: places 4 to 7."""
+    table = [0, 0, 1, 0, 1, 0, 1, 1, 2, 2, 2]
+    lengths = []
+
+    class Asked(TableRanker):
+        def retrieve(self, histories, top_k):
+            lengths.append((len(histories), top_k))
+            return super().retrieve(histories, top_k)
+
+    result = evaluate([Asked(table)], toy_data, "full", cutoffs=(1,), num_retrieved=num_retrieved)
+    user = result.ranks["table"][:1]
+    within = [place for place in (4, 5, 6, 7) if place <= num_retrieved]
+    assert hit_at_k(user, num_retrieved)[0] == pytest.approx(len(within) / 4)
+    assert reciprocal_rank(user)[0] == pytest.approx(sum(1 / place for place in within) / 4)
+    assert ndcg_at_k(user, 6)[0] == pytest.approx(sum(1 / log2(1 + place) for place in within if place <= 6) / 4)
+    assert (user.better[0], user.tied[0]) == ((3, 3) if within else (np.inf, 0))
+    assert lengths[0] == (4, num_retrieved + 1)
+
+
+def test_a_list_that_ends_above_other_items_asks_no_further(toy_data):
+    class Asked(TableRanker):
+        calls = 0
+
+        def retrieve(self, histories, top_k):
+            self.calls += 1
+            return super().retrieve(histories, top_k)
+
+    ranker = Asked(by_index(1))
+    evaluate([ranker], toy_data, "full", cutoffs=(1,), num_retrieved=3)
+    assert ranker.calls == 1
+
+
+def test_a_ranker_that_retrieves_fewer_items_than_asked_for_has_no_others(toy_data):
+    class Short(TableRanker):
+        def retrieve(self, histories, top_k):
+            items, scores = super().retrieve(histories, 2)
+            return items, np.zeros(scores.shape)
+
+    result = evaluate([Short(by_index(1))], toy_data, "full", cutoffs=(1,), num_retrieved=5)
+    assert result.ranks["table"].expected.tolist() == [np.inf, np.inf, 1.5, np.inf]  # user 2's target 10 is of 10 and 9
 
 
 def test_a_target_that_the_user_had_seen_is_a_miss_and_is_counted(toy_data):
@@ -144,7 +204,7 @@ def test_a_target_that_the_user_had_seen_is_a_miss_and_is_counted(toy_data):
 def test_paper_counts_only_exact_titles(toy_data):
     writer = WritingRanker(["Title 2", "Title 3 and more", "itle 10", " Title  5\n"])
     result = evaluate([writer], toy_data, "paper")
-    assert result.ranks["writer"].tolist() == [1, np.inf, np.inf, 1]
+    assert result.ranks["writer"].expected.tolist() == [1, np.inf, np.inf, 1]
     overall = result.to_dict()["methods"]["writer"]["overall"]
     assert overall == {"hit@1": 0.5, "users": 4, "valid": 0.5}
     assert result.answers["writer"][1] == "Title 3 and more"
@@ -152,16 +212,23 @@ def test_paper_counts_only_exact_titles(toy_data):
 
 def test_paper_takes_the_top_candidate_of_a_ranker_that_writes_nothing(toy_data):
     result = evaluate([TableRanker(by_index(-1)), WritingRanker(["Title 9"] * 4)], toy_data, "paper")
-    assert result.ranks["table"].tolist() == [1, 1, np.inf, np.inf]
+    assert result.ranks["table"].expected.tolist() == [1, 1, np.inf, np.inf]
     methods = result.to_dict()["methods"]
     assert methods["table"]["overall"] == {"hit@1": 0.5, "users": 4}
     assert methods["writer"]["overall"] == {"hit@1": 0.0, "users": 4, "valid": 0.5}  # Title 9 is a candidate of two
 
 
+def test_paper_shares_the_hit_among_candidates_tied_for_the_first_place(toy_data):
+    # candidates [5 7 (2)], [(3) 8 5], [6 9 (10)], [9 2 (5)]
+    table = [0, 0, 4, 1, 0, 4, 0, 3, 1, 4, 4]
+    result = evaluate([TableRanker(table)], toy_data, "paper")
+    assert result.to_dict()["methods"]["table"]["overall"]["hit@1"] == pytest.approx((1 / 2 + 0 + 1 / 2 + 1 / 3) / 4)
+
+
 def test_paper_compares_with_the_form_of_the_title_in_the_prompt(toy_data):
     writer = WritingRanker(["2", "2", "2", "2"])
     writer.prompt_title = str
-    assert evaluate([writer], toy_data, "paper").ranks["writer"].tolist() == [1, np.inf, np.inf, np.inf]
+    assert evaluate([writer], toy_data, "paper").ranks["writer"].expected.tolist() == [1, np.inf, np.inf, np.inf]
 
 
 def test_a_sample_is_seeded_and_said_in_the_report(toy_data):
@@ -224,7 +291,7 @@ def test_the_table_shows_the_numbers_of_the_report(toy_data):
 def test_every_rank_is_kept_per_user(toy_data, tmp_path):
     result = evaluate([TableRanker(by_index(1)), WritingRanker(["Title 2"] * 4)], toy_data, "paper")
     frame = pl.read_parquet(result.write_per_user(tmp_path / "ranks.parquet"))
-    assert frame.columns == ["user_id", "target", "warm", "cold", "never_seen", "method", "rank", "answer"]
+    assert frame.columns == ["user_id", "target", "warm", "cold", "never_seen", "method", "rank", "tied", "answer"]
     assert frame.height == 8
     table = frame.filter(method="table")
     assert table["target"].to_list() == ["i2", "i3", "i10", "i5"]
@@ -234,7 +301,8 @@ def test_every_rank_is_kept_per_user(toy_data, tmp_path):
 
 def test_the_report_can_be_made_again_from_the_ranks(toy_data):
     result = evaluate([TableRanker(by_index(1))], toy_data)
-    ranks = result.per_user().filter(pl.col("cold"))["rank"].to_numpy()
+    stored = result.per_user().filter(pl.col("cold"))
+    ranks = Ranks.of_expected(stored["rank"].to_numpy(), stored["tied"].to_numpy())
     assert result.to_dict()["methods"]["table"]["cold"] == summarize_ranks(ranks, (1,))
 
 
@@ -258,8 +326,8 @@ def test_a_wrong_shape_names_the_ranker(toy_data):
         ([[1, 4], [4, 6], [4, 5], [1, 5]], "has seen"),
         ([[4, 4], [4, 6], [4, 5], [1, 5]], "twice"),
         ([[4, 11], [4, 6], [4, 5], [1, 5]], "outside a catalogue of 10 items"),
-        ([[4, 6, 7, 8]] * 4, r"expected \(4, at most 3\)"),
-        ([[4, 6]], r"expected \(4, at most 3\)"),
+        ([[4, 6, 7, 8, 9]] * 4, r"expected \(4, at most 4\)"),
+        ([[4, 6]], r"expected \(4, at most 4\)"),
     ],
 )
 def test_a_retrieval_against_the_rules_names_the_ranker(toy_data, items, message):

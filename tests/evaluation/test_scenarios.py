@@ -148,7 +148,7 @@ def test_a_domain_is_evaluated_by_what_another_taught(data, other):
     assert trial.description["trained_on"] == "films"
     result = trial.evaluate([PopularityRanker(trial.training.item_counts("train"))])
     assert result.members["never_seen"].all()
-    assert result.ranks["popularity"].tolist() == [5.5] * other.num_users  # it knows nothing of these items
+    assert result.ranks["popularity"].expected.tolist() == [5.5] * other.num_users  # it knows nothing of these items
     assert result.report["dataset"] == "games"
 
 

@@ -2,7 +2,7 @@
 
 ```
 OUTPUT/cells/<dataset>--<scenario>--<label>--<seed>--<digest>/result.json      what was run and what came out
-                                                              /per_user.parquet the rank of every user's target
+                                                              /per_user.parquet every user's rank and ties
 ```
 """
 
@@ -24,7 +24,7 @@ from ..files import written_whole
 
 CELLS = "cells"
 RESULT_FILE, RANKS_FILE = "result.json", "per_user.parquet"
-FORMAT = 1
+FORMAT = 2  # 1 had ranks without their ties, from which metrics cannot be made
 _UNSAFE = re.compile(r"[^a-z0-9]+")
 
 
@@ -67,7 +67,8 @@ class Cell:
     Attributes:
         key: What it is.
         report: `EvaluationResult.report` of this one method.
-        ranks: `EvaluationResult.per_user()`: user_id, target, a Boolean column for each group, method, rank, answer.
+        ranks: `EvaluationResult.per_user()`: user_id, target, a Boolean column for each group, method, rank, tied,
+            answer.
         seconds: Wall-clock time of training and evaluation.
         details: What the method says of itself: `paper`, `simplified`, LLM and its size, geometry, ...
     """
@@ -85,13 +86,22 @@ def cell_folder(output: Path, key: CellKey) -> Path:
 
 
 def is_done(output: Path, key: CellKey) -> bool:
-    """Tell whether a cell was finished; `result.json` is the last file written."""
-    return (cell_folder(output, key) / RESULT_FILE).is_file()
+    """Tell whether a cell was finished, in the form that this version writes; `result.json` is the last file written.
+
+    A cell of an older form is as good as none: it is computed again. A damaged one is told of when it is read.
+    """
+    file = cell_folder(output, key) / RESULT_FILE
+    try:
+        written = json.loads(file.read_text(encoding="utf-8"))["format"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return file.is_file()
+    return not (isinstance(written, int) and written < FORMAT)
 
 
 def save_cell(output: Path, cell: Cell) -> Path:
     """Write a cell and return its folder; a kill leaves either a whole cell or none."""
     folder = cell_folder(output, cell.key)
+    (folder / RESULT_FILE).unlink(missing_ok=True)  # of an older form
     with written_whole(folder / RANKS_FILE) as temporary:
         cell.ranks.write_parquet(temporary)
     content = {
@@ -115,7 +125,10 @@ def load_cell(folder: Path) -> Cell:
     try:
         content = json.loads((folder / RESULT_FILE).read_text(encoding="utf-8"))
         if content["format"] != FORMAT:
-            raise DataError(f"{folder} has format {content['format']}, this version reads {FORMAT}")
+            raise DataError(
+                f"{folder} has format {content['format']}, this version reads {FORMAT}; delete the folder to compute "
+                "it again"
+            )
         ranks = pl.read_parquet(folder / RANKS_FILE)
         return Cell(CellKey(**content["key"]), content["report"], ranks, content["seconds"], content["details"])
     except (OSError, ValueError, KeyError, TypeError, pl.exceptions.PolarsError) as error:
@@ -133,12 +146,13 @@ def refuse_other_candidates(cells: list[Cell]) -> None:
     first: dict[tuple[str, str], Cell] = {}
     for cell in cells:
         other = first.setdefault((cell.key.dataset, cell.key.scenario), cell)
-        for name in ("candidates_sha256", "users", "protocol", "split"):
-            if cell.report[name] != other.report[name]:
+        for name in ("candidates_sha256", "users", "protocol", "split", "num_retrieved"):
+            if cell.report.get(name) != other.report.get(name):
                 raise DataError(
                     f"{cell.key.label} (seed {cell.key.seed}) and {other.key.label} (seed {other.key.seed}) cannot be "
-                    f"compared on {cell.key.dataset}, {cell.key.scenario}: {name} is {cell.report[name]!r} and "
-                    f"{other.report[name]!r}; evaluate both on the same candidate file (delete one cell and run again)"
+                    f"compared on {cell.key.dataset}, {cell.key.scenario}: {name} is {cell.report.get(name)!r} "
+                    f"and {other.report.get(name)!r}; evaluate both on the same candidate file "
+                    "(delete one cell and run again)"
                 )
 
 

@@ -7,6 +7,7 @@ import io
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ALLMRecError
@@ -58,6 +59,10 @@ class Point:
     mean: float
     low: float
     high: float
+
+    def __post_init__(self) -> None:
+        if not all(isfinite(value) for value in (self.mean, self.low, self.high)):
+            raise ALLMRecError(f"{self.label!r} has no finite value to plot: {self.mean}, {self.low} to {self.high}")
 
 
 def bars(panels: Mapping[str, Sequence[Point]], metric: str, chance: float | None, title: str) -> str:

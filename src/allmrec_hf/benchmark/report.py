@@ -56,10 +56,10 @@ _READING = (
     "interactions, cold the 35 % with the fewest and every item without any, so cold includes never seen; the 30 % of "
     "the items in the middle are in neither.",
     "A comparison is the method under test minus the other. p randomised: sign flips by user, two-sided. p McNemar: "
-    "exact, on hits, the least favourable seed. p Holm: the randomised p corrected over all methods and groups of that "
-    "scenario and metric. Bold and coloured: p Holm below 0.05.",
-    "Ties are ranked at their expected rank: a method that gives all candidates one score has Hit@1 0, less than a "
-    "random order, and one at chance may be significantly above it.",
+    "exact, on hits, the least favourable seed; none where ties make a hit a share of one. p Holm: the randomised p "
+    "corrected over all methods and groups of that scenario and metric. Bold and coloured: p Holm below 0.05.",
+    "Candidates of equal score are tied: every metric of a user is its mean over all orders of the tied, so a method "
+    "that gives all candidates one score has what a random order has, and a hit may be a share of one.",
     "Epochs and variants are picked on the validation part; the test part is only ranked. Methods with an LLM, no-llm "
     "and fair-backbone learn from the validation part too, unless their targets are those of training; all others "
     "learn from the training part alone.",
@@ -269,28 +269,25 @@ def _scene(material: _Material, dataset: str, scenario: str, cells: Sequence[Cel
     results = list(material.tables.results.filter(**place).iter_rows(named=True))
     compared = material.tables.comparisons.filter(**place)
     compared = compared.filter(reference=material.reference or "")
-    report = cells[0].report
-    size = report["num_items"] if report["protocol"] == "full" else report["num_candidates"]
     return views.SceneView(
         name=scenario,
         facts=views.scenario_facts(cells),
-        results=views.results_grid(results, material.kinds, size),
+        results=views.results_grid(results, material.kinds, cells[0]),
         comparisons=views.comparisons_grid(list(compared.iter_rows(named=True))),
-        plots=_scene_plots(material, dataset, scenario, measured(cells), size),
+        plots=_scene_plots(material, dataset, scenario, cells),
     )
 
 
-def _scene_plots(
-    material: _Material, dataset: str, scenario: str, metrics: Sequence[str], size: int
-) -> list[views.Plot]:
-    metric = headline(metrics)[0]
+def _scene_plots(material: _Material, dataset: str, scenario: str, cells: Sequence[Cell]) -> list[views.Plot]:
+    metric = headline(measured(cells))[0]
     groups = (OVERALL, "warm", "cold")
     panels = {group: material.whole_methods(dataset, scenario, group, metric) for group in groups}
     panels = {group: points for group, points in panels.items() if points}
     where, shown = f"{dataset}, {scenario}", name(metric)
     named = {views.words(group): points for group, points in panels.items()}
+    random_order = chance(cells[0], metric)
     caption = f"{shown} with 95 % intervals over users, {where}"
-    found = [views.Plot(caption, plots.bars(named, shown, chance(metric, size), caption))]
+    found = [views.Plot(caption, plots.bars(named, shown, random_order, caption))]
     if "warm" in panels and "cold" in panels:
         caption = f"Warm against cold targets, {where}: up and to the right is better"
         pairs = list(zip(panels["warm"], panels["cold"], strict=True))

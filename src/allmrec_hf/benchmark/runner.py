@@ -163,7 +163,11 @@ def finished_cells(jobs: Iterable[Job], output: Path) -> list[Cell]:
         raise DataError(f"{output} holds no finished cell of this suite; run it without --only-report")
     present = len(list((output / "cells").glob("*/result.json")))
     if present > len(keys):
-        logger.warning("%d cells in %s are none of this suite's and are left out", present - len(keys), output)
+        logger.warning(
+            "%d cells in %s are none of this suite's, or of an older form, and are left out",
+            present - len(keys),
+            output,
+        )
     cells = [load_cell(cell_folder(output, key)) for key in keys]
     refuse_other_candidates(cells)
     return cells

@@ -27,7 +27,7 @@ from ..evaluation.significance import (
 )
 from ..evaluation.warmth import GROUPS, OVERALL
 from ..files import written_whole
-from ..ranking import hit_at_k, ndcg_at_k, reciprocal_rank
+from ..ranking import Ranks, hit_at_k, ndcg_at_k, reciprocal_rank
 from .cells import Cell, refuse_other_candidates
 
 BASE_SCENARIO = "overall"
@@ -59,8 +59,8 @@ class Tables:
             interval of its difference to the highest mean includes 0.
         comparisons: A row for each comparison: `difference` is reference minus label, with `low`, `high`; `worst_seed`,
             the smallest difference over pairs of seeds; p values of the randomisation test, of McNemar's (hits only,
-            the least favourable seed), and Holm's correction of the former over all comparisons of the reference in
-            that dataset, scenario and metric.
+            the least favourable seed; null where ties make a hit a share), and Holm's correction of the former over all
+            comparisons of the reference in that dataset, scenario and metric.
     """
 
     results: pl.DataFrame
@@ -81,19 +81,19 @@ class _Columns:
         labels: L labels.
         metrics: M metrics.
         values: `(U, L, M)` averaged over seeds.
-        seed_ranks: For each label, seed -> `(U,)` ranks.
+        seed_ranks: For each label, seed -> ranks of the U targets.
         groups: For each group, `(U,)` its members.
     """
 
     labels: list[str]
     metrics: list[str]
     values: NDArray[np.float64]
-    seed_ranks: Mapping[str, Mapping[int, NDArray[np.float64]]]
+    seed_ranks: Mapping[str, Mapping[int, Ranks]]
     groups: Mapping[str, NDArray[np.bool_]]
 
 
-def per_user_values(metric: str, ranks: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return a metric of each user, `(U,)`, from the ranks of their targets; an infinite rank is a miss.
+def per_user_values(metric: str, ranks: Ranks) -> NDArray[np.float64]:
+    """Return a metric of each user, `(U,)`, from the ranks of their targets.
 
     Raises:
         ALLMRecError: when the metric is unknown.
@@ -106,9 +106,18 @@ def per_user_values(metric: str, ranks: NDArray[np.float64]) -> NDArray[np.float
     return (hit_at_k if match[1] == "hit" else ndcg_at_k)(ranks, int(match[2]))
 
 
-def chance(metric: str, num_candidates: int) -> float:
-    """Return what a random order of the candidates reaches in expectation."""
-    return float(per_user_values(metric, np.arange(1.0, num_candidates + 1)).mean())
+def chance(cell: Cell, metric: str, group: str = OVERALL) -> float:
+    """Return what a random order of the candidates, or one score for all, reaches in expectation.
+
+    Every cell of a dataset and scenario has the same; the evaluator found it from each user's own number of candidates.
+
+    Raises:
+        DataError: when the cell's report does not say it.
+    """
+    try:
+        return float(cell.report["chance"][group][metric])
+    except (KeyError, TypeError) as error:
+        raise DataError(f"{_title(cell)}: its report has no chance level of {metric}, {group}") from error
 
 
 def labels_in_order(cells: Iterable[Cell], order: Sequence[str] = ()) -> dict[str, Cell]:
@@ -185,7 +194,7 @@ def _columns(cells: Sequence[Cell], labels: Sequence[str]) -> _Columns:
     first = cells[0]
     names = [name for name, kind in first.ranks.schema.items() if kind == pl.Boolean and name != OVERALL]
     names.sort(key=lambda name: GROUPS.index(name) if name in GROUPS else len(GROUPS))
-    by_label: dict[str, dict[int, NDArray[np.float64]]] = {label: {} for label in labels}
+    by_label: dict[str, dict[int, Ranks]] = {label: {} for label in labels}
     for cell in cells:
         titles = (_title(first), _title(cell))
         refuse_other_users(first.ranks, cell.ranks, titles, ["user_id", "target"])
@@ -216,12 +225,20 @@ def _title(cell: Cell) -> str:
     return f"{cell.key.label} (seed {cell.key.seed})"
 
 
-def _ranks(cell: Cell) -> NDArray[np.float64]:
-    ranks = cell.ranks["rank"].cast(pl.Float64).to_numpy()
-    bad = int((~(ranks >= 1)).sum())
-    if bad or not len(ranks):
-        raise DataError(f"{_title(cell)}: {bad} of {len(ranks)} ranks are no ranks (1 is best, inf is a miss)")
-    return ranks
+def _ranks(cell: Cell) -> Ranks:
+    """Return the ranks of a cell with the last place that counts under its protocol."""
+    limits = {"full": cell.report.get("num_retrieved"), "paper": 1}
+    limit = limits.get(cell.report["protocol"]) or np.inf
+    if not {"rank", "tied"} <= set(cell.ranks.columns) or not len(cell.ranks):
+        raise DataError(
+            f"{_title(cell)}: {len(cell.ranks)} ranks with the columns {', '.join(cell.ranks.columns)}; rank and tied "
+            "are needed (a version before ties were kept wrote it: delete the cell and run again)"
+        )
+    ranks, tied = (cell.ranks[name].cast(pl.Float64).fill_null(np.nan).to_numpy() for name in ("rank", "tied"))
+    try:
+        return Ranks.of_expected(ranks, tied, limit)
+    except ValueError as error:
+        raise DataError(f"{_title(cell)}: {error} (rank: 1 is best, inf is a miss; tied: a count)") from error
 
 
 def _results(columns: _Columns, group: str, resampled: NDArray[np.float64]) -> list[dict[str, Any]]:
@@ -272,13 +289,17 @@ def _comparisons(
                     **_fields(percentile_interval(differences[:, p, m].mean(), drawn), "difference"),
                     "worst_seed": min((float((one - other).mean()) for one, other in by_seed), default=None),
                     "p_randomisation": p_values[p, m],
-                    "p_mcnemar": (
-                        max((mcnemar(*both) for both in by_seed), default=None) if metric.startswith("hit@") else None
-                    ),
+                    "p_mcnemar": _mcnemar(metric, by_seed),
                     "users": int(mask.sum()),
                 }
             )
     return rows
+
+
+def _mcnemar(metric: str, by_seed: Sequence[tuple[NDArray[np.float64], NDArray[np.float64]]]) -> float | None:
+    """Return McNemar's p of the least favourable seed; None where ties make a hit a share, which it cannot test."""
+    hits = metric.startswith("hit@") and all(np.isin(values, (0.0, 1.0)).all() for both in by_seed for values in both)
+    return max((mcnemar(*both) for both in by_seed), default=None) if hits else None
 
 
 def _fields(interval: Interval, name: str) -> dict[str, float]:

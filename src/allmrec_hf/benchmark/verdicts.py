@@ -7,9 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import isfinite
 from typing import Any, Literal
 
 from ..cf_encoder import MODEL_TYPE_PREFIX, cf_encoder_types
+from ..errors import DataError
+from ..evaluation.significance import ROUNDING
 from ..evaluation.warmth import OVERALL
 from .cells import Cell
 from .tables import SIGNIFICANT, Tables, by_scenario, chance, headline, labels_in_order, measured
@@ -120,6 +123,9 @@ def _scenes(cells: Sequence[Cell], tables: Tables, reference: str | None) -> lis
         present = labels_in_order(members)
         found = reference if reference in present else None
         means = {row["label"]: row for row in tables.results.filter(**place).iter_rows(named=True)}
+        broken = [label for label, row in means.items() if not all(isfinite(row[part]) for part in ("mean", "low"))]
+        if broken:
+            raise DataError(f"{dataset}, {scenario}: {metric} of {', '.join(broken)} is no finite number")
         rows = tables.comparisons.filter(**place, reference=reference) if found else tables.comparisons.clear()
         against = {row["label"]: row for row in rows.iter_rows(named=True)}
         scenes.append(_Scene(f"{dataset}, {scenario}", present, means, against, found, metric))
@@ -131,9 +137,8 @@ def _leak(scene: _Scene) -> Verdict:
     if not labels:
         text = "leak-alarm was not run: a leak of the target into the prompt or the candidates would go unnoticed"
         return Verdict(LEAK, "missing", scene.where, text)
-    report = next(iter(scene.cells.values())).report
-    size = report["num_items"] if report["protocol"] == "full" else report["num_candidates"]
-    limit, source = chance(scene.metric, size), "chance"
+    random_order = chance(next(iter(scene.cells.values())), scene.metric)
+    limit, source = random_order, "chance"
     cosines = scene.of_method("text-cosine")
     for label in cosines:
         if scene.means[label]["mean"] > limit:
@@ -143,9 +148,9 @@ def _leak(scene: _Scene) -> Verdict:
         f"an untrained LLM that reads text only reaches {name(scene.metric)} {_mean(row)}; "
         f"{source} gives {limit:.4f}{'' if cosines else ' (raw text cosine was not run)'}"
     )
-    if row["low"] > limit:
+    if not row["low"] <= limit + ROUNDING:
         return Verdict(LEAK, "alarm", scene.where, f"LEAK: {facts}. Trust no figure of this scenario until explained")
-    if row["low"] > chance(scene.metric, size):
+    if row["low"] > random_order + ROUNDING:
         text = f"{facts}: above chance, which random weights have no reason to be; look at what the prompt gives away"
         return Verdict(LEAK, "note", scene.where, text)
     return Verdict(LEAK, "quiet", scene.where, facts)
@@ -280,7 +285,7 @@ def _backbones() -> set[str]:
 def _beats(row: Mapping[str, Any]) -> bool:
     """Tell whether the reference is significantly above the other over the users, and above it with every seed."""
     worst = row["worst_seed"]
-    return bool(row["difference"] > 0 and row["p_holm"] < SIGNIFICANT and (worst is None or worst > 0))
+    return bool(row["difference"] > 0 and row["p_holm"] < SIGNIFICANT and (worst is None or worst > ROUNDING))
 
 
 def _mean(row: Mapping[str, Any]) -> str:

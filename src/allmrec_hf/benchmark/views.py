@@ -121,7 +121,7 @@ def number(value: Any) -> str:
     return f"{int(value):,}" if float(value).is_integer() else f"{value:.4g}"
 
 
-def results_grid(rows: Sequence[Mapping[str, Any]], kinds: Mapping[str, str], num_random: int) -> Grid:
+def results_grid(rows: Sequence[Mapping[str, Any]], kinds: Mapping[str, str], cell: Cell) -> Grid:
     """Return means with intervals and spread over seeds, the best and those not told apart from it emphasised."""
     metrics = list(dict.fromkeys(row["metric"] for row in rows))
     sections = []
@@ -139,7 +139,8 @@ def results_grid(rows: Sequence[Mapping[str, Any]], kinds: Mapping[str, str], nu
                 detail = f"{row['low']:.3f} to {row['high']:.3f}{spread}"
                 line.append(Entry(f"{row['mean']:.4f}", detail, strong=emphasised and row["among_best"]))
             lines.append(line)
-        lines.append([Entry("chance", "a random order"), *texts(*(f"{chance(m, num_random):.4f}" for m in metrics))])
+        by_chance = texts(*(f"{chance(cell, metric, group):.4f}" for metric in metrics))
+        lines.append([Entry("chance", "a random order"), *by_chance])
         sections.append(Section(group_heading(group, users), lines))
     return Grid(["method", *map(name, metrics)], sections)
 

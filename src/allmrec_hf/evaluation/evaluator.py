@@ -19,9 +19,10 @@ from numpy.typing import ArrayLike, NDArray
 from .._version import __version__
 from ..errors import ALLMRecError, DataError
 from ..files import written_whole
-from ..ranking import summarize_ranks, target_ranks
-from .protocol import EvaluationData, History, Ranker, TargetSplit, TitleGenerator, TrainSplit
+from ..ranking import Ranks, summarize_ranks, target_ranks
+from .protocol import EvaluationData, Ranker, TargetSplit, TitleGenerator, TrainSplit
 from .report import format_markdown, format_table
+from .retrieved import check_scores, retrieved_ranks
 from .rows import Rows, count_seen_targets, further_members, select_rows
 from .warmth import WarmthGroups
 
@@ -29,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 PROTOCOLS = ("candidates", "full", "paper")
 SPLITS: dict[TargetSplit, TrainSplit] = {"validation": "train", "test": "train+validation"}
-REPORT_FORMAT = 1
+REPORT_FORMAT = 2
 CUTOFFS = (1, 5, 10)
 _LIBRARIES = ("numpy", "torch", "transformers", "polars", "sentence-transformers")
 
@@ -43,7 +44,7 @@ class EvaluationResult:
         user_ids: R user ids, in the order of all arrays below.
         target_ids: R item ids.
         members: For each group, `(R,)` True where the user belongs to it.
-        ranks: For each method, `(R,)` ranks of the target, 1 is best, `inf` is a miss.
+        ranks: For each method, the R ranks of the target with its ties.
         answers: For each method that generated titles, its R answers.
     """
 
@@ -51,7 +52,7 @@ class EvaluationResult:
     user_ids: list[str]
     target_ids: list[str]
     members: Mapping[str, NDArray[np.bool_]]
-    ranks: Mapping[str, NDArray[np.float64]]
+    ranks: Mapping[str, Ranks]
     answers: Mapping[str, list[str]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
@@ -73,14 +74,20 @@ class EvaluationResult:
         return Path(path)
 
     def per_user(self) -> pl.DataFrame:
-        """Return one row for each user and method: user_id, target, a Boolean for each group, method, rank, answer."""
+        """Return one row for each user and method.
+
+        Columns: user_id, target, a Boolean for each group, method, rank, tied, answer. `rank` is the mean place, `tied`
+        the number of other candidates with the target's score; metrics can be made again from the two
+        (`Ranks.of_expected`), not from the rank alone.
+        """
         base = pl.DataFrame({"user_id": self.user_ids, "target": self.target_ids}).with_columns(
             pl.Series(group, mask) for group, mask in self.members.items() if group != "overall"
         )
         frames = [
             base.with_columns(
                 pl.lit(method).alias("method"),
-                pl.Series("rank", ranks, dtype=pl.Float64),
+                pl.Series("rank", ranks.expected, dtype=pl.Float64),
+                pl.Series("tied", ranks.tied.astype(np.int64), dtype=pl.Int64),
                 pl.Series("answer", self.answers.get(method, [None] * len(ranks)), dtype=pl.String),
             )
             for method, ranks in self.ranks.items()
@@ -130,7 +137,7 @@ def evaluate(
         history_buckets: The largest history length of each bucket but the last, such as `(5, 10, 20)`; None has none.
 
     Returns:
-        The report and every user's ranks. Ties get the expected rank.
+        The report and every user's ranks. Metrics are means over all orders of tied candidates.
 
     Raises:
         ALLMRecError: when an argument is out of range, or a ranker returns NaN or another shape; it is named.
@@ -144,7 +151,7 @@ def evaluate(
     warmth = _warmth(data, known or data, split)
     members = warmth.members(rows.targets) | further_members(rows, groups or {}, history_buckets)
 
-    ranks: dict[str, NDArray[np.float64]] = {}
+    ranks: dict[str, Ranks] = {}
     answers: dict[str, list[str]] = {}
     valid: dict[str, NDArray[np.float64]] = {}
     for ranker in rankers:
@@ -157,7 +164,7 @@ def evaluate(
         else:
             ranks[ranker.name] = _candidate_ranks(ranker, rows, batch_size)
     if protocol == "paper":
-        ranks = {name: np.where(values <= 1, 1.0, np.inf) for name, values in ranks.items()}
+        ranks = {name: _named_first(values) for name, values in ranks.items()}
 
     report: dict[str, Any] = {
         "format": REPORT_FORMAT,
@@ -178,6 +185,10 @@ def evaluate(
     }
     if protocol == "full":
         report["targets_already_seen"] = count_seen_targets(rows)
+    report["chance"] = {
+        group: _summarize(_chance_ranks(rows, protocol, num_retrieved)[mask], protocol, cutoffs, None)
+        for group, mask in members.items()
+    }
     report["methods"] = {
         name: {
             group: _summarize(values[mask], protocol, cutoffs, valid[name][mask] if name in valid else None)
@@ -272,54 +283,41 @@ def _warmth(data: EvaluationData, known: EvaluationData, split: TargetSplit) -> 
     return WarmthGroups.from_counts(known.item_counts("train"), known.item_counts(SPLITS[split]))
 
 
-def _candidate_ranks(ranker: Ranker, rows: Rows, batch_size: int) -> NDArray[np.float64]:
-    ranks = np.empty(len(rows.users))
+def _candidate_ranks(ranker: Ranker, rows: Rows, batch_size: int) -> Ranks:
+    parts = []
     for batch, histories, candidates in rows.batches(ranker.name, batch_size):
         scores = np.asarray(ranker.score(histories, candidates), dtype=np.float64)
-        _check_scores(ranker, scores, rows.items[batch].shape)
-        ranks[batch] = target_ranks(scores, rows.positions[batch])
-    return ranks
+        check_scores(ranker, scores, rows.items[batch].shape)
+        parts.append(target_ranks(scores, rows.positions[batch]))
+    return Ranks.concatenate(parts)
 
 
-def _full_ranks(ranker: Ranker, rows: Rows, num_retrieved: int, batch_size: int) -> NDArray[np.float64]:
-    ranks = np.full(len(rows.users), np.inf)
-    for batch, histories, _ in rows.batches(ranker.name, batch_size):
-        items, scores = ranker.retrieve(histories, num_retrieved)
-        items, scores = np.asarray(items), np.asarray(scores, dtype=np.float64)
-        _check_scores(ranker, scores, items.shape)
-        _check_retrieved(ranker, items, histories, num_retrieved, rows.data.num_items)
-        found = items == rows.targets[batch, None]  # (B, k)
-        hit = found.any(axis=1)
-        scores = np.where(items == 0, -np.inf, scores)
-        ranks[batch] = np.where(hit, target_ranks(scores, np.argmax(found, axis=1)), np.inf)
-    return ranks
+def _named_first(ranks: Ranks) -> Ranks:
+    """Return the ranks where one candidate is named: the best, one of those that are tied for it, or a miss."""
+    missed = ranks.better > 0
+    return Ranks(np.where(missed, np.inf, ranks.better), np.where(missed, 0.0, ranks.tied), limit=1)
 
 
-def _check_scores(ranker: Ranker, scores: NDArray[np.floating[Any]], expected: tuple[int, ...]) -> None:
-    if scores.shape != expected:
-        raise ALLMRecError(f"ranker {ranker.name!r} returned scores {scores.shape} for {expected} items")
-    rows_with_nan = int(np.isnan(scores).any(axis=1).sum())
-    if rows_with_nan:
-        raise ALLMRecError(
-            f"ranker {ranker.name!r} returned NaN scores for {rows_with_nan} of {len(scores)} users of a batch; "
-            "its weights are broken or its numbers overflow (try float32)"
-        )
+def _chance_ranks(rows: Rows, protocol: str, num_retrieved: int) -> Ranks:
+    """Return the ranks under one score for all candidates; under `full` a target of the history is a miss."""
+    tied = np.full(len(rows.users), rows.items.shape[1] - 1.0)
+    if protocol != "full":
+        return Ranks(np.zeros(len(tied)), tied)
+    better = np.zeros(len(tied))
+    for row, (user, target) in enumerate(zip(rows.users.tolist(), rows.targets, strict=True)):
+        history = rows.data.history(user, rows.split)
+        seen = target in history
+        better[row] = np.inf if seen else 0.0
+        tied[row] = 0.0 if seen else rows.data.num_items - len(np.unique(history)) - 1.0
+    return Ranks(better, tied, num_retrieved)
 
 
-def _check_retrieved(
-    ranker: Ranker, items: NDArray[np.int64], histories: Sequence[History], num_retrieved: int, num_items: int
-) -> None:
-    name = f"ranker {ranker.name!r}"
-    if items.ndim != 2 or len(items) != len(histories) or items.shape[1] > num_retrieved:
-        raise ALLMRecError(f"{name} retrieved {items.shape}; expected ({len(histories)}, at most {num_retrieved})")
-    if items.size and (items.min() < 0 or items.max() > num_items):
-        raise ALLMRecError(f"{name} retrieved index {items.max()}, outside a catalogue of {num_items} items")
-    for row, history in zip(items, histories, strict=True):
-        real = row[row > 0]
-        if len(np.unique(real)) < len(real):
-            raise ALLMRecError(f"{name} retrieved an item twice for one user")
-        if np.isin(real, history).any():
-            raise ALLMRecError(f"{name} retrieved items that its user has seen; leave the history out")
+def _full_ranks(ranker: Ranker, rows: Rows, num_retrieved: int, batch_size: int) -> Ranks:
+    parts = [
+        retrieved_ranks(ranker, histories, rows.targets[batch], num_retrieved, rows.data.num_items)
+        for batch, histories, _ in rows.batches(ranker.name, batch_size)
+    ]
+    return Ranks.concatenate(parts)
 
 
 def _generate(ranker: Ranker, rows: Rows, batch_size: int) -> list[str]:
@@ -333,16 +331,16 @@ def _generate(ranker: Ranker, rows: Rows, batch_size: int) -> list[str]:
     return answers
 
 
-def _match(ranker: Ranker, rows: Rows, answers: list[str]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return rank 1 or `inf` by exact match with the target's title, and whether the answer is any candidate's."""
+def _match(ranker: Ranker, rows: Rows, answers: list[str]) -> tuple[Ranks, NDArray[np.float64]]:
+    """Return place 1 or `inf` by exact match with the target's title, and whether the answer is any candidate's."""
     title_of: Callable[[int], str] = getattr(ranker, "prompt_title", rows.data.catalog.title)
-    ranks, valid = np.full(len(answers), np.inf), np.zeros(len(answers))
+    places, valid = np.full(len(answers), np.inf), np.zeros(len(answers))
     for row, answer in enumerate(answers):
         answer = _one_space(answer)
         if answer == _one_space(title_of(int(rows.targets[row]))):
-            ranks[row] = 1.0
+            places[row] = 1.0
         valid[row] = any(answer == _one_space(title_of(int(item))) for item in rows.items[row])
-    return ranks, valid
+    return Ranks.of_places(places, limit=1), valid
 
 
 def _one_space(text: str) -> str:
@@ -350,7 +348,7 @@ def _one_space(text: str) -> str:
 
 
 def _summarize(
-    ranks: NDArray[np.float64], protocol: str, cutoffs: tuple[int, ...], valid: NDArray[np.float64] | None
+    ranks: Ranks, protocol: str, cutoffs: tuple[int, ...], valid: NDArray[np.float64] | None
 ) -> dict[str, float]:
     if protocol != "paper":
         return summarize_ranks(ranks, cutoffs)

@@ -52,6 +52,13 @@ def describe(report: Report) -> str:
     return f"{report['dataset']}{scenario}, {report['split']} split, protocol {report['protocol']}: {users}, {choice}"
 
 
+def about_ties(report: Report) -> str:
+    """Return how a report's metrics treat candidates of equal score; reports of format 1 did it otherwise."""
+    if report.get("format", 1) < 2:
+        return "Ties get the expected rank."
+    return "Metrics are means over all orders of tied candidates."
+
+
 def format_table(report: Report) -> str:
     """Return an aligned text table under one line that says what it shows."""
     rows = table_rows(report)

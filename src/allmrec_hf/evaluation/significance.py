@@ -21,6 +21,7 @@ NUM_RESAMPLES = 2_000
 NUM_SIGN_FLIPS = 50_000
 EXACT_USERS = 12  # up to 4,096 sign patterns are all tried; above that they are drawn
 _CHUNK_NUMBERS = 4_000_000  # numbers drawn at a time: bounds the memory, not the result
+ROUNDING = 1e-9  # means of per-user metrics nearer than this are equal; no difference of methods is so small
 _TIE = 1e-5  # as a share of the sum of all sizes: more than single precision loses, far less than a sum varies
 
 
@@ -41,7 +42,7 @@ class Interval:
     @property
     def excludes_zero(self) -> bool:
         """Tell whether the whole interval lies on one side of 0."""
-        return self.low > 0 or self.high < 0
+        return self.low > ROUNDING or self.high < -ROUNDING
 
 
 def bootstrap_means(values: ArrayLike, num_resamples: int = NUM_RESAMPLES, seed: int = 0) -> NDArray[np.float64]:
@@ -195,6 +196,9 @@ def holm(p_values: Sequence[float] | NDArray[np.float64]) -> NDArray[np.float64]
 def average_over_seeds(values: Sequence[ArrayLike]) -> tuple[NDArray[np.float64], list[float]]:
     """Return per-user values `(U,)` averaged over S seeds, and the S means over users.
 
+    Averages are rounded to twelve digits, so that a value that all seeds share stays equal to itself: a difference that
+    is nothing but rounding would have the same sign for every user, and the sign flip test would believe it.
+
     Raises:
         ALLMRecError: when there are no seeds, or they have different numbers of users.
     """
@@ -202,7 +206,7 @@ def average_over_seeds(values: Sequence[ArrayLike]) -> tuple[NDArray[np.float64]
     if not arrays or len({len(array) for array in arrays}) > 1:
         counts = [len(array) for array in arrays]
         raise ALLMRecError(f"seeds of one method must have the same users; got {counts} users")
-    return np.mean(arrays, axis=0), [float(array.mean()) for array in arrays]
+    return np.round(np.mean(arrays, axis=0), 12), [float(array.mean()) for array in arrays]
 
 
 def deviation(means: Sequence[float]) -> float | None:

@@ -13,7 +13,7 @@ from ..errors import ALLMRecError
 OVERALL = "overall"
 GROUPS = (OVERALL, "warm", "cold", "never_seen")
 PAPER_SHARE = 0.35  # section 5.3, arXiv 2404.11343
-RANK_COLUMNS = ("user_id", "target", "method", "rank", "answer")  # of the per-user table, beside the groups
+RANK_COLUMNS = ("user_id", "target", "method", "rank", "tied", "answer")  # of the per-user table, beside the groups
 
 
 @dataclass(frozen=True)

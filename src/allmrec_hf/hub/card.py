@@ -16,7 +16,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from ..errors import ALLMRecError, CheckpointError
-from ..evaluation.report import describe, format_markdown
+from ..evaluation.report import about_ties, describe, format_markdown
 from ..files import written_whole
 
 CARD_FILE = "README.md"
@@ -306,6 +306,7 @@ def _evaluation_values(card: ALLMRecCard) -> dict[str, str] | None:
     groups = ", ".join(f"{group['items']:,} {name.replace('_', ' ')}" for name, group in report["groups"].items())
     return {
         "sentence": escape(describe(report), 1000),
+        "ties": about_ties(report),
         "table": format_markdown(escaped),
         "groups": f"items: {groups}",
         "digest": escape(report["candidates_sha256"]),

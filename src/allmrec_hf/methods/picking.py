@@ -11,7 +11,7 @@ import numpy as np
 from ..data.prepared import PreparedData
 from ..errors import ALLMRecError
 from ..evaluation.protocol import Ranker
-from ..ranking import ndcg_at_k, target_ranks
+from ..ranking import Ranks, ndcg_at_k, target_ranks
 
 logger = logging.getLogger(__name__)
 R = TypeVar("R", bound=Ranker)
@@ -36,7 +36,7 @@ def validation_ndcg(ranker: Ranker, data: PreparedData, max_users: int | None = 
         part = candidates.take(np.arange(start, min(start + BATCH, len(candidates))))
         histories = [data.history(int(user), "validation") for user in part.users]
         ranks.append(target_ranks(ranker.score(histories, part.items), part.target_columns))
-    return float(ndcg_at_k(np.concatenate(ranks), 10).mean()) if ranks else 0.0
+    return float(ndcg_at_k(Ranks.concatenate(ranks), 10).mean()) if ranks else 0.0
 
 
 def best_on_validation(rankers: Iterable[R], data: PreparedData, max_users: int | None, seed: int) -> R:

@@ -13,7 +13,7 @@ from ..cf_encoder import CFEncoder, CFEncoderConfig, build_cf_encoder
 from ..data.prepared import PreparedData
 from ..errors import DataError
 from ..histories import pad_histories
-from ..ranking import hit_at_k, ndcg_at_k, target_ranks
+from ..ranking import Ranks, hit_at_k, ndcg_at_k, target_ranks
 from .arguments import StageArguments
 from .cf_batches import InteractionBatches, SequenceBatches, Split
 from .loop import run_stage
@@ -94,10 +94,10 @@ class CFEncoderTask(StageTask):
         self.cf_encoder.update_tables()
         step = max(1, VALIDATION_SCORES // (self.cf_encoder.num_items + 1))
         starts = range(0, len(examples), step)
-        ranks = np.concatenate([self._ranks(examples[start : start + step], device) for start in starts])
+        ranks = Ranks.concatenate([self._ranks(examples[start : start + step], device) for start in starts])
         return {"ndcg@10": ndcg_at_k(ranks, 10), "hit@10": hit_at_k(ranks, 10)}
 
-    def _ranks(self, examples: np.ndarray, device: torch.device) -> np.ndarray:
+    def _ranks(self, examples: np.ndarray, device: torch.device) -> Ranks:
         samples = self.validation.take(examples)
         item_ids, mask = pad_histories(samples.histories, self.cf_encoder.config.max_history_length)
         users = self.cf_encoder.encode_users(item_ids.to(device), mask.to(device))

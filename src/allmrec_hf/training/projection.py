@@ -13,7 +13,7 @@ from ..data.prepared import PreparedData
 from ..losses import listwise_loss
 from ..modeling_allmrec import ALLMRecModel
 from ..processing_allmrec import ALLMRecProcessor
-from ..ranking import hit_at_k, ndcg_at_k, reciprocal_rank, target_ranks
+from ..ranking import Ranks, hit_at_k, ndcg_at_k, reciprocal_rank, target_ranks
 from .arguments import StageArguments
 from .samples import NegativeSampler, bucketed_batches, last_of_training, validation_targets
 from .task import Batch, StageTask
@@ -158,10 +158,10 @@ class ProjectionTask(CandidateTask):
     def validate(self, examples: np.ndarray, device: torch.device) -> dict[str, np.ndarray]:
         """Return Hit@1, NDCG@10 and reciprocal rank of some validation users on their candidates."""
         starts = range(0, len(examples), self.batch_size)  # all at once would not fit a device's memory
-        ranks = np.concatenate([self._ranks(examples[start : start + self.batch_size], device) for start in starts])
+        ranks = Ranks.concatenate([self._ranks(examples[start : start + self.batch_size], device) for start in starts])
         return {"ndcg@10": ndcg_at_k(ranks, 10), "hit@1": hit_at_k(ranks, 1), "mrr": reciprocal_rank(ranks)}
 
-    def _ranks(self, examples: np.ndarray, device: torch.device) -> np.ndarray:
+    def _ranks(self, examples: np.ndarray, device: torch.device) -> Ranks:
         candidates = self.validation_candidates.take(examples)
         histories = [history.tolist() for history in self.validation.take(examples).histories]
         batch = self.processor(histories, candidates.items.tolist()).to(device)

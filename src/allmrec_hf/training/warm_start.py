@@ -22,7 +22,7 @@ from ..losses import listwise_loss
 from ..modeling_allmrec import ALLMRecModel
 from ..processing_allmrec import ALLMRecProcessor
 from ..projector import AnyProjector
-from ..ranking import ndcg_at_k, target_ranks
+from ..ranking import Ranks, ndcg_at_k, target_ranks
 from .arguments import StageArguments
 from .loop import run_stage
 from .projection import CandidateTask, ProjectionTask
@@ -178,10 +178,10 @@ class WarmStartTask(CandidateTask):
     def validate(self, examples: np.ndarray, device: torch.device) -> dict[str, np.ndarray]:
         """Return the NDCG@10 of the cosines of some validation users."""
         starts = range(0, len(examples), self.batch_size)
-        ranks = np.concatenate([self._ranks(examples[start : start + self.batch_size], device) for start in starts])
+        ranks = Ranks.concatenate([self._ranks(examples[start : start + self.batch_size], device) for start in starts])
         return {"ndcg@10": ndcg_at_k(ranks, 10)}
 
-    def _ranks(self, examples: np.ndarray, device: torch.device) -> np.ndarray:
+    def _ranks(self, examples: np.ndarray, device: torch.device) -> Ranks:
         candidates = self.validation_candidates.take(examples)
         batch = {
             **self._histories(self.validation.take(examples).histories),
