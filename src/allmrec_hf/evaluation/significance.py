@@ -206,7 +206,7 @@ def average_over_seeds(values: Sequence[ArrayLike]) -> tuple[NDArray[np.float64]
     if not arrays or len({len(array) for array in arrays}) > 1:
         counts = [len(array) for array in arrays]
         raise ALLMRecError(f"seeds of one method must have the same users; got {counts} users")
-    return np.round(np.mean(arrays, axis=0), 12), [float(array.mean()) for array in arrays]
+    return np.asarray(np.mean(arrays, axis=0), dtype=np.float64).round(12), [float(array.mean()) for array in arrays]
 
 
 def deviation(means: Sequence[float]) -> float | None:
