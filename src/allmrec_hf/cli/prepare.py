@@ -15,6 +15,7 @@ class Source(str, Enum):
     """Where the data come from."""
 
     table = "table"
+    amazon_2014 = "amazon-2014"
     amazon_2018 = "amazon-2018"
     amazon_2023 = "amazon-2023"
     movielens = "movielens"
@@ -26,6 +27,14 @@ class Filter(str, Enum):
 
     k_core = "k-core"
     a_llmrec = "a-llmrec"
+    none = "none"
+
+
+class Quotes(str, Enum):
+    """What quotation marks mean in text tables."""
+
+    auto = "auto"
+    csv = "csv"
     none = "none"
 
 
@@ -56,7 +65,22 @@ def prepare(
     domain: Annotated[str | None, typer.Option(help="movie, game or item: the words of the prompt.")] = None,
     num_candidates: Annotated[int, typer.Option(help="Candidates in a set, target included.")] = 20,
     seed: Annotated[int, typer.Option(help="Seed of the candidates.")] = 0,
-    max_bad_lines: Annotated[float, typer.Option(help="Share of JSON lines that may be broken.")] = 0.01,
+    max_bad_lines: Annotated[float, typer.Option(help="Share of lines that may be broken: no JSON, or ragged.")] = 0.01,
+    delimiter: Annotated[
+        str | None, typer.Option(help="Between fields of text tables: `;`, `::`, tab, ...; told from the files.")
+    ] = None,
+    encoding: Annotated[
+        str | None, typer.Option(help="Of text files, e.g. latin-1, cp1252, utf-16; UTF-8 by default.")
+    ] = None,
+    header: Annotated[
+        bool, typer.Option(help="Whether text tables begin with names; without: --column user_id=0 (from 0).")
+    ] = True,
+    items_header: Annotated[
+        bool | None, typer.Option(help="The same of the items' file, where it differs.", show_default=False)
+    ] = None,
+    quotes: Annotated[
+        Quotes, typer.Option(help="Quotation marks enclose fields (csv) or are text (none); auto: text in TSV.")
+    ] = Quotes.auto,
     overwrite: Annotated[bool, typer.Option(help="Replace prepared data in the output folder.")] = False,
     json_output: JsonOption = False,
     config: ConfigOption = None,
@@ -70,6 +94,8 @@ def prepare(
     `allmrec prepare --source amazon-2018 --interactions reviews.json.gz --items meta.json.gz --output data/games`
 
     `allmrec prepare --interactions log.parquet --items items.parquet --column user_id=customer --output data/shop`
+
+    `allmrec prepare --interactions u.tsv --no-header --column user_id=0 --column item_id=1 --column timestamp=2`
     """
     with user_errors():
         from ..data.prepare import prepare as run
@@ -91,5 +117,10 @@ def prepare(
             columns=column_map(column),
             max_bad_lines=max_bad_lines,
             overwrite=overwrite,
+            delimiter=delimiter,
+            encoding=encoding,
+            header=header,
+            items_header=items_header,
+            quotes=quotes.value,
         )
         emit(data.info) if json_output else say(f"{format_report(data.info)}\n\nPrepared data are in {output}.")

@@ -9,6 +9,7 @@ from typing import Literal
 import polars as pl
 
 from ..errors import DataError
+from .merging import merge_items
 
 USER_ID = "user_id"
 ITEM_ID = "item_id"
@@ -32,14 +33,18 @@ class MissingColumnsError(DataError):
         names: The columns of the table, under its own names.
         where: What the table is called.
         asked: What the column map asked for and the table lacks, such as `user_id = customer`.
+        hint: A further sentence on what to do.
     """
 
-    def __init__(self, missing: Sequence[str], names: Sequence[str], where: str, asked: Sequence[str] = ()) -> None:
-        self.missing, self.names, self.where = list(missing), list(names), where
+    def __init__(
+        self, missing: Sequence[str], names: Sequence[str], where: str, asked: Sequence[str] = (), hint: str = ""
+    ) -> None:
+        self.missing, self.names, self.where, self.hint = list(missing), list(names), where, hint
         told = f", where the column map asks for {', '.join(asked)}" if asked else ""
         super().__init__(
             f"{where} lacks the columns {self.missing}{told}; it has {self.names}. Rename one there, or map it: "
             + HOW_TO_MAP.format(self.missing[0])
+            + (f". {hint}" if hint else "")
         )
 
 
@@ -58,7 +63,7 @@ def told_of_column_map(columns: Mapping[str, str]) -> Iterator[None]:
             for ours, theirs in columns.items()
             if ours.rpartition(".")[2] in error.missing and theirs not in error.names
         ]
-        raise MissingColumnsError(error.missing, error.names, error.where, asked) from error
+        raise MissingColumnsError(error.missing, error.names, error.where, asked, error.hint) from error
 
 
 def validate_interactions(frame: pl.DataFrame, where: str) -> pl.DataFrame:
@@ -95,14 +100,16 @@ def validate_items(
     Args:
         frame: One row per item.
         where: What the frame is called in an error.
-        duplicates: `"error"` refuses an item id that occurs twice; `"merge"` keeps its first row, because the
-            published metadata files of Amazon do hold items twice.
+        duplicates: Of an item id that occurs several times the first non-empty value of each column is kept; `"error"`
+            refuses rows of one item with different titles or descriptions, `"merge"` keeps the first also then, because
+            the published metadata files of Amazon do hold items twice.
 
     Returns:
         The items, and the number of rows that merging dropped.
 
     Raises:
-        DataError: when the frame is empty, `item_id` is missing, null, of a wrong type or (with `"error"`) not unique.
+        DataError: when the frame is empty, `item_id` is missing, null, of a wrong type or (with `"error"`) rows of one
+            item contradict each other.
     """
     require_columns(frame.columns, (ITEM_ID,), where)
     if frame.is_empty():
@@ -112,16 +119,7 @@ def validate_items(
         for name in TEXT_COLUMNS
     ]
     items = pl.DataFrame([_ids(frame[ITEM_ID], where), *texts]).hstack(frame.select(pl.exclude(ITEM_ID, *TEXT_COLUMNS)))
-    repeated = items[ITEM_ID].is_duplicated()
-    if not repeated.any():
-        return items, 0
-    if duplicates == "error":
-        ids = items[ITEM_ID].filter(repeated).unique(maintain_order=True)
-        raise DataError(
-            f"{where} holds {len(ids)} duplicate item ids, first {ids.head(5).to_list()}; keep one row for each item_id"
-        )
-    merged = items.unique(ITEM_ID, keep="first", maintain_order=True)
-    return merged, items.height - merged.height
+    return merge_items(items, where, "error" if duplicates == "error" else "first")
 
 
 def drop_exact_duplicates(interactions: pl.DataFrame) -> tuple[pl.DataFrame, int]:

@@ -27,7 +27,7 @@ from .interactions import (
     validate_items,
 )
 from .prepared import FORMAT, INFO_FILE, TARGET_SPLITS, PreparedData
-from .readers import READERS, PathLike, RawData
+from .readers import READERS, PathLike, Quotes, RawData, TextFormat
 from .report import Steps, warn_of_missing_titles
 from .splits import leave_one_out
 from .storage import check_output
@@ -88,6 +88,11 @@ def prepare(
     max_bad_lines: float = 0.01,
     overwrite: bool = False,
     drop_duplicates: bool = True,
+    delimiter: str | None = None,
+    encoding: str | None = None,
+    header: bool = True,
+    items_header: bool | None = None,
+    quotes: Quotes = "auto",
 ) -> PreparedData:
     """Prepare raw files or Hub data sets, write the result to a folder, and return it.
 
@@ -104,10 +109,17 @@ def prepare(
         domain: `"movie"`, `"game"` or `"item"`, the words of the prompt; by default `"movie"` for MovieLens.
         seed: Of the candidates.
         num_candidates: C, the target included.
-        columns: Our column name to the file's, for sources `table` and `hub`.
-        max_bad_lines: The share of JSON lines that may be broken.
+        columns: Our column name to the file's, or to the column's number from 0, for sources `table` and `hub`.
+        max_bad_lines: The share of lines that may be no JSON object, or have another number of fields than the header.
         overwrite: Replace prepared data that are in `output`.
         drop_duplicates: Drop exact duplicates; the paper's published counts include them.
+        delimiter: What stands between the fields of text tables, e.g. `";"`, `"::"` or the word `"tab"`; by default it
+            is told from the files.
+        encoding: The encoding of text files, e.g. `"latin-1"`; by default UTF-8, or what a byte order mark says.
+        header: Whether the first line of text tables holds the columns' names; without, they are `"0"`, `"1"`, ...
+        items_header: The same of the items' file; None for as `header`.
+        quotes: `"csv"` where quotation marks enclose fields, `"none"` where they are text; `"auto"` is `"none"` for
+            fields that tabs, spaces or `::` divide, and `"csv"` for others.
 
     Returns:
         The prepared data; `.info` is the report.
@@ -139,9 +151,10 @@ def prepare(
         drop_duplicates=drop_duplicates,
     )
     settings.check()
+    text = TextFormat(delimiter, encoding, header, items_header, quotes)
     steps = Steps()
     with told_of_column_map(columns or {}):
-        raw = READERS[source](interactions, items, columns or {}, max_bad_lines)
+        raw = READERS[source](interactions, items, columns or {}, max_bad_lines, text)
     return _run(raw, settings if name else replace(settings, name=raw.name), steps)
 
 
@@ -201,8 +214,8 @@ def prepare_frames(
     settings.check()
     steps = Steps()
     rows = validate_interactions(interactions, "the interactions")
-    catalog = None if items is None else validate_items(items, "the items")[0]
-    return _run(RawData(rows, catalog, name), settings, steps)
+    catalog, merged = (None, 0) if items is None else validate_items(items, "the items")
+    return _run(RawData(rows, catalog, name, merged_items=merged), settings, steps)
 
 
 def _run(raw: RawData, settings: _Settings, steps: Steps) -> PreparedData:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from .amazon_2018 import read_amazon_2018
 from .amazon_2023 import read_amazon_2023
-from .base import PathLike, RawData, Reader
+from .base import PathLike, Quotes, RawData, Reader, TextFormat
 from .hub import read_hub
 from .movielens import read_movielens
 from .tables import read_tables
 
 READERS: dict[str, Reader] = {
     "table": read_tables,
+    "amazon-2014": read_amazon_2018,
     "amazon-2018": read_amazon_2018,
     "amazon-2023": read_amazon_2023,
     "movielens": read_movielens,
@@ -20,8 +21,10 @@ READERS: dict[str, Reader] = {
 __all__ = [
     "READERS",
     "PathLike",
+    "Quotes",
     "RawData",
     "Reader",
+    "TextFormat",
     "read_amazon_2018",
     "read_amazon_2023",
     "read_hub",

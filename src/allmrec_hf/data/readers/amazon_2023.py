@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 import polars as pl
 
 from ..interactions import require_columns, validate_interactions, validate_items
-from .amazon_2018 import refuse_columns, shop_items
-from .base import PathLike, RawData, stem
+from .amazon_2018 import refuse_format, shop_items, text_fields
+from .base import AS_FOUND, PathLike, RawData, TextFormat, stem
 from .json_lines import TEXT, TEXTS, Fields, read_json_lines
 from .tables import is_json_lines, read_table
 
@@ -20,50 +20,68 @@ ITEM_FIELDS = {
     "categories": TEXTS,
     "main_category": TEXT,
     "store": TEXT,
+    "features": TEXTS,
+    "details": TEXT,
 }
 
 
 def read_amazon_2023(
-    interactions: PathLike, items: PathLike | None, columns: Mapping[str, str], max_bad_lines: float
+    interactions: PathLike,
+    items: PathLike | None,
+    columns: Mapping[str, str],
+    max_bad_lines: float,
+    text: TextFormat = AS_FOUND,
 ) -> RawData:
     """Read `<Category>.jsonl.gz` and `meta_<Category>.jsonl.gz`, or their parquet or CSV forms.
 
-    The item id is `parent_asin`; times are milliseconds. Titles and descriptions lose their HTML.
+    The item id is `parent_asin`; times are milliseconds. Titles and descriptions lose their HTML. `features` and
+    `details` are kept as texts; a column map such as `{"description": "description+features"}` makes them part of the
+    description.
+
+    Args:
+        interactions: The file of reviews.
+        items: The file of metadata, or None.
+        columns: May say of which fields titles and descriptions are made.
+        max_bad_lines: The share of lines that may be broken.
+        text: Only the encoding may be given.
 
     Raises:
         DataError: when a file is missing, damaged or of another layout.
     """
-    refuse_columns(columns, "amazon-2023")
-    reviews, bad = _read(interactions, REVIEW_FIELDS, ("user_id", "parent_asin", "timestamp"), max_bad_lines)
+    made_of = text_fields(columns, "amazon-2023", list(ITEM_FIELDS))
+    refuse_format(text, "amazon-2023")
+    reviews, bad = _read(interactions, REVIEW_FIELDS, ("user_id", "parent_asin", "timestamp"), max_bad_lines, text)
     rows = validate_interactions(reviews.rename({"parent_asin": "item_id"}), str(interactions))
     catalog, merged = None, 0
     if items is not None:
-        metadata, bad_items = _read(items, ITEM_FIELDS, ("parent_asin",), max_bad_lines)
-        metadata = shop_items(metadata.rename({"parent_asin": "item_id", "categories": "category"}), "category")
+        metadata, bad_items = _read(items, ITEM_FIELDS, ("parent_asin",), max_bad_lines, text)
+        metadata = shop_items(metadata.rename({"parent_asin": "item_id", "categories": "category"}), made_of)
         catalog, merged = validate_items(metadata, str(items), "merge")
         bad += bad_items
     return RawData(rows, catalog, stem(interactions), bad, merged)
 
 
-def _read(path: PathLike, fields: Fields, required: Sequence[str], max_bad_lines: float) -> tuple[pl.DataFrame, int]:
+def _read(
+    path: PathLike, fields: Fields, required: Sequence[str], max_bad_lines: float, text: TextFormat
+) -> tuple[pl.DataFrame, int]:
     """Return the fields of a file of any form, and the number of bad lines."""
     if is_json_lines(path):
-        frame, count = read_json_lines(path, fields, required, max_bad_lines)
+        frame, count = read_json_lines(path, fields, required, max_bad_lines, text.encoding)
         return frame, count.bad
 
     def choose(names: list[str]) -> dict[str, str]:
         require_columns(names, required, str(path))
         return {name: name for name in fields if name in names}
 
-    frame, _ = read_table(path, max_bad_lines, choose)
+    frame, bad = read_table(path, max_bad_lines, choose, text)
     known = [_as_field(frame, name, kind) for name, kind in fields.items() if name in frame.columns]
     absent = [pl.lit(None, dtype=kind).alias(name) for name, kind in fields.items() if name not in frame.columns]
-    return frame.select(*known, *absent).select(*fields), 0
+    return frame.select(*known, *absent).select(*fields), bad
 
 
 def _as_field(frame: pl.DataFrame, name: str, kind: pl.DataType) -> pl.Expr:
-    """Return a column as it is, or as a list of texts where the field is one."""
-    column = pl.col(name)
+    """Return a column as it is, as the JSON text of an object, or as a list of texts where the field is one."""
+    column, found = pl.col(name), frame[name].dtype
     if kind != TEXTS:
-        return column
-    return column.cast(TEXTS) if isinstance(frame[name].dtype, pl.List) else pl.concat_list(column.cast(pl.String))
+        return column.struct.json_encode() if isinstance(found, pl.Struct) else column
+    return column.cast(TEXTS) if isinstance(found, pl.List) else pl.concat_list(column.cast(pl.String))

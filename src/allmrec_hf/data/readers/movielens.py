@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,8 +9,10 @@ import polars as pl
 
 from ...errors import DataError
 from ..interactions import validate_interactions, validate_items
-from .amazon_2018 import refuse_columns
-from .base import PathLike, RawData, existing_file, read_all
+from .amazon_2018 import refuse_columns, refuse_format
+from .base import AS_FOUND, PathLike, RawData, TextFormat, existing_file, read_all
+from .delimited import read_delimited
+from .encoding import UTF8, UnreadableText
 
 LAYOUTS = (("u.data", "u.item"), ("ratings.dat", "movies.dat"), ("ratings.csv", "movies.csv"))
 COLUMNS = ("user_id", "item_id", "rating", "timestamp")
@@ -39,7 +40,11 @@ GENRES = (
 
 
 def read_movielens(
-    interactions: PathLike, items: PathLike | None, columns: Mapping[str, str], max_bad_lines: float
+    interactions: PathLike,
+    items: PathLike | None,
+    columns: Mapping[str, str],
+    max_bad_lines: float,
+    text: TextFormat = AS_FOUND,
 ) -> RawData:
     """Read a MovieLens folder, or its file of ratings and its file of movies.
 
@@ -50,17 +55,19 @@ def read_movielens(
         interactions: The unpacked folder, or the file of ratings.
         items: The file of movies, or None.
         columns: Must be empty: the layouts are fixed.
-        max_bad_lines: Not used; kept for the common signature of readers.
+        max_bad_lines: The share of lines of CSV files that may have another number of fields.
+        text: Only the encoding may be given; by default UTF-8, and Latin-1 where a file is no UTF-8.
 
     Raises:
         DataError: when a file is missing or of another layout.
     """
     refuse_columns(columns, "movielens")
+    refuse_format(text, "movielens")
     ratings, movies = _find_files(Path(interactions), items)
-    rows = validate_interactions(_read_ratings(ratings), str(ratings))
+    rows = validate_interactions(_read_ratings(ratings, text.encoding, max_bad_lines), str(ratings))
     if movies is None:
         return RawData(rows, None, ratings.parent.name or "movielens")
-    catalog, merged = validate_items(_read_movies(movies), str(movies), "merge")
+    catalog, merged = validate_items(_read_movies(movies, text.encoding, max_bad_lines), str(movies), "merge")
     return RawData(rows, catalog, ratings.parent.name or "movielens", 0, merged)
 
 
@@ -77,27 +84,29 @@ def _find_files(interactions: Path, items: PathLike | None) -> tuple[Path, Path 
     raise DataError(f"{interactions} holds no ratings of MovieLens; expected one of {[pair[0] for pair in LAYOUTS]}")
 
 
-def _read_ratings(path: Path) -> pl.DataFrame:
+def _read_ratings(path: Path, encoding: str | None, max_bad_lines: float) -> pl.DataFrame:
     """Return the ratings of any layout."""
-    content = _decoded(path)
+    encoding = encoding or _encoding(path)
+    content = read_all(path, encoding).decode()
     first = content[: content.find("\n")]
     if "::" in first:
         return _split_lines(content, "::", COLUMNS, path)
     if "\t" in first:
         return _split_lines(content, "\t", COLUMNS, path)
     if first.lower().startswith("userid"):
-        return _csv(content, path).rename({"userId": "user_id", "movieId": "item_id"}, strict=False)
+        return _csv(path, encoding, max_bad_lines).rename({"userId": "user_id", "movieId": "item_id"}, strict=False)
     raise DataError(f"{path}: {first[:80]!r} begins no file of ratings of MovieLens (u.data, ratings.dat, ratings.csv)")
 
 
-def _read_movies(path: Path) -> pl.DataFrame:
+def _read_movies(path: Path, encoding: str | None, max_bad_lines: float) -> pl.DataFrame:
     """Return the movies of any layout, genres as `category`."""
-    content = _decoded(path)
+    encoding = encoding or _encoding(path)
+    content = read_all(path, encoding).decode()
     first = content[: content.find("\n")]
     if "::" in first:
         return _split_lines(content, "::", ("item_id", "title", "category"), path)
     if first.lower().startswith("movieid"):
-        return _csv(content, path).rename({"movieId": "item_id", "genres": "category"}, strict=False)
+        return _csv(path, encoding, max_bad_lines).rename({"movieId": "item_id", "genres": "category"}, strict=False)
     if first.count("|") >= len(GENRES) + 4:
         names = ("item_id", "title", "release_date", "video_date", "url", *GENRES)
         movies = _split_lines(content, "|", names, path)
@@ -107,14 +116,13 @@ def _read_movies(path: Path) -> pl.DataFrame:
     raise DataError(f"{path}: {first[:80]!r} begins no file of movies of MovieLens (u.item, movies.dat, movies.csv)")
 
 
-def _decoded(path: Path) -> str:
-    """Return a file's text: UTF-8 (the CSV layout), else Latin-1 (the older ones), with a line end at its end."""
-    content = read_all(path)
+def _encoding(path: Path) -> str:
+    """Return UTF-8, the encoding of the CSV layout, or Latin-1, that of the older ones, where a file is no UTF-8."""
     try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        text = content.decode("latin-1")
-    return text.replace("\r\n", "\n").rstrip("\n") + "\n"
+        read_all(path)
+    except UnreadableText:
+        return "latin-1"
+    return UTF8
 
 
 def _split_lines(content: str, separator: str, names: tuple[str, ...], path: Path) -> pl.DataFrame:
@@ -131,9 +139,7 @@ def _split_lines(content: str, separator: str, names: tuple[str, ...], path: Pat
     return parts.list.to_struct(fields=list(names)).struct.unnest()
 
 
-def _csv(content: str, path: Path) -> pl.DataFrame:
+def _csv(path: Path, encoding: str, max_bad_lines: float) -> pl.DataFrame:
     """Return a CSV file's columns as text."""
-    try:
-        return pl.read_csv(io.BytesIO(content.encode()), infer_schema=False)
-    except pl.exceptions.PolarsError as error:
-        raise DataError(f"{path} is no readable CSV file ({error}); download it again") from error
+    text = TextFormat(delimiter=",", encoding=encoding)
+    return read_delimited(path, ".csv", text, max_bad_lines, lambda names: {name: name for name in names})[0]

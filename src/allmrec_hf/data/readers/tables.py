@@ -1,94 +1,114 @@
-"""Tables of any project: CSV, TSV, parquet or JSON lines, with a column map."""
+"""Tables of any project: CSV, TSV and other text tables, RecBole's files, parquet or JSON, with a column map."""
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import polars as pl
 
 from ...errors import DataError
-from ..interactions import (
-    INTERACTION_COLUMNS,
-    ITEM_ID,
-    RATING,
-    require_columns,
-    validate_interactions,
-    validate_items,
-)
-from .base import PathLike, RawData, existing_file, is_gzip, read_all, stem
-from .json_lines import TEXT, discover_fields, read_json_lines
+from ..interactions import ITEM_ID, TEXT_COLUMNS, validate_interactions, validate_items
+from .base import AS_FOUND, PathLike, RawData, TextFormat, existing_file, stem
+from .columns import OURS, interaction_names, item_names
+from .delimited import Choose, read_delimited
+from .dialect import TEXT_FILES
+from .json_lines import TEXT, TEXTS, discover_fields, read_json_lines
 
 PARQUET = (".parquet", ".pq")
-SEPARATORS = {".csv": ",", ".tsv": "\t"}
+PARQUET_MARK = b"PAR1"
 JSON_LINES = (".jsonl", ".ndjson", ".json")
-INTERACTIONS_PREFIX = "interactions."
-ITEMS_PREFIX = "items."
-Choose = Callable[[list[str]], dict[str, str]]
+KNOWN = (*PARQUET, *TEXT_FILES, *JSON_LINES)
 
 
 def read_tables(
-    interactions: PathLike, items: PathLike | None, columns: Mapping[str, str], max_bad_lines: float
+    interactions: PathLike,
+    items: PathLike | None,
+    columns: Mapping[str, str],
+    max_bad_lines: float,
+    text: TextFormat = AS_FOUND,
 ) -> RawData:
-    """Read interactions and items from CSV, TSV, parquet or JSON lines (text formats plain or gzip).
+    """Read interactions and items from text tables, RecBole's files, parquet or JSON (text formats plain or gzip).
 
-    Text formats keep every value as text, so an id `007` stays `007`.
+    Text tables keep every value as text, so an id `007` stays `007`.
 
     Args:
         interactions: The file of interactions.
         items: The file of items, or None.
-        columns: Our column name to the file's, for example `{"item_id": "asin"}`; `interactions.item_id` and
-            `items.item_id` say which file is meant where the two differ.
-        max_bad_lines: The share of JSON lines that may be broken.
+        columns: Our column name to the file's, for example `{"item_id": "asin"}`, or to the column's number from 0;
+            `interactions.item_id` and `items.item_id` say which file is meant where the two differ.
+        max_bad_lines: The share of lines that may be no JSON object or have another number of fields.
+        text: What the user says of the text files.
 
     Raises:
         DataError: when a file is missing, damaged, of an unknown format or lacks columns.
     """
-    frame, bad = read_table(interactions, max_bad_lines, lambda names: interaction_names(names, columns, interactions))
+    frame, bad = read_table(
+        interactions, max_bad_lines, lambda names: interaction_names(names, columns, interactions), text
+    )
     rows = validate_interactions(frame, str(interactions))
-    catalog = None
+    catalog, merged = None, 0
     if items is not None:
-        frame, bad_items = read_table(items, max_bad_lines, lambda names: item_names(names, columns, items))
-        catalog, _ = validate_items(frame, str(items))
+        frame, bad_items = read_table(
+            items, max_bad_lines, lambda names: item_names(names, columns, items), text.of_items()
+        )
+        catalog, merged = validate_items(frame, str(items))
         bad += bad_items
-    return RawData(rows, catalog, stem(interactions), bad)
+    return RawData(rows, catalog, stem(interactions), bad, merged)
 
 
-def read_table(path: PathLike, max_bad_lines: float, choose: Choose) -> tuple[pl.DataFrame, int]:
-    """Return chosen columns of a file, and the number of JSON lines that were left out; others are not read.
+def read_table(
+    path: PathLike, max_bad_lines: float, choose: Choose, text: TextFormat = AS_FOUND, ending: str | None = None
+) -> tuple[pl.DataFrame, int]:
+    """Return chosen columns of a file, and the number of lines that were left out; others are not read.
 
     Args:
         path: The file.
-        max_bad_lines: The share of JSON lines that may be broken.
+        max_bad_lines: The share of lines that may be no JSON object or have another number of fields.
         choose: From the names of the file's columns to what is wanted: our name to the file's.
+        text: What the user says of the file where it is a text file.
+        ending: The ending that tells the format, where it is not the file's.
 
     Raises:
         DataError: when the file is missing, empty, damaged or of an unknown format.
     """
-    ending = _ending(path)
+    ending = _ending(path, text) if ending is None else ending
     file = existing_file(path)
-    if ending in JSON_LINES:
-        fields = discover_fields(file)
-        names = choose(list(fields)) if fields else {ITEM_ID: ITEM_ID}  # without a field, reading says what is wrong
-        frame, count = read_json_lines(
-            file, {name: fields.get(name, TEXT) for name in names.values()}, (), max_bad_lines
-        )
-        return renamed(frame.lazy(), names).collect(), count.bad
-    try:
-        table = _scan(file, ending)
-        return renamed(table, choose(table.collect_schema().names())).collect(), 0
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise DataError(f"{file} is no readable {ending[1:]} file ({error}); write or download it again") from error
-
-
-def _scan(file: Path, ending: str) -> pl.LazyFrame:
-    """Return a parquet or CSV file as a lazy frame; CSV values stay text."""
     if ending in PARQUET:
-        return pl.scan_parquet(file)
-    if is_gzip(file):
-        return pl.read_csv(io.BytesIO(read_all(file)), separator=SEPARATORS[ending], infer_schema=False).lazy()
-    return pl.scan_csv(file, separator=SEPARATORS[ending], infer_schema=False)
+        return _read_parquet(file, choose), 0
+    if ending not in JSON_LINES:
+        return read_delimited(file, ending, text, max_bad_lines, choose)
+    fields = discover_fields(file, encoding=text.encoding, wanted=OURS)
+    try:
+        names = choose(list(fields)) if fields else {ITEM_ID: ITEM_ID}  # without a field, reading says what is wrong
+    except DataError:
+        fields = discover_fields(file, None, text.encoding)
+        names = choose(list(fields))
+    chosen = {theirs: TEXTS if ours in TEXT_COLUMNS else fields.get(theirs, TEXT) for ours, theirs in names.items()}
+    frame, count = read_json_lines(file, chosen, (), max_bad_lines, text.encoding)
+    return renamed(frame.lazy(), names).collect(), count.bad
+
+
+def _read_parquet(file: Path, choose: Choose) -> pl.DataFrame:
+    """Return chosen columns of a parquet file.
+
+    Raises:
+        DataError: when it is none, truncated or damaged.
+    """
+    with file.open("rb") as handle:
+        begins = handle.read(len(PARQUET_MARK)) == PARQUET_MARK
+        handle.seek(-min(file.stat().st_size, len(PARQUET_MARK)), 2)
+        ends = handle.read() == PARQUET_MARK
+    if not (begins and ends):
+        wrong = "it is truncated: the mark at its end is missing" if begins else "the mark at its beginning is missing"
+        raise DataError(f"{file} is no readable parquet file ({wrong}); write or download it again")
+    try:
+        table = pl.scan_parquet(file, glob=False)
+        return renamed(table, choose(table.collect_schema().names())).collect()
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise DataError(
+            f"{file} is no readable parquet file (its content is damaged); write or download it again"
+        ) from error
 
 
 def renamed(table: pl.LazyFrame, names: Mapping[str, str]) -> pl.LazyFrame:
@@ -96,64 +116,22 @@ def renamed(table: pl.LazyFrame, names: Mapping[str, str]) -> pl.LazyFrame:
     return table.select(pl.col(theirs).alias(ours) for ours, theirs in names.items())
 
 
-def interaction_names(names: Sequence[str], columns: Mapping[str, str], where: PathLike) -> dict[str, str]:
-    """Return our name to the file's for the columns of interactions.
-
-    Raises:
-        DataError: when a needed column is missing, or the column map does not fit.
-    """
-    found = map_names(names, columns, INTERACTIONS_PREFIX, str(where))
-    require_columns(found, INTERACTION_COLUMNS, str(where))
-    return {name: found[name] for name in (*INTERACTION_COLUMNS, RATING) if name in found}
-
-
-def item_names(names: Sequence[str], columns: Mapping[str, str], where: PathLike) -> dict[str, str]:
-    """Return our name to the file's for all columns of items.
-
-    Raises:
-        DataError: when `item_id` is missing, or the column map does not fit.
-    """
-    found = map_names(names, columns, ITEMS_PREFIX, str(where))
-    require_columns(found, (ITEM_ID,), str(where))
-    return found
-
-
-def map_names(names: Sequence[str], columns: Mapping[str, str], prefix: str, where: str) -> dict[str, str]:
-    """Return our name to the file's for all columns of a file.
-
-    A key with the file's prefix must be found in the file, as must a column that no other file has; `item_id` without a
-    prefix applies to each file that has it. What is missing of the columns that are needed, `require_columns` tells.
-
-    Raises:
-        DataError: when a key of this file names a column that the file lacks, or a prefix is unknown.
-    """
-    of_interactions = prefix == INTERACTIONS_PREFIX
-    other = ITEMS_PREFIX if of_interactions else INTERACTIONS_PREFIX
-    mapped = {ours: theirs for ours, theirs in columns.items() if "." not in ours and theirs in names}
-    for key, theirs in columns.items():
-        optional = key == RATING if of_interactions else "." not in key and key not in (*INTERACTION_COLUMNS, RATING)
-        if (key.startswith(prefix) or optional) and theirs not in names:
-            raise DataError(f"the column map says {key} = {theirs}, but {where} has {list(names)}")
-        if key.startswith(prefix):
-            mapped[key.removeprefix(prefix)] = theirs
-        elif "." in key and not key.startswith(other):
-            raise DataError(f"the column map's key {key!r} is neither a column nor one after {prefix!r} or {other!r}")
-    others = {name: name for name in names if name not in mapped and name not in mapped.values()}
-    return others | mapped
-
-
 def is_json_lines(path: PathLike) -> bool:
-    """Tell by the name whether a file holds JSON lines."""
+    """Tell by the name whether a file holds JSON."""
     return _ending(path) in JSON_LINES
 
 
-def _ending(path: PathLike) -> str:
-    """Return the ending that tells the format, without a trailing `.gz`."""
+def _ending(path: PathLike, text: TextFormat = AS_FOUND) -> str:
+    """Return the ending that tells the format, without a trailing `.gz`.
+
+    Raises:
+        DataError: when it tells none, and no delimiter is given.
+    """
     endings = [ending.lower() for ending in Path(path).suffixes]
     ending = next((ending for ending in reversed(endings) if ending != ".gz"), "")
-    if ending not in (*PARQUET, *SEPARATORS, *JSON_LINES):
+    if ending not in KNOWN and text.delimiter is None and not Path(path).is_dir():
         raise DataError(
-            f"{path}: unknown format {ending or '(no ending)'}; expected one of "
-            f"{[*PARQUET, *SEPARATORS, *JSON_LINES]}, text formats also with .gz"
+            f"{path}: unknown format {ending or '(no ending)'}; expected one of {list(KNOWN)}, text formats also with "
+            ".gz; a text table of another ending is read when its delimiter is given (--delimiter)"
         )
     return ending
