@@ -90,7 +90,7 @@ def test_items_keep_further_columns_and_join_lists_of_text() -> None:
     assert merged == 0
 
 
-def test_duplicate_item_ids_are_refused_by_name_or_merged_keeping_the_first() -> None:
+def test_rows_of_one_item_that_contradict_each_other_are_refused_or_the_first_is_kept() -> None:
     frame = pl.DataFrame({"item_id": ["x", "y", "x"], "title": ["first", "other", "second"]})
     with pytest.raises(DataError, match=r"T holds 1 duplicate item ids, first \['x'\]"):
         validate_items(frame, "T")

@@ -6,11 +6,21 @@ import re
 from collections.abc import Mapping, Sequence
 
 from ...errors import DataError
-from ..interactions import INTERACTION_COLUMNS, ITEM_ID, RATING, TEXT_COLUMNS, MissingColumnsError, require_columns
+from ..interactions import (
+    INTERACTION_COLUMNS,
+    ITEM_ID,
+    RATING,
+    TEXT_COLUMNS,
+    TIMESTAMP,
+    USER_ID,
+    MissingColumnsError,
+    require_columns,
+)
 from .base import PathLike
 
 INTERACTIONS_PREFIX = "interactions."
 ITEMS_PREFIX = "items."
+OF_INTERACTIONS = (USER_ID, TIMESTAMP, RATING)
 OURS = (*INTERACTION_COLUMNS, RATING, *TEXT_COLUMNS)
 _DATA = re.compile(r"[-+]?\d+(?:\.\d+)?")
 
@@ -50,6 +60,8 @@ def map_names(names: Sequence[str], columns: Mapping[str, str], prefix: str, whe
     of_interactions = prefix == INTERACTIONS_PREFIX
     other = ITEMS_PREFIX if of_interactions else INTERACTIONS_PREFIX
     found = {key: find_name(names, theirs) for key, theirs in columns.items()}
+    if not of_interactions:  # a number of these means a column of the interactions
+        found = {key: found[key] for key in found if key not in OF_INTERACTIONS or not columns[key].isdecimal()}
     mapped = {ours: theirs for ours, theirs in found.items() if "." not in ours and theirs is not None}
     for key, theirs in found.items():
         optional = key == RATING if of_interactions else "." not in key and key not in (*INTERACTION_COLUMNS, RATING)
@@ -108,5 +120,5 @@ def _require(found: Mapping[str, str], columns: Sequence[str], where: str, names
                 f"--no-header --column {error.missing[0]}=0 (header=False, columns={{{error.missing[0]!r}: '0'}})"
             )
         else:
-            raise
-        raise MissingColumnsError(error.missing, error.names, where, hint=hint) from error
+            hint = ""
+        raise MissingColumnsError(error.missing, names, where, hint=hint) from error

@@ -49,13 +49,7 @@ def read_delimited(
     """
     content = read_all(file, text.encoding)
     layout = layout_of(_head(content), ending, text)
-    wanted = choose(layout.names)
-    twice = [theirs for ours, theirs in wanted.items() if ours in OURS and theirs in layout.repeated]
-    if twice:
-        raise DataError(
-            f"{file}: the header names {twice} more than once: {layout.names}; rename all but one, or choose a column "
-            "by its number from 0, such as --column title=2"
-        )
+    wanted = _wanted(file, layout, choose)
     body = content[len(_head(content)[: layout.start].encode()) :]
     del content
     dialect = _with_escapes(layout, body)
@@ -64,6 +58,25 @@ def read_delimited(
     table.check(max_bad_lines)
     empty = pl.DataFrame(schema=dict.fromkeys(wanted, pl.String))
     return pl.concat([empty, *frames]), table.count.bad
+
+
+def _wanted(file: Path, layout: Layout, choose: Choose) -> dict[str, str]:
+    """Return the columns that are wanted: our name to the file's.
+
+    Raises:
+        DataError: when one stands more than once in the header, and the column map does not say which is meant.
+    """
+    try:  # as if each name stood once
+        once = choose([*layout.names, *layout.repeated]) if layout.repeated else {}
+    except DataError:
+        once = {}
+    twice = [theirs for ours, theirs in once.items() if ours in OURS and theirs in layout.repeated]
+    if twice:
+        raise DataError(
+            f"{file}: the header names {twice} more than once, see {layout.names}; rename all but one, or choose a "
+            "column by its number from 0, such as --column title=2"
+        )
+    return choose(layout.names)
 
 
 def _head(content: bytes) -> str:
@@ -164,23 +177,22 @@ class _Table:
             return None
         if self.width == 1 and any(not line.strip() for line in block.split(b"\n")[:-1]):
             return None
-        places = sorted(set(self.places))
-        frame = pl.read_csv(
+        columns = [pl.col(str(at)).alias(ours) for ours, at in zip(self.wanted, self.places, strict=True)]
+        rows = pl.scan_csv(
             io.BytesIO(block),
             has_header=False,
             separator=delimiter.decode(),
             quote_char='"' if len(marks) else None,
-            infer_schema=False,
-            columns=places,
-            new_columns=[str(place) for place in places],
+            schema={str(place): pl.String for place in range(self.width)},
         )
+        frame = rows.select(columns).collect()
         if frame.height != len(ends):
             return None
         if len(marks):
             frame = frame.with_columns(pl.when(pl.all() != "").then(pl.all()))
         self.line += len(ends)
         self.count.good += len(ends)
-        return frame.select(pl.col(str(at)).alias(ours) for ours, at in zip(self.wanted, self.places, strict=True))
+        return frame
 
     def _careful(self, text: str, final: bool) -> tuple[pl.DataFrame, int]:
         """Return the rows of text record by record, and how many bytes were read.

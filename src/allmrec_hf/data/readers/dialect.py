@@ -32,7 +32,7 @@ class Layout:
     Attributes:
         dialect: Delimiter and quotation marks.
         names: The columns, without types and surrounding space; numbers from 0 where the file has no header.
-        repeated: Names that stand more than once in the header; the later columns got other names.
+        repeated: Names that stand more than once in the header; these columns got other names.
         start: Where the first row begins, in characters.
         line: The number of its line, from 1.
         header: Whether a header was read.
@@ -107,7 +107,7 @@ def _delimiter(sample: Sequence[str], ending: str) -> str:
         if preferred in steady or not steady:
             return preferred
         best = max(steady, key=lambda candidate: counts[candidate][0])
-        return best if counts[best][0] > counts[preferred][0] else preferred
+        return best if counts[best][0] >= counts[preferred][0] else preferred
     found = steady or [candidate for candidate in CANDIDATES if counts[candidate][0]]
     if found:
         return max(found, key=lambda candidate: counts[candidate][0])
@@ -133,9 +133,9 @@ def _untyped(names: list[str]) -> list[str]:
 
 def _unique(names: list[str]) -> tuple[list[str], frozenset[str]]:
     """Return names of which none is empty or stands twice, and those that stood twice."""
-    seen: dict[str, int] = {}
-    unique = []
-    for place, name in enumerate(names, start=1):
-        seen[name] = seen.get(name, 0) + 1
-        unique.append(name if name and seen[name] == 1 else f"{name or 'unnamed'} (column {place})")
-    return unique, frozenset(name for name, count in seen.items() if name and count > 1)
+    repeated = frozenset(name for name in names if name and names.count(name) > 1)
+    unique = [
+        f"{name or 'unnamed'} (column {place})" if not name or name in repeated else name
+        for place, name in enumerate(names)
+    ]
+    return unique, repeated
