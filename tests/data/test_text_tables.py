@@ -219,7 +219,10 @@ def test_files_without_header_are_read_by_column_numbers(tmp_path: Path) -> None
     assert raw.interactions.rows() == [("07", "1", 9), ("08", "2", 8)]
     assert raw.items is not None
     assert raw.items.rows() == [("1", "One", None, "x"), ("2", "Two", None, "y")]
+    del numbers["title"], numbers["items.item_id"]
     raw = prepared(tmp_path, "07,1,5,9\n", "item_id,title\n1,One\n", columns=numbers, header=False, items_header=True)
+    assert raw.items is not None
+    assert raw.items.rows() == [("1", "One", None)]
     assert raw.interactions.rows() == [("07", "1", 9)]
 
 
