@@ -77,7 +77,7 @@ def load_hub_frame(
     """
     from datasets import load_dataset_builder
 
-    identifier, configuration, split = [*reference.split(":"), "", ""][:3]
+    identifier, configuration, split = [*reference.split(":", 2), "", ""][:3]
     with _told_of_data_set(identifier, configuration, split):
         builder = load_dataset_builder(identifier, configuration or None)
         files = _files(builder, split)
