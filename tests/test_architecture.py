@@ -7,12 +7,24 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "src" / "allmrec_hf"
 FLOORS = [
-    {"errors", "ranking", "files", "histories", "values", "catalog", "outputs", "prompt"},
+    {
+        "errors",
+        "ranking",
+        "files",
+        "caches",
+        "indices",
+        "histories",
+        "values",
+        "item_rows",
+        "catalog",
+        "outputs",
+        "prompt",
+    },
     {"cf_losses", "aligner", "projector", "losses", "scoring", "retrieval", "checkpoint_code", "item_table"},
     {"cf_encoder"},
     {"cf_user_vectors"},
     {"configuration_allmrec"},  # and every CF backbone
-    {"modeling_pretrained", "processing_allmrec"},
+    {"modeling_pretrained", "processing_allmrec", "item_lookup"},
     {"modeling_allmrec"},
     {"pipeline_recommendation"},
 ]
@@ -23,6 +35,12 @@ SAME_FLOOR = {
     ("catalog", "files"),
     ("values", "errors"),
     ("catalog", "values"),
+    ("indices", "errors"),
+    ("histories", "errors"),
+    ("histories", "indices"),
+    ("catalog", "indices"),
+    ("item_rows", "errors"),
+    ("catalog", "item_rows"),
 }
 WORKSHOP = {"data", "training", "evaluation", "hub", "methods", "explaining", "benchmark", "cli"}
 LABORATORY = {"methods", "explaining", "benchmark"}

@@ -62,12 +62,6 @@ def test_batch_stream_and_dataset_equal_one_by_one(recommend):
     assert flat(recommend(KeyDataset(rows, "request"), top_k=5, batch_size=2)) == alone
 
 
-def test_titles_may_stand_for_ids(recommend):
-    catalog = recommend.processor.catalog
-    by_title = recommend({"history": [catalog.title(1).upper(), "I2"]}, top_k=3)
-    assert flat([by_title]) == flat([recommend(REQUESTS[0], top_k=3)])
-
-
 def test_unknown_history_items_are_reported_and_left_out(recommend):
     with pytest.warns(UserWarning, match=r"1 history items are not in the catalogue and were left out: \['Nowhere'\]"):
         found = recommend({"history": ["I1", "Nowhere", "I2"]}, top_k=3)
@@ -94,7 +88,6 @@ def test_more_permutations_average_scores(recommend):
         ({"history": ["I1"], "candidates": ["I2", "I2"]}, "given more than once"),
         ({"history": "I1"}, "must be a list of item ids"),
         ({"histories": ["I1"]}, 'a mapping with "history"'),
-        ({"history": ["I1"], "mood": 1}, "got also"),
         (["I1", "I2"], "one request is a mapping"),
         ("I1", "one request is a mapping"),
         ({"history": [f"I{i}" for i in range(1, 41)]}, "nothing left to recommend"),

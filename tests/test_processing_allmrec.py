@@ -1,13 +1,15 @@
 """The processor: tokens and slots, shortening, hostile titles, files."""
 
 import copy
+import pickle
 
 import polars as pl
 import pytest
 import torch
 from transformers import AutoProcessor
 
-from allmrec_hf import ALLMRecProcessor, CheckpointError, DataError, ItemCatalog
+from allmrec_hf import ALLMRecProcessor, CheckpointError, DataError, ItemCatalog, PromptTemplate, processing_allmrec
+from allmrec_hf.caches import BoundedCache
 from allmrec_hf.prompt import NO_SLOT, USER_SLOT
 from tests.tiny import tiny_catalog, tiny_processor
 
@@ -185,3 +187,54 @@ def test_missing_and_truncated_catalogues_are_named(tmp_path):
 
 def test_printing_a_processor_does_not_print_the_catalogue(processor):
     assert "Lonely" not in repr(processor)
+
+
+def test_whole_prompts_are_not_kept_and_what_is_kept_is_bounded(monkeypatch):
+    monkeypatch.setattr(processing_allmrec, "CACHED_TEXTS", 50)
+    monkeypatch.setattr(processing_allmrec, "CACHED_TITLES", 20)
+    words = ItemCatalog.from_records({"item_id": f"I{i}", "title": f"The Silent River {i} " * 8} for i in range(1, 101))
+    with_vectors, without = tiny_processor(words), tiny_processor(words)
+    without = ALLMRecProcessor(
+        without.tokenizer, PromptTemplate.for_domain("movie", False, False).to_dict(), max_length=4000
+    )
+    without.catalog = words
+    for user in range(60):
+        for processor in (with_vectors, without):
+            processor.encode_prompt([1 + user, 2 + user, 3 + user], [5 + user, 9 + user, 30 + user, 40 + user])
+            assert len(processor._segments) <= 50
+            assert len(processor._titles) <= 20
+    assert len(with_vectors._segments) == 50  # pieces between slots, those used last
+    assert all(text.startswith('"The Silent') for text in without._segments._entries)  # answers, and no whole prompt
+
+
+def test_a_kept_text_is_tokenized_once_and_safe_from_its_users(monkeypatch):
+    processor, asked = tiny_processor(), []
+    tokenize = processor.tokenizer.__class__.__call__
+    monkeypatch.setattr(
+        processor.tokenizer.__class__,
+        "__call__",
+        lambda self, text, **rest: asked.append(text) or tokenize(self, text, **rest),
+    )
+    first = processor.answer_tokens(3)
+    first.append(-1)
+    assert processor.answer_tokens(3) == first[:-1]
+    assert len(asked) == 1
+    assert isinstance(pickle.loads(pickle.dumps(processor._segments)), BoundedCache)
+
+
+def test_a_bounded_cache_drops_what_was_not_used_for_longest():
+    cache = BoundedCache(2)
+    cache.put("a", 1)
+    cache.put("b", 2)
+    assert cache.get("a") == 1
+    cache.put("c", 3)
+    assert [cache.get(key) for key in "abc"] == [1, None, 3]
+    assert len(cache) == 2
+    assert copy.deepcopy(cache) is cache
+
+
+def test_histories_carry_every_item_that_was_seen():
+    tensors = tiny_processor(max_history_length=2).history_tensors([[4, 9, 4, 7, 5], [3]])
+    assert tensors["history_ids"].tolist() == [[7, 5], [0, 3]]
+    assert tensors["seen_ids"].tolist() == [[4, 5, 7, 9], [3, 0, 0, 0]]
+    assert set(tensors) == {"history_ids", "history_mask", "seen_ids"}

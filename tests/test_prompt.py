@@ -1,9 +1,11 @@
 """Prompts as pure text: the paper's words, and titles that cannot break them."""
 
+import random
+
 import pytest
 
 from allmrec_hf.errors import DataError
-from allmrec_hf.prompt import NO_SLOT, USER_SLOT, PromptTemplate, Segment, Title, clean_title
+from allmrec_hf.prompt import NO_SLOT, USER_SLOT, ForbiddenTexts, PromptTemplate, Segment, Title, clean_title
 
 
 def test_paper_prompt_is_rendered_with_slots_in_reading_order():
@@ -94,3 +96,39 @@ def test_tokens_with_white_space_are_broken_up_and_the_work_ends():
 def test_breaking_up_one_special_token_makes_no_other():
     text = clean_title("</</s>s>", forbidden=["</s>"])
     assert "</s>" not in text
+
+
+def tried_one_by_one(text: str, forbidden: list[str]) -> str:
+    """Break up forbidden texts by trying each, the longest first."""
+    for token in sorted(forbidden, key=len, reverse=True):
+        broken = f"{token[:1]} {token[1:]}"
+        if token in broken:
+            broken = token[1:]
+        while len(token) > 1 and token in text:
+            text = text.replace(token, broken)
+    return text
+
+
+def test_forbidden_texts_are_broken_up_as_if_each_were_tried():
+    generator = random.Random(0)
+
+    def drawn(longest: int) -> str:
+        return "".join(generator.choice("ab <") for _ in range(generator.randint(0, longest)))
+
+    for _ in range(3000):
+        forbidden, text = [drawn(4) for _ in range(generator.randint(0, 6))], drawn(12)
+        assert ForbiddenTexts(forbidden).broken_up(text) == tried_one_by_one(text, forbidden), (forbidden, text)
+
+
+def test_thousands_of_added_tokens_are_not_each_looked_for():
+    class Counted(str):
+        looked = 0
+
+        def __contains__(self, other):
+            Counted.looked += 1
+            return str.__contains__(self, other)
+
+    forbidden = ForbiddenTexts([f"<unused{number}>" for number in range(6000)] + ["\n" * n for n in range(1, 31)])
+    assert forbidden.broken_up(Counted("The Silent River <3 <unused")) == "The Silent River <3 <unused"
+    assert Counted.looked == 0
+    assert clean_title("A <unused77> B", forbidden) == "A < unused77> B"

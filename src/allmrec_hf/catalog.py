@@ -10,11 +10,14 @@ from typing import Any
 import polars as pl
 
 from .errors import CheckpointError, DataError
+from .indices import checked_index
+from .item_rows import ItemRows, fitted
 from .values import as_frame, id_text, id_texts, plain_texts, present_texts, records_frame, text_values
 
 CATALOG_FILE = "items.parquet"
 REQUIRED_COLUMNS = ("item_id", "title", "description")
 TEXT_COLUMNS = ("title", "description")
+MOST_PARTS = 64  # frames that a catalogue is made of, before those of added items become one
 
 
 class ItemCatalog:
@@ -45,18 +48,38 @@ class ItemCatalog:
         items = items.with_columns(_columns(items, saved))
         if items["item_id"].null_count():
             raise DataError(f"the catalogue has {items['item_id'].null_count()} rows without item_id")
-        self.frame = items.select(*REQUIRED_COLUMNS, pl.exclude(*REQUIRED_COLUMNS))
-        self.item_ids: list[str] = items["item_id"].to_list()
-        self._titles: list[str | None] = items["title"].to_list()
-        self._descriptions: list[str | None] = items["description"].to_list()
-        self._index = {item_id: index for index, item_id in enumerate(self.item_ids, start=1)}
-        if len(self._index) != len(self.item_ids):
+        frame = items.select(*REQUIRED_COLUMNS, pl.exclude(*REQUIRED_COLUMNS))
+        if frame["item_id"].n_unique() != len(frame):
             duplicated = items["item_id"].filter(items["item_id"].is_duplicated()).unique(maintain_order=True)
             raise DataError(
                 f"the catalogue holds {len(duplicated)} item ids more than once, first {duplicated.head(5).to_list()}; "
                 "keep one row for each item_id"
             )
-        self._index_by_title: dict[str, list[int]] | None = None
+        rows = ItemRows()
+        rows.append(frame)
+        self._hold(rows, [frame], dict(frame.schema))
+
+    def _hold(self, rows: ItemRows, parts: list[pl.DataFrame], schema: dict[str, Any]) -> None:
+        """Take rows, of which those that are there now are this catalogue's, and the frames that they came in."""
+        self._rows = rows
+        self._count = len(rows)
+        self._parts = parts
+        self._schema = schema  # of the parts together
+        self._item_ids: list[str] | None = None
+
+    @property
+    def frame(self) -> pl.DataFrame:
+        """All columns of all items: `item_id`, `title`, `description`, then the further ones."""
+        if len(self._parts) > 1:
+            self._parts = [pl.concat(self._parts, how="diagonal_relaxed", rechunk=True)]
+        return self._parts[0]
+
+    @property
+    def item_ids(self) -> list[str]:
+        """The item ids in their order; the id of item `i` stands at `i - 1`."""
+        if self._item_ids is None:
+            self._item_ids = self._rows.ids[: self._count]
+        return self._item_ids
 
     @classmethod
     def from_records(cls, records: Iterable[Mapping[str, Any]]) -> ItemCatalog:
@@ -65,7 +88,7 @@ class ItemCatalog:
 
     def __len__(self) -> int:
         """Return N, the number of items (the padding index is not counted)."""
-        return len(self.item_ids)
+        return self._count
 
     def __contains__(self, item_id: object) -> bool:
         return isinstance(item_id, (str, int, float)) and self.index(item_id) is not None
@@ -78,14 +101,15 @@ class ItemCatalog:
 
         The id may be text or a number, and is spelt as the catalogue spells ids: 7, 7.0, "7" and " 7 " are one id.
         """
-        index = self._index.get(item_id) if isinstance(item_id, str) else None
-        if index is not None:
-            return index
+        row = self._rows.row_of(item_id, self._count) if isinstance(item_id, str) else None
+        if row is not None:
+            return row + 1
         try:
             spelt = id_text(item_id)
         except DataError:  # a truth value or a list is no id of any catalogue
             return None
-        return None if spelt is None else self._index.get(spelt)
+        row = None if spelt is None else self._rows.row_of(spelt, self._count)
+        return None if row is None else row + 1
 
     def indices(self, item_ids: Sequence[Any]) -> list[int]:
         """Return the indices of item ids, in their order.
@@ -103,32 +127,34 @@ class ItemCatalog:
         return [index for index in found if index is not None]
 
     def find_title(self, title: str) -> list[int]:
-        """Return the indices of all items with this title; case and surrounding space do not count."""
-        if self._index_by_title is None:
-            self._index_by_title = {}
-            for index, known in enumerate(self._titles, start=1):
-                if known is not None:
-                    self._index_by_title.setdefault(known.casefold(), []).append(index)
-        return self._index_by_title.get(title.strip().casefold(), [])
+        """Return the indices of all items with this title; case and white space do not count.
+
+        An index of the titles is made when one is first looked for.
+        """
+        return [row + 1 for row in self._rows.titled(title, self._count)]
+
+    def _row(self, index: int) -> int:
+        return checked_index(index, self._count) - 1
 
     def item_id(self, index: int) -> str:
-        """Return the item id at an index of `1..N`."""
-        return self.item_ids[index - 1]
+        """Return the item id at an index of `1..N`; this and the next three raise a `DataError` for any other index."""
+        return self._rows.ids[self._row(index)]
 
     def has_title(self, index: int) -> bool:
         """Tell whether the item has a title of its own."""
-        return self._titles[index - 1] is not None
+        return self._rows.titles[self._row(index)] is not None
 
     def title(self, index: int) -> str:
         """Return the title, or `Untitled item <item_id>`, which no two items share, where there is none."""
-        return self._titles[index - 1] or f"Untitled item {self.item_ids[index - 1]}"
+        row = self._row(index)
+        return self._rows.titles[row] or f"Untitled item {self._rows.ids[row]}"
 
     def text(self, index: int) -> str:
         """Return the text that stands for an item in the text encoder: `"Title, Description"` (paper, section 4.1).
 
         An item without a description keeps its title, and one without a title its description.
         """
-        description = self._descriptions[index - 1]
+        description = self._rows.descriptions[self._row(index)]
         if description is None:
             return self.title(index)
         return f"{self.title(index)}, {description}"
@@ -140,17 +166,30 @@ class ItemCatalog:
     def extended(self, records: Iterable[Mapping[str, Any]]) -> ItemCatalog:
         """Return a new catalogue with further items at the end; existing indices stay.
 
-        Titles and descriptions are cleaned as those of prepared data are, see `values.plain_texts`.
+        Titles and descriptions are cleaned as those of prepared data are, see `values.plain_texts`. A further column
+        gets the type that it has in this catalogue; one that either side lacks is null there. The time it takes does
+        not depend on how many items are there already.
 
         Raises:
-            DataError: when an item id is missing, or known already.
+            DataError: when an item id is missing or known already, or values of a further column cannot be of the type
+                that it has in this catalogue.
         """
         added = ItemCatalog.from_records(records)
         added = ItemCatalog(added.frame.with_columns(plain_texts(added.frame[name]) for name in TEXT_COLUMNS), True)
-        known = [item_id for item_id in added.item_ids if item_id in self._index]
+        known = [item_id for item_id in added.item_ids if item_id in self]
         if known:
             raise DataError(f"{len(known)} item ids are in the catalogue already: {known[:5]}")
-        return ItemCatalog(pl.concat([self.frame, added.frame], how="diagonal_relaxed"), saved=True)
+        new = fitted(added.frame, self._schema)
+        rows = self._rows if len(self._rows) == self._count else self._rows.first(self._count)
+        rows.append(new)
+        parts = [*self._parts, new]
+        if len(parts) > MOST_PARTS:
+            parts = [parts[0], pl.concat(parts[1:], how="diagonal_relaxed")]
+        grown = ItemCatalog.__new__(ItemCatalog)
+        grown._hold(
+            rows, parts, {**new.schema, **{name: kind for name, kind in self._schema.items() if kind != pl.Null}}
+        )
+        return grown
 
     def save(self, directory: str | os.PathLike[str]) -> Path:
         """Write the catalogue to `items.parquet` in a folder, whole or not at all, and return the path."""

@@ -25,6 +25,7 @@ from .cf_losses import (
 )
 from .checkpoint_code import refuse_other_weights
 from .errors import ALLMRecError, CheckpointError, DataError
+from .indices import check_padded
 from .outputs import CFEncoderOutput
 from .retrieval import FaissIndex, build_index, exact_top_items, require_dot_product
 
@@ -138,8 +139,21 @@ class CFEncoder(PreTrainedModel):
         """Return the item table."""
         return self.item_embedding
 
+    def real_items(self, item_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Return where a history has an item, `(B, L)`, after a check that every one is of this catalogue.
+
+        While training, values on an accelerator are not looked at: that would wait for it in every step.
+
+        Raises:
+            DataError: when a catalogue index is out of range, or no whole number.
+        """
+        check_padded(item_ids, self.num_items, "a history", look=not self.training)
+        return item_ids != 0 if attention_mask is None else attention_mask.bool()
+
     def sequence_states(self, item_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Return the state after each item of left-padded histories.
+
+        A backbone asks `real_items` for the places of items, which checks the indices.
 
         Args:
             item_ids: `(B, L)` catalogue indices, 0 at padding.
@@ -174,14 +188,18 @@ class CFEncoder(PreTrainedModel):
 
         Args:
             users: `(B, d_cf)` user representations.
-            items: `(B, C)` catalogue indices; the whole table where not given.
+            items: `(B, C)` catalogue indices, 0 at padding; the whole table where not given.
 
         Returns:
             `(B, C)`, or `(B, N + 1)` for the whole table.
+
+        Raises:
+            DataError: when a catalogue index is out of range.
         """
         if items is None:
             scores = self.score_range(users, 0, self.num_items + 1)
             return torch.cat([scores.new_full((len(scores), 1), float("-inf")), scores[:, 1:]], dim=1)
+        check_padded(items, self.num_items, "items to score", look=not self.training)
         return self.score_vectors(users.unsqueeze(1), self.item_embeddings[items]).masked_fill(
             items == 0, float("-inf")
         )
@@ -250,6 +268,9 @@ class CFEncoder(PreTrainedModel):
 
     def _loss_of_states(self, states: Tensor, targets: Tensor, batch: Mapping[str, Tensor], wanted: Tensor) -> Tensor:
         loss, table = self.config.loss, self.item_embeddings
+        check_padded(targets, self.num_items, "targets", look=not self.training)
+        if "negatives" in batch:
+            check_padded(batch["negatives"], self.num_items, "negatives", look=not self.training)
         if loss == "cross_entropy":
             return full_cross_entropy(states, table, targets)
         needed = {"negatives", "log_weights"} if loss == "sampled_softmax" else {"negatives"}
@@ -301,6 +322,7 @@ class CFEncoder(PreTrainedModel):
     @torch.no_grad()
     def replace_items(self, items: Tensor, vectors: Tensor) -> None:
         """Overwrite the served embeddings of items `(k,)` by `(k, d_cf)`: cold items get theirs decoded from text."""
+        check_padded(items, self.num_items, "items to replace")
         self.item_embedding.weight[items] = vectors.to(self.item_embedding.weight).clone()  # it may be a view of it
         self._drop_index()
 

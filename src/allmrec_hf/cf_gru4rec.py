@@ -127,7 +127,7 @@ class GRU4RecModel(CFEncoder):
 
         The padding is moved behind the items, where a recurrence that runs forward does no harm.
         """
-        real = item_ids != 0 if attention_mask is None else attention_mask.bool()
+        real = self.real_items(item_ids, attention_mask)
         length, limit = item_ids.shape[1], self.config.max_history_length
         if length > limit:
             logger.warning_once(

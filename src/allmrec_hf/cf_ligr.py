@@ -173,7 +173,7 @@ class LiGRModel(CFEncoder):
 
     def _last_states(self, item_ids: Tensor, attention_mask: Tensor | None, count: int) -> Tensor:
         """Return the states of the last `count` positions, `(B, count, d_cf)`."""
-        real = item_ids != 0 if attention_mask is None else attention_mask.bool()
+        real = self.real_items(item_ids, attention_mask)
         length, limit = item_ids.shape[1], self.config.max_history_length
         if length > limit:
             logger.warning_once(

@@ -133,7 +133,7 @@ class RecBoleSASRecModel(CFEncoder):
 
     def sequence_states(self, item_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Return `(B, L, d_cf)`, the state after each item; the contract is `CFEncoder.sequence_states`."""
-        real = item_ids != 0 if attention_mask is None else attention_mask.bool()
+        real = self.real_items(item_ids, attention_mask)
         cut = max(0, item_ids.shape[1] - self.config.max_history_length)
         if cut:
             logger.warning_once(

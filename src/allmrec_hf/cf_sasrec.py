@@ -140,7 +140,7 @@ class SASRecModel(CFEncoder):
 
     def sequence_states(self, item_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Return `(B, L, d_cf)`, the state after each item; the contract is `CFEncoder.sequence_states`."""
-        real = item_ids != 0 if attention_mask is None else attention_mask.bool()
+        real = self.real_items(item_ids, attention_mask)
         length, limit = item_ids.shape[1], self.config.max_history_length
         if length > limit:
             states = self._last_states(item_ids, real, limit)
@@ -149,7 +149,7 @@ class SASRecModel(CFEncoder):
 
     def encode_users(self, item_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Return `(B, d_cf)`, as `CFEncoder.encode_users`; the last block works on the last position only."""
-        real = item_ids != 0 if attention_mask is None else attention_mask.bool()
+        real = self.real_items(item_ids, attention_mask)
         return self._last_states(item_ids, real, 1)[:, 0]
 
     def _last_states(self, item_ids: Tensor, real: Tensor, count: int) -> Tensor:

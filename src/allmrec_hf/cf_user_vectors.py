@@ -15,6 +15,7 @@ from transformers.utils import logging
 
 from .cf_encoder import CFEncoder, CFEncoderConfig
 from .errors import ALLMRecError, DataError
+from .indices import check_padded
 
 logger = logging.get_logger(__name__)
 
@@ -160,6 +161,8 @@ class UserVectorEncoder(CFEncoder):
         missing = sorted({"users", "targets", "negatives"} - set(batch))
         if missing:
             raise DataError(f"{type(self).__name__} trains on users, targets and negatives; the batch lacks {missing}")
+        for name in ("targets", "negatives"):
+            check_padded(batch[name], self.num_items, name, look=not self.training)
         (users, targets, negatives), penalised = self.training_vectors(batch)
         positive = self.score_vectors(users, targets)
         negative = self.score_vectors(users.unsqueeze(1), negatives)  # (B, K)
@@ -171,14 +174,7 @@ class UserVectorEncoder(CFEncoder):
 
     def _recent(self, item_ids: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return histories and what is real in them: known items, of which the most recent ones."""
-        real = item_ids != 0 if attention_mask is None else attention_mask.bool() & (item_ids != 0)
-        if item_ids.numel():
-            low, high = (int(bound) for bound in item_ids.aminmax())
-            if low < 0 or high > self.num_items:
-                raise DataError(
-                    f"a history holds the catalogue index {low if low < 0 else high}; indices must be 0 (padding) to "
-                    f"{self.num_items} (num_items)"
-                )
+        real = self.real_items(item_ids, attention_mask) & (item_ids != 0)
         limit = self.config.max_history_length
         if item_ids.shape[1] > limit:
             recent = real.flip(1).cumsum(1).flip(1) <= limit

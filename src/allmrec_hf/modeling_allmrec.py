@@ -12,6 +12,7 @@ from .aligner import ItemTextAligner
 from .cf_encoder import build_cf_encoder, cf_config_from_dict
 from .configuration_allmrec import ALLMRecConfig
 from .errors import ALLMRecError, CheckpointError
+from .indices import check_bounds, check_padded
 from .item_table import ItemTable, random_joint_embeddings
 from .modeling_pretrained import ALLMRecPreTrainedModel
 from .outputs import ALLMRecOutput, RetrievalOutput
@@ -141,7 +142,18 @@ class ALLMRecModel(ALLMRecPreTrainedModel):
     # -- vectors
 
     def item_vectors(self, item_indices: torch.Tensor) -> torch.Tensor:
-        """Return joint embeddings `(..., d_joint)` of items: `e_i`, or `q_i` by the rule `config.item_embedding`."""
+        """Return joint embeddings `(..., d_joint)` of items: `e_i`, or `q_i` by the rule `config.item_embedding`.
+
+        Args:
+            item_indices: `(...)` catalogue indices from 1 to N; 0 gives what stands for padding.
+
+        Raises:
+            DataError: when one is out of range.
+        """
+        check_padded(item_indices, self.cf_encoder.num_items, "item_indices", look=not self.training)
+        return self._item_vectors(item_indices)
+
+    def _item_vectors(self, item_indices: torch.Tensor) -> torch.Tensor:
         if self.config.item_embedding == "random":
             return self._random_joint_embeddings()[item_indices]
         text = self.item_table.text_joint_embeddings[item_indices]
@@ -178,18 +190,23 @@ class ALLMRecModel(ALLMRecPreTrainedModel):
             slot_ids: `(B, T)` `NO_SLOT`, `USER_SLOT`, or the catalogue index of the item whose vector stands there.
             history_ids: `(B, L)` left-padded histories for the CF encoder.
             history_mask: `(B, L)` True at real items.
+
+        Raises:
+            DataError: when a catalogue index is out of range.
         """
         embed = self._require_language_model().get_input_embeddings()
         embeds = embed(input_ids.masked_fill(slot_ids != NO_SLOT, 0))
         items, users = slot_ids > 0, slot_ids == USER_SLOT
-        if items.any():
+        lowest, highest = torch.stack(slot_ids.aminmax()).tolist() if slot_ids.numel() else (NO_SLOT, NO_SLOT)
+        check_bounds(0 if lowest == USER_SLOT else lowest, highest, self.cf_encoder.num_items, "slot_ids")
+        if highest > 0:
             unique, inverse = torch.unique(slot_ids[items], return_inverse=True)
             with torch.no_grad():
-                joint = self.item_vectors(unique)
+                joint = self._item_vectors(unique)
             # A look-up whose gradient is summed in a fixed order; that of indexing is not, on several threads.
             projected = F.embedding(inverse, self.item_projector(joint))
             embeds = embeds.masked_scatter(items.unsqueeze(-1), projected.to(embeds.dtype))
-        if users.any():
+        if lowest == USER_SLOT:
             with torch.no_grad():
                 representations = self.cf_encoder.encode_users(history_ids, history_mask)
             rows = users.any(dim=1)
@@ -251,10 +268,12 @@ class ALLMRecModel(ALLMRecPreTrainedModel):
         answer_ids: torch.Tensor,
         answer_mask: torch.Tensor,
         method: str | None = None,
+        seen_ids: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Return the log-likelihood of every answer token after its prompt, `(B, C, A)`, 0 at padding.
 
-        Takes gradients to the projectors where they are enabled; see `score` for ranking.
+        Takes gradients to the projectors where they are enabled; see `score` for ranking. `seen_ids`, which
+        `history_tensors` returns for retrieval, are not looked at.
         """
         method = method or self.scoring_method
         if method not in METHODS:
@@ -278,7 +297,11 @@ class ALLMRecModel(ALLMRecPreTrainedModel):
         Returns:
             `(B, C)` log-likelihoods (natural log; the mean over tokens with `score_normalization="mean"`), `-inf` at
             padding. The order of the candidates in `candidate_ids` does not change a score.
+
+        Raises:
+            DataError: when a catalogue index is out of range.
         """
+        check_padded(candidate_ids, self.cf_encoder.num_items, "candidate_ids")
         scores = self.candidate_log_likelihoods(answer_mask=answer_mask, **batch).sum(dim=-1)
         if self.config.score_normalization == "mean":
             scores = scores / answer_mask.sum(dim=-1).clamp(min=1)
@@ -299,7 +322,7 @@ class ALLMRecModel(ALLMRecPreTrainedModel):
         Returns:
             `(B, new tokens)` token ids, without the prompt. `generation_kwargs` go to the LLM's own `generate`.
         """
-        for unused in ("candidate_ids", "answer_ids", "answer_mask"):
+        for unused in ("candidate_ids", "answer_ids", "answer_mask", "seen_ids"):
             generation_kwargs.pop(unused, None)
         embeds = self.embed_prompts(input_ids, slot_ids, history_ids, history_mask)
         return self.language_model.generate(
@@ -313,17 +336,26 @@ class ALLMRecModel(ALLMRecPreTrainedModel):
         history_mask: torch.Tensor,
         top_k: int = 20,
         exclude: torch.Tensor | None = None,
+        seen_ids: torch.Tensor | None = None,
     ) -> RetrievalOutput:
         """Return the top items of the whole catalogue by the CF encoder; needs no LLM.
 
         Args:
-            history_ids: `(B, L)` left-padded histories.
+            history_ids: `(B, L)` left-padded histories, the end that the CF encoder reads.
             history_mask: `(B, L)` True at real items.
             top_k: Items for each user.
-            exclude: `(B, E)` catalogue indices never to return (0 excludes nothing); the history where not given.
+            exclude: `(B, E)` catalogue indices never to return (0 excludes nothing); what the user has seen where not
+                given.
+            seen_ids: `(B, S)` items of the whole history, 0 at padding; `history_ids` where not given. The processor's
+                `history_tensors` gives it.
+
+        Raises:
+            DataError: when a catalogue index is out of range.
         """
+        if exclude is None:
+            exclude = history_ids if seen_ids is None else seen_ids
         users = self.cf_encoder.encode_users(history_ids, history_mask)
-        items, scores = self.cf_encoder.top_items(users, top_k, exclude=history_ids if exclude is None else exclude)
+        items, scores = self.cf_encoder.top_items(users, top_k, exclude=exclude)
         return RetrievalOutput(item_indices=items, scores=scores)
 
     # -- new items

@@ -4,21 +4,27 @@ import copy
 import logging
 import os
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from types import GeneratorType
+from typing import Any, Literal, get_args
 
 import torch
 from transformers import Pipeline
 
 from .checkpoint_code import push_saved, replaced_on_the_hub
-from .errors import CheckpointError, DataError
+from .errors import ALLMRecError, CheckpointError, DataError
 from .files import folder_written_whole
-from .prompt import clean_title
+from .item_lookup import NAMED, Naming, as_entries, find_items
+from .values import as_frame
 
 logger = logging.getLogger(__name__)
 
+OnError = Literal["raise", "return"]
+KEYS = ("history", "titles", "candidates", "candidate_titles")
+RESULT_KEYS = ("item_id", "title", "score", "rank", "error")
 _PUSH_ARGUMENTS = ("private", "token", "revision", "commit_message", "commit_description", "create_pr")
 
 
@@ -29,31 +35,51 @@ class ResolvedRequest:
     Attributes:
         history: Known history items in time order.
         candidates: Candidates to rank, or None to retrieve them.
-        unknown_history: Entries of the history that are neither an item id nor a title of the catalogue.
+        unknown_history: Entries of the history that the catalogue does not know.
         notes: What else a person should know, such as a title that several items share.
+        extra: Further keys of the request, which its result repeats.
+        error: Why the request cannot be served, with `on_error="return"`.
     """
 
     history: list[int]
     candidates: list[int] | None
     unknown_history: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    extra: dict[str, Any] = field(default_factory=dict)
+    error: str | None = None
+
+
+@dataclass
+class _Served:
+    """Scores of one request's candidates, or why there are none."""
+
+    scores: list[tuple[int, float]]
+    extra: dict[str, Any]
+    error: str | None = None
 
 
 class RecommendationPipeline(Pipeline):
     """Ranks candidates, or retrieves them from the whole catalogue and ranks them, by the frozen LLM.
 
-    A request is a mapping with `history` (item ids or titles, oldest first) and optionally `candidates`; a list is a
-    batch of requests. Each result is a list of `{"item_id", "title", "score", "rank"}`, best first; `score` is the
-    log-likelihood of the title.
+    A request is a mapping with `history`, item ids oldest first (text or numbers), or instead `titles`, the same by
+    title; and optionally `candidates` by id or `candidate_titles` by title. An id is never looked up as a title. Each
+    result is a list of `{"item_id", "title", "score", "rank"}`, best first; `score` is the log-likelihood of the title.
+    Further keys of a request, such as `user_id`, are repeated in every row of its result.
+
+    A list of requests gives a list of results; so does a frame of Polars, pandas or Arrow with a request in each row. A
+    `datasets.Dataset`, an `IterableDataset`, a PyTorch data set or a generator gives an iterator over results.
 
     Call arguments:
         top_k: Items to return for each request (default 10).
         num_candidates: Items that the CF encoder retrieves where no candidates are given (default 20, as in training).
         num_permutations: Orders of the candidate list whose scores are averaged (default 1); an LLM is not blind to
             the order, so more are steadier, and slower.
+        on_error: `"raise"` (default) stops at a request that cannot be served. `"return"` serves the others, and the
+            result of that request is `{"error": why}` with its further keys.
         batch_size: Requests that the LLM reads at once.
 
-    Unknown history items raise a `UserWarning` that names them; unknown candidates are an error.
+    Unknown history items are left out, with a `UserWarning` that names them; a history without any known item and
+    unknown candidates are an error.
 
     Example:
         >>> import allmrec_hf
@@ -86,103 +112,112 @@ class RecommendationPipeline(Pipeline):
             self.tokenizer.pad_token = self.tokenizer.eos_token or self.tokenizer.convert_ids_to_tokens(0)
 
     def __call__(self, inputs: Any, **kwargs: Any) -> Any:  # type: ignore[override]
-        """Recommend for one request (a mapping), a list of requests, a dataset or a generator; see the class."""
-        if isinstance(inputs, str) or (isinstance(inputs, (list, tuple)) and any(isinstance(x, str) for x in inputs)):
+        """Recommend for one request (a mapping), a list, a table, a data set or a generator of them; see the class."""
+        library = type(inputs).__module__.split(".")[0]
+        if library in ("polars", "pandas", "pyarrow"):
+            inputs = as_frame(inputs, "requests").to_dicts()
+        elif isinstance(inputs, (list, tuple)):
+            inputs = list(inputs)
+        elif library == "datasets" and not isinstance(inputs, Mapping):
+            inputs = (request for request in inputs)  # transformers streams generators and PyTorch's data sets only
+        elif isinstance(inputs, Iterator) and not isinstance(inputs, GeneratorType):
+            inputs = (request for request in inputs)
+        returns = kwargs.get("on_error", self._preprocess_params.get("on_error")) == "return"
+        if isinstance(inputs, str) or (isinstance(inputs, list) and not returns and _holds_text(inputs)):
             raise DataError(
                 'one request is a mapping, such as {"history": ["B001", "B002"]}; a list is a batch of them'
             )
-        if isinstance(inputs, (list, tuple)) and not inputs:
+        if isinstance(inputs, list) and not inputs:
             return []
-        return super().__call__(list(inputs) if isinstance(inputs, tuple) else inputs, **kwargs)
+        if isinstance(inputs, list) and returns:  # streamed: transformers looks into a list and stumbles over bad ones
+            return list(super().__call__((request for request in inputs), **kwargs))
+        return super().__call__(inputs, **kwargs)
 
     def _sanitize_parameters(
         self,
         top_k: int | None = None,
         num_candidates: int | None = None,
         num_permutations: int | None = None,
+        on_error: OnError | None = None,
         **unknown: Any,
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         if unknown:
             raise DataError(
-                f"unknown arguments {sorted(unknown)}; known are top_k, num_candidates, num_permutations, batch_size"
+                f"unknown arguments {sorted(unknown)}; known are top_k, num_candidates, num_permutations, on_error, "
+                "batch_size"
             )
         given = {"top_k": top_k, "num_candidates": num_candidates, "num_permutations": num_permutations}
         for name, value in given.items():
-            if value is not None and (not isinstance(value, int) or value < 1):
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
                 raise DataError(f"{name} must be a whole number of at least 1, got {value!r}")
-        forward = {name: value for name, value in given.items() if value is not None}
-        return {}, forward, {} if top_k is None else {"top_k": top_k}
+        if on_error not in (None, *get_args(OnError)):
+            raise DataError(f"on_error must be one of {list(get_args(OnError))}, got {on_error!r}")
+        forward: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        errors = {} if on_error is None else {"on_error": on_error}
+        return errors, forward | errors, {} if top_k is None else {"top_k": top_k}
 
     # -- requests
 
-    def _find(self, entry: Any, notes: list[str]) -> int | None:
-        catalog = self.processor.catalog
-        entry = str(entry)
-        index = catalog.index(entry)
-        if index is None:
-            found = catalog.find_title(entry)
-            index = found[0] if found else None
-            if len(found) > 1:
-                ids = [catalog.item_id(i) for i in found[:5]]
-                notes.append(f"{len(found)} items are titled {clean_title(entry)!r}, took {ids[0]} of {ids}")
-        return index
-
     def resolve(self, request: Mapping[str, Any]) -> ResolvedRequest:
-        """Return a request in catalogue indices; ids are looked up first, then titles (case does not count).
+        """Return a request in catalogue indices.
 
         Raises:
-            DataError: when the request is no mapping with `history`, no history item is known, a candidate is unknown,
-                or a candidate is given twice.
+            DataError: when the request is no mapping with `history` or `titles`, no history item is known, a candidate
+                is unknown, or a candidate is given twice.
         """
-        if not isinstance(request, Mapping) or "history" not in request:
-            raise DataError(f'a request is a mapping with "history" (and "candidates"); got {str(request)[:80]!r}')
-        unexpected = set(request) - {"history", "candidates"}
-        if unexpected:
-            raise DataError(
-                f'a request has the keys "history" and "candidates" only; got also {sorted(map(str, unexpected))}'
-            )
-        for name, value in request.items():
-            if value is not None and (isinstance(value, str) or not isinstance(value, Sequence)):
-                raise DataError(f"{name!r} must be a list of item ids or titles; got {str(value)[:80]!r}")
-        notes: list[str] = []
-        given = list(request["history"] or [])
-        found = [self._find(entry, notes) for entry in given]
-        history = [index for index in found if index is not None]
-        unknown = [clean_title(str(entry)) for entry, index in zip(given, found, strict=True) if index is None]
-        if not given:
+        extra = _further_keys(request)
+        history, by = _one_of(request, "history", "titles")
+        if history is None:
             raise DataError("the history is empty; a recommendation needs at least one item the user has touched")
-        if not history:
+        catalog = self.processor.catalog
+        found = find_items(catalog, history, by)
+        if not found.indices:
             raise DataError(
-                f"none of the {len(given)} history items is in the catalogue of {len(self.processor.catalog)} items: "
-                f"{unknown[:5]}; give item ids or exact titles"
+                f"none of the {len(history)} history items is in the catalogue of {len(catalog)} items: "
+                f"{found.named_unknown()}; give {'item ids' if by == 'id' else 'exact titles'} of the catalogue"
             )
+        notes = found.notes + found.hints
         read = self.processor.max_history_length
-        if len(history) > read:
-            notes.append(f"the model reads the last {read} of {len(history)} history items")
-        if request.get("candidates") is None:
-            return ResolvedRequest(history, None, unknown, notes)
-        wanted = list(request["candidates"])
-        candidates = [self._find(entry, notes) for entry in wanted]
-        missing = [clean_title(str(entry)) for entry, index in zip(wanted, candidates, strict=True) if index is None]
-        if missing or not wanted:
+        if len(found.indices) > read:
+            notes.append(f"the model reads the last {read} of {len(found.indices)} history items")
+        resolved = ResolvedRequest(found.indices, None, found.unknown, notes, extra)
+        wanted, by = _one_of(request, "candidates", "candidate_titles", empty=True)
+        if wanted is None:
+            return resolved
+        candidates = find_items(catalog, wanted, by)
+        if candidates.unknown or not wanted:
             raise DataError(
-                f"{len(missing)} of {len(wanted)} candidates are not in the catalogue of {len(self.processor.catalog)} "
-                f"items: {missing[:5]}; add new items with add_items, or leave candidates out to retrieve them"
+                f"{len(candidates.unknown)} of {len(wanted)} candidates are not in the catalogue of {len(catalog)} "
+                f"items: {candidates.named_unknown()}; add new items with add_items, or leave candidates out to "
+                "retrieve them"
             )
-        if len(set(candidates)) != len(candidates):
-            raise DataError(f"{len(candidates) - len(set(candidates))} candidates are given more than once")
-        return ResolvedRequest(history, [index for index in candidates if index is not None], unknown, notes)
+        repeated = len(wanted) - len(set(candidates.indices))
+        if repeated:
+            raise DataError(f"{repeated} candidates are given more than once")
+        resolved.candidates = candidates.indices
+        notes += candidates.notes
+        return resolved
 
     # -- the three steps of a pipeline
 
-    def preprocess(self, request: Mapping[str, Any]) -> dict[str, ResolvedRequest]:  # type: ignore[override]
+    def preprocess(self, request: Any, on_error: OnError = "raise") -> dict[str, ResolvedRequest]:  # type: ignore[override]
         """Look the request up in the catalogue and warn of what is unknown."""
-        resolved = self.resolve(request)
+        try:
+            resolved = self.resolve(request)
+        except ALLMRecError as error:
+            if on_error == "raise":
+                raise
+            return {"request": ResolvedRequest([], None, extra=_extra_of_bad(request), error=str(error))}
         if resolved.unknown_history:
-            warnings.warn(
+            # With a registry of its own: Python would keep every such text, one for each user.
+            warnings.warn_explicit(
                 f"{len(resolved.unknown_history)} history items are not in the catalogue and were left out: "
-                f"{resolved.unknown_history[:5]}",
-                stacklevel=2,
+                f"{resolved.unknown_history[:NAMED]}",
+                UserWarning,
+                __file__,
+                0,
+                module=__name__,
+                registry={},
             )
         for note in resolved.notes:
             logger.warning("%s.", note)
@@ -194,21 +229,45 @@ class RecommendationPipeline(Pipeline):
         top_k: int = 10,
         num_candidates: int = 20,
         num_permutations: int = 1,
-    ) -> dict[str, list[Any]]:
+        on_error: OnError = "raise",
+    ) -> dict[str, list[_Served]]:
         requests = model_inputs["request"]
         requests = requests if isinstance(requests, list) else [requests]
+        count = max(num_candidates, top_k)
+        open_requests = [request for request in requests if request.error is None]
+        rows: list[list[tuple[int, float]]] = []
+        try:
+            rows = self._scored(open_requests, count, num_permutations)
+        except ALLMRecError:
+            if on_error == "raise":
+                raise
+            for request in open_requests:  # which of them is it?
+                rows.append([])
+                try:
+                    rows[-1] = self._scored([request], count, num_permutations)[0]
+                except ALLMRecError as error:
+                    request.error = str(error)
+        scored = iter(rows)
+        found = {id(request): next(scored) for request in open_requests}
+        return {"ranked": [_Served(found.get(id(request), []), request.extra, request.error) for request in requests]}
+
+    def _scored(
+        self, requests: Sequence[ResolvedRequest], count: int, num_permutations: int
+    ) -> list[list[tuple[int, float]]]:
+        """Return each request's candidates, given or retrieved, with their scores."""
+        if not requests:
+            return []
         histories = [request.history for request in requests]
-        candidates = self._candidates(requests, max(num_candidates, top_k))
+        candidates = self._candidates(requests, count)
         totals: list[torch.Tensor] = []
         for permutation in range(num_permutations):
             batch = self.processor(histories, candidates, permutation=permutation).to(self.model.device)
             totals.append(self.model.score(**batch).float().cpu())
         averages = torch.stack(totals).mean(dim=0)
-        rows = [
+        return [
             [(index, float(score)) for index, score in zip(row, row_scores, strict=False)]
             for row, row_scores in zip(candidates, averages, strict=True)
         ]
-        return {"ranked": rows}
 
     def _candidates(self, requests: Sequence[ResolvedRequest], count: int) -> list[list[int]]:
         """Return each request's candidates; those of requests without any are retrieved, seen items left out."""
@@ -216,29 +275,31 @@ class RecommendationPipeline(Pipeline):
         candidates = [request.candidates or [] for request in requests]
         if not needed:
             return candidates
-        histories = [requests[number].history for number in needed]
-        tensors = {
-            name: value.to(self.model.device) for name, value in self.processor.history_tensors(histories).items()
-        }
-        longest = max(map(len, histories))
-        seen = torch.tensor([history + [0] * (longest - len(history)) for history in histories])
-        retrieved = self.model.retrieve(
-            **tensors, top_k=count, exclude=seen.to(self.model.device)
-        ).item_indices.tolist()
+        tensors = self.processor.history_tensors([requests[number].history for number in needed])
+        tensors = {name: value.to(self.model.device) for name, value in tensors.items()}
+        retrieved = self.model.retrieve(**tensors, top_k=count).item_indices.tolist()
         for number, row in zip(needed, retrieved, strict=True):
             candidates[number] = [index for index in row if index > 0]
             if not candidates[number]:
                 raise DataError("the history holds every item of the catalogue; there is nothing left to recommend")
         return candidates
 
-    def postprocess(self, model_outputs: dict[str, Any], top_k: int = 10) -> list[dict[str, Any]]:  # type: ignore[override]
+    def postprocess(self, model_outputs: dict[str, Any], top_k: int = 10) -> Any:  # type: ignore[override]
         """Sort by score and name the items; equal scores keep the order of the candidates."""
-        rows = model_outputs["ranked"]
-        ranked = rows[0] if rows and isinstance(rows[0], list) else rows
+        served = model_outputs["ranked"]
+        served = served[0] if isinstance(served, list) else served
+        if served.error is not None:
+            return {"error": served.error, **served.extra}
         catalog = self.processor.catalog
-        best = sorted(ranked, key=lambda pair: -pair[1])[:top_k]
+        best = sorted(served.scores, key=lambda pair: -pair[1])[:top_k]
         return [
-            {"item_id": catalog.item_id(index), "title": catalog.title(index), "score": score, "rank": rank}
+            {
+                "item_id": catalog.item_id(index),
+                "title": catalog.title(index),
+                "score": score,
+                "rank": rank,
+                **served.extra,
+            }
             for rank, (index, score) in enumerate(best, start=1)
         ]
 
@@ -254,7 +315,8 @@ class RecommendationPipeline(Pipeline):
             The new item ids.
 
         Raises:
-            DataError: when there are none, or an id is missing, known already or given twice.
+            DataError: when there are none, an id is missing, known already or given twice, or a further key's values
+                are of another type than the catalogue's column of that name.
         """
         records = list(items)
         if not records:
@@ -265,7 +327,7 @@ class RecommendationPipeline(Pipeline):
         embeddings = self.model.text_encoder.encode(texts, convert_to_tensor=True, show_progress_bar=False)
         self.model.add_items(embeddings)
         self.processor.catalog = catalog
-        return catalog.item_ids[first - 1 :]
+        return [catalog.item_id(index) for index in range(first, len(catalog) + 1)]
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:  # type: ignore[override]
         """Write model and processor into one folder, which `pipeline("recommendation", model=folder)` loads."""
@@ -296,3 +358,58 @@ class RecommendationPipeline(Pipeline):
         return push_saved(
             lambda folder: self.save_pretrained(folder, **kwargs), repo_id, replaced=replaced_on_the_hub(), **hub
         )
+
+
+def _holds_text(requests: Sequence[Any]) -> bool:
+    return any(isinstance(request, str) for request in requests)
+
+
+def _further_keys(request: Any) -> dict[str, Any]:
+    """Return what a request holds beside its own keys.
+
+    Raises:
+        DataError: when it is no request, or a key is misspelt or one of the result's.
+    """
+    if not isinstance(request, Mapping) or not {"history", "titles"} & set(request):
+        raise DataError(
+            'a request is a mapping with "history" (item ids) or "titles", and maybe "candidates" or '
+            f'"candidate_titles"; got {str(request)[:80]!r}'
+        )
+    extra = {key: value for key, value in request.items() if key not in KEYS}
+    for key in extra:
+        if not isinstance(key, str):
+            raise DataError(f"the keys of a request are text; got {key!r}")
+        if key in RESULT_KEYS:
+            raise DataError(f"a request cannot have the key {key!r}, which its result has; call it by another name")
+        meant = get_close_matches(key.lower(), KEYS, n=1, cutoff=0.85)
+        if meant:
+            raise DataError(f"a request has the key {key!r}; is {meant[0]!r} meant? Else call it by another name")
+    return extra
+
+
+def _extra_of_bad(request: Any) -> dict[str, Any]:
+    """Return the further keys of a request that cannot be served, as far as its result can repeat them."""
+    if not isinstance(request, Mapping):
+        return {}
+    return {key: value for key, value in request.items() if isinstance(key, str) and key not in (*KEYS, *RESULT_KEYS)}
+
+
+def _one_of(
+    request: Mapping[str, Any], by_id: str, by_title: str, empty: bool = False
+) -> tuple[list[Any] | None, Naming]:
+    """Return the entries of a request and how they name items; None where there are none.
+
+    Args:
+        request: The request.
+        by_id: The key of ids.
+        by_title: The key of titles.
+        empty: Whether an empty list is returned as it is.
+    """
+    given = {key: as_entries(request[key], key) for key in (by_id, by_title) if request.get(key) is not None}
+    filled = [key for key, entries in given.items() if entries]
+    if len(filled) > 1:
+        raise DataError(f"a request has {by_id!r} or {by_title!r}, not both: their common order is not known")
+    if not filled and not (empty and given):
+        return None, "id"
+    key = filled[0] if filled else next(iter(given))
+    return given[key], "id" if key == by_id else "title"

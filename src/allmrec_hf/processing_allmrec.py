@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import os
+from array import array
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,25 +14,23 @@ import torch
 from transformers import BatchFeature, ProcessorMixin
 from transformers.utils import PROCESSOR_NAME, cached_file
 
+from .caches import BoundedCache
 from .catalog import CATALOG_FILE, ItemCatalog
 from .checkpoint_code import name_processor_class, push_saved
 from .errors import CheckpointError, DataError
 from .files import folder_written_whole
-from .histories import pad_histories
-from .prompt import NO_SLOT, PromptTemplate, Segment, Title, clean_title
+from .histories import pad_histories, seen_items
+from .indices import checked_index, checked_indices
+from .prompt import NO_SLOT, ForbiddenTexts, PromptTemplate, Segment, Title, clean_title
 
 logger = logging.getLogger(__name__)
 
 IGNORED_LABEL = -100
 SHORTEST_TITLE = 8
+CACHED_TITLES = 2**16  # cleaned titles kept
+CACHED_TEXTS = 2**16  # tokenized pieces of prompts kept
+LONGEST_CACHED_TEXT = 512  # characters; a longer piece names a user's whole history and hardly comes twice
 _MODEL_KWARGS = ("attn_implementation", "device_map", "dtype", "max_memory", "quantization_config", "torch_dtype")
-
-
-class _Cache(dict):
-    """A dictionary that copies itself by reference: processors are deep-copied to be printed and saved."""
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "_Cache":
-        return self
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:
@@ -89,10 +88,10 @@ class ALLMRecProcessor(ProcessorMixin):
                 raise CheckpointError(f"the processor's {name} must be a whole number > 0, not {getattr(self, name)!r}")
         self._template = PromptTemplate.from_dict(self.prompt)
         self._catalog: ItemCatalog | None = None
-        self._segments = _Cache()
-        self._titles = _Cache()
-        self._notes = _Cache()
-        self._forbidden = tuple(tokenizer.get_added_vocab()) + tuple(tokenizer.all_special_tokens)
+        self._segments = BoundedCache(CACHED_TEXTS)
+        self._titles = BoundedCache(CACHED_TITLES)
+        self._notes = BoundedCache(1)
+        self._forbidden = ForbiddenTexts([*tokenizer.get_added_vocab(), *tokenizer.all_special_tokens])
         self._start = self._start_tokens()
 
     # -- the catalogue
@@ -107,16 +106,17 @@ class ALLMRecProcessor(ProcessorMixin):
     @catalog.setter
     def catalog(self, catalog: ItemCatalog) -> None:
         self._catalog = catalog
-        self._titles = _Cache()
+        self._titles = BoundedCache(CACHED_TITLES)
 
     def title(self, index: int) -> str:
         """Return the harmless form of an item's title, as prompts and answers hold it."""
-        if index not in self._titles:
-            cleaned = clean_title(self.catalog.title(index), self._forbidden, self.max_title_characters)
-            self._titles[index] = cleaned or clean_title(
-                f"Untitled item {self.catalog.item_id(index)}", self._forbidden
-            )
-        return self._titles[index]
+        index = checked_index(index, len(self.catalog))
+        found = self._titles.get(index)
+        if found is None:
+            found = clean_title(self.catalog.title(index), self._forbidden, self.max_title_characters)
+            found = found or clean_title(f"Untitled item {self.catalog.item_id(index)}", self._forbidden)
+            self._titles.put(index, found)
+        return found
 
     # -- tokens
 
@@ -159,16 +159,19 @@ class ALLMRecProcessor(ProcessorMixin):
 
         A tokenizer splits at special tokens before anything else, so a special token in front stands for the slot.
         """
-        if text not in self._segments:
-            if not text:
-                tokens: list[int] = []
-            else:
-                mark, mark_id = self.tokenizer.eos_token, self.tokenizer.eos_token_id
-                tokens = self.tokenizer((mark or "") + text, add_special_tokens=False)["input_ids"]
-                if mark is not None and tokens[:1] == [mark_id]:
-                    tokens = tokens[1:]
-            self._segments[text] = tokens
-        return self._segments[text]
+        kept = self._segments.get(text)
+        if kept is not None:
+            return list(kept)
+        if not text:
+            tokens: list[int] = []
+        else:
+            mark, mark_id = self.tokenizer.eos_token, self.tokenizer.eos_token_id
+            tokens = self.tokenizer((mark or "") + text, add_special_tokens=False)["input_ids"]
+            if mark is not None and tokens[:1] == [mark_id]:
+                tokens = tokens[1:]
+        if len(text) <= LONGEST_CACHED_TEXT:
+            self._segments.put(text, array("i", tokens))  # 4 bytes a token; a list of Python integers takes 36
+        return tokens
 
     def answer_tokens(self, index: int, title_limit: int | None = None) -> list[int]:
         """Return the tokens of the answer that names an item, with the end of sequence where the tokenizer has one.
@@ -208,9 +211,10 @@ class ALLMRecProcessor(ProcessorMixin):
             candidates: Catalogue indices in the order in which the prompt lists them.
 
         Raises:
-            DataError: when not even one history item and the shortest titles fit.
+            DataError: when an index is not in 1..N or not even one history item and the shortest titles fit.
         """
-        named = list(history)[-self.history_in_prompt :]
+        candidates = checked_indices(candidates, len(self.catalog), "the candidate list")
+        named = checked_indices(history, len(self.catalog), "the history")[-self.history_in_prompt :]
         wanted, limit = len(named), self.max_title_characters
         while True:
             room = self.max_length - max((len(self.answer_tokens(index, limit)) for index in candidates), default=0)
@@ -255,8 +259,9 @@ class ALLMRecProcessor(ProcessorMixin):
             `candidate_ids` `(B, C)`, 0 at padding; `answer_ids`, `answer_mask` `(B, C, A)`, right-padded.
 
         Raises:
-            DataError: when a history or a candidate list is empty, or a prompt cannot fit.
+            DataError: when a history or a candidate list is empty, an index is not in 1..N, or a prompt cannot fit.
         """
+        histories, candidates = self._checked(histories, candidates)
         prompts = [
             self._checked_prompt(history, _prompt_order(history, row, permutation))
             for history, row in zip(histories, candidates, strict=True)
@@ -278,7 +283,7 @@ class ALLMRecProcessor(ProcessorMixin):
         return BatchFeature(
             {
                 **left_padded([(prompt.tokens, prompt.slots) for prompt in prompts]),
-                **self.history_tensors(histories),
+                **self._history_tensors(histories),
                 "candidate_ids": candidate_ids,
                 "answer_ids": answer_ids,
                 "answer_mask": answer_mask,
@@ -299,6 +304,10 @@ class ALLMRecProcessor(ProcessorMixin):
             `input_ids`, `attention_mask`, `slot_ids`, `labels` `(B, T)`, left-padded, labels -100 but at the answer;
             `history_ids`, `history_mask` `(B, L)`.
         """
+        histories, candidates = self._checked(histories, candidates)
+        targets = checked_indices(targets, len(self.catalog), "a target")
+        if len(targets) != len(histories):
+            raise DataError(f"there are {len(histories)} histories but {len(targets)} targets; give one each")
         rows, labels = [], []
         for history, row, target in zip(histories, candidates, targets, strict=True):
             prompt = self._checked_prompt(history, row)
@@ -308,7 +317,21 @@ class ALLMRecProcessor(ProcessorMixin):
         batch = left_padded(rows)
         width = batch["input_ids"].shape[1]
         padded = [[IGNORED_LABEL] * (width - len(row)) + row for row in labels]
-        return BatchFeature({**batch, **self.history_tensors(histories), "labels": torch.tensor(padded)})
+        return BatchFeature({**batch, **self._history_tensors(histories), "labels": torch.tensor(padded)})
+
+    def _checked(
+        self, histories: Sequence[Sequence[int]], candidates: Sequence[Sequence[int]]
+    ) -> tuple[list[list[int]], list[list[int]]]:
+        """Return histories and candidate lists as lists of Python integers from 1 to N."""
+        count = len(self.catalog)
+        if len(histories) != len(candidates):
+            raise DataError(
+                f"there are {len(histories)} histories but {len(candidates)} candidate lists; give one each"
+            )
+        return (
+            [checked_indices(history, count, "a history") for history in histories],
+            [checked_indices(row, count, "a candidate list") for row in candidates],
+        )
 
     def _checked_prompt(self, history: Sequence[int], candidates: Sequence[int]) -> EncodedPrompt:
         if not len(history):
@@ -316,13 +339,29 @@ class ALLMRecProcessor(ProcessorMixin):
         if not len(candidates):
             raise DataError("the candidate list is empty; give candidates, or none at all to retrieve them")
         prompt = self.encode_prompt(history, candidates)
-        if prompt.note is not None and not self._notes:
-            self._notes[prompt.note] = True  # said once, not for every user of a run
+        if prompt.note is not None and not len(self._notes):
+            self._notes.put(prompt.note, True)  # said once, not for every user of a run
             logger.warning("%s; others may be shortened too.", prompt.note)
         return prompt
 
-    def history_tensors(self, histories: Sequence[Sequence[int]]) -> dict[str, torch.Tensor]:
-        """Return `history_ids` and `history_mask` `(B, L)`, left-padded, for the CF encoder."""
+    def history_tensors(self, histories: Sequence[Sequence[int] | np.ndarray]) -> dict[str, torch.Tensor]:
+        """Return what `ALLMRecModel.retrieve` takes.
+
+        Args:
+            histories: B lists of catalogue indices in time order.
+
+        Returns:
+            `history_ids` and `history_mask` `(B, L)`, left-padded, the last `max_history_length` items for the CF
+            encoder; `seen_ids` `(B, S)`, every item of the whole histories, 0 at padding, which retrieval leaves out.
+
+        Raises:
+            DataError: when an index is not in 1..N.
+        """
+        if self._catalog is not None:
+            histories = [checked_indices(history, len(self._catalog), "a history") for history in histories]
+        return {**self._history_tensors(histories), "seen_ids": seen_items(histories)}
+
+    def _history_tensors(self, histories: Sequence[Sequence[int] | np.ndarray]) -> dict[str, torch.Tensor]:
         history_ids, history_mask = pad_histories(histories, self.max_history_length)
         return {"history_ids": history_ids, "history_mask": history_mask}
 

@@ -148,11 +148,57 @@ class PromptTemplate:
         return self.answer.replace("{title}", title)
 
 
-def clean_title(title: str, forbidden: Iterable[str] = (), max_characters: int = 200) -> str:
+class ForbiddenTexts:
+    """Texts that a title must not hold, such as a tokenizer's thousands of added tokens, found without trying each.
+
+    Args:
+        texts: The texts. One of a single character is left alone: nothing of it could be broken up.
+
+    Example:
+        >>> ForbiddenTexts(["</s>", "<unused7>"]).broken_up("3 </s> 4")
+        '3 < /s> 4'
+    """
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        self._ordered = [text for text in sorted(texts, key=len, reverse=True) if len(text) > 1]
+        self._places: dict[str, list[int]] = {}
+        for place, text in enumerate(self._ordered):
+            self._places.setdefault(text, []).append(place)
+        lengths: dict[str, set[int]] = {}
+        for text in self._places:
+            lengths.setdefault(text[0], set()).add(len(text))
+        self._lengths = {first: sorted(found) for first, found in lengths.items()}
+
+    def broken_up(self, text: str) -> str:
+        """Return the text with every forbidden one broken up by a space, the longest first."""
+        place = self._first(text, 0)
+        while place is not None:
+            token = self._ordered[place]
+            broken = f"{token[:1]} {token[1:]}"
+            if token in broken:  # white space in a token may survive the break, so one character goes instead
+                broken = token[1:]
+            while token in text:
+                text = text.replace(token, broken)
+            place = self._first(text, place + 1)  # a break may make another, shorter one
+        return text
+
+    def _first(self, text: str, earliest: int) -> int | None:
+        """Return the first place in the order, from `earliest`, of a forbidden text that stands in a text."""
+        found = None
+        for start, first in enumerate(text):
+            for length in self._lengths.get(first, ()):
+                for place in self._places.get(text[start : start + length], ()):
+                    if place >= earliest and (found is None or place < found):
+                        found = place
+        return found
+
+
+def clean_title(title: str, forbidden: ForbiddenTexts | Iterable[str] = (), max_characters: int = 200) -> str:
     """Return a title that is safe inside a quoted prompt; it may be empty.
 
     Control characters and line breaks become spaces, runs of spaces one; double quotes become single ones; a longer
     title is cut at `max_characters`; any forbidden string (the tokenizer's special tokens) is broken up by a space.
+    Who cleans many titles makes `ForbiddenTexts` once.
 
     Example:
         >>> clean_title('The "Big"\\n Sleep</s>', forbidden=["</s>"])
@@ -160,10 +206,6 @@ def clean_title(title: str, forbidden: Iterable[str] = (), max_characters: int =
     """
     text = "".join(" " if unicodedata.category(char) in ("Cc", "Zl", "Zp", "Cs") else char for char in title)
     text = " ".join(text.split()).replace('"', "'")[:max_characters].rstrip()
-    for token in sorted(forbidden, key=len, reverse=True):
-        broken = f"{token[:1]} {token[1:]}"
-        if token in broken:  # white space in a token may survive the break, so one character goes instead
-            broken = token[1:]
-        while len(token) > 1 and token in text:
-            text = text.replace(token, broken)
-    return text
+    if not isinstance(forbidden, ForbiddenTexts):
+        forbidden = ForbiddenTexts(forbidden)
+    return forbidden.broken_up(text)

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .errors import ALLMRecError, DataError
+from .indices import check_padded
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +49,7 @@ def exact_top_items(
         Indices and scores, both `(B, min(k, N))`. Where fewer items are left, index 0 with score `-inf` follows.
 
     Raises:
-        DataError: when a score of an item that may be returned is NaN.
+        DataError: when a score of an item that may be returned is NaN, or an excluded index is not in 0..N.
 
     Example:
         >>> table = torch.tensor([[0.0], [3.0], [1.0], [2.0]])  # N = 3 items of width 1 after the padding
@@ -56,7 +57,7 @@ def exact_top_items(
         >>> items.tolist(), scores.tolist()
         ([[1, 3]], [[3.0, 2.0]])
     """
-    exclude = _checked_request(users, k, exclude)
+    exclude = _checked_request(users, k, exclude, num_items)
     k = min(k, num_items)
     if not len(users) or not k:
         return torch.zeros(len(users), k, dtype=torch.long, device=users.device), users.new_zeros(len(users), k)
@@ -68,7 +69,7 @@ def exact_top_items(
     return torch.cat([items for items, _ in parts]), torch.cat([scores for _, scores in parts])
 
 
-def _checked_request(users: Tensor, k: int, exclude: Tensor | None) -> Tensor | None:
+def _checked_request(users: Tensor, k: int, exclude: Tensor | None, num_items: int) -> Tensor | None:
     """Check what is common to all ways of retrieval and return `exclude` on the users' device, its rows sorted."""
     if k < 1:
         raise ALLMRecError(f"top_items needs k >= 1, got {k}")
@@ -78,6 +79,7 @@ def _checked_request(users: Tensor, k: int, exclude: Tensor | None) -> Tensor | 
         return None
     if exclude.ndim != 2 or len(exclude) != len(users):
         raise DataError(f"exclude must be (B, E) with B = {len(users)} as for the users, got {tuple(exclude.shape)}")
+    check_padded(exclude, num_items, "exclude")
     return exclude.to(users.device, torch.long).sort(dim=1).values if exclude.shape[1] else None
 
 
@@ -264,7 +266,7 @@ class FaissIndex:
         Returns:
             Indices and scores, both `(B, min(k, N))`. Where fewer items are left, index 0 with score `-inf` follows.
         """
-        exclude = _checked_request(users, k, exclude)
+        exclude = _checked_request(users, k, exclude, self.num_items)
         k = min(k, self.num_items)
         if users.shape[1] != self.item_embeddings.shape[1]:
             raise DataError(f"the index needs users (B, {self.item_embeddings.shape[1]}), got {tuple(users.shape)}")

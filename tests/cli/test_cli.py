@@ -10,7 +10,8 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from allmrec_hf import __version__
+from allmrec_hf import ItemCatalog, __version__
+from allmrec_hf.cli.recommend import as_titles
 from allmrec_hf.training.parts import DEMO_PARTS
 from tests.command_line import in_own_process, refused, run, succeeded
 from tests.small_run import write_data
@@ -174,7 +175,7 @@ def test_evaluation_is_written_to_table_files_and_card(copied, small_parts, tmp_
 
 
 def test_recommend_prints_ranks_titles_and_reports_unknown_items(finished_run, small_data):
-    history = f"M0001, Nowhere,{small_data.catalog.title(2)}"
+    history = "M0001, Nowhere,M0002"
     found = succeeded("recommend", "--model", finished_run, "--history", history, "--top-k", 3)
     lines = found.stdout.splitlines()
     assert [line.split()[0] for line in lines] == ["rank", "1", "2", "3"]
@@ -183,6 +184,93 @@ def test_recommend_prints_ranks_titles_and_reports_unknown_items(finished_run, s
     assert report["unknown_history"] == ["Nowhere"]
     assert len(report["recommendations"]) == 10
     assert set(report["recommendations"][0]) == {"item_id", "title", "score", "rank"}
+
+
+def test_items_are_named_by_id_or_by_title_and_never_one_for_the_other(finished_run, small_data):
+    titles = [small_data.catalog.title(number) for number in (1, 2, 3)]
+    command = ("recommend", "--model", finished_run, "--json", "--top-k", 3)
+    expected = json.loads(succeeded(*command, "--history", "M0001,M0002", "--candidates", "M0003").stdout)
+    by_title = ("--titles", titles[0].upper(), "--titles", titles[1], "--candidate-titles", titles[2])
+    assert json.loads(succeeded(*command, *by_title).stdout) == expected
+    with_commas = ("--titles", ", ".join(titles[:2]), "--candidates", "M0003")
+    assert json.loads(succeeded(*command, *with_commas).stdout) == expected
+    told = refused("recommend", "--model", finished_run, "--history", titles[0])
+    assert "is the title of item M0001; what is meant by title goes into titles" in told
+    assert "--titles" in told
+    told = refused("recommend", "--model", finished_run, "--titles", "M0001")
+    assert "is the id of an item; what is meant by id goes into history" in told
+    told = refused("explain", "--model", finished_run, "--history", titles[0], "--item", "M0002")
+    assert "is the title of item M0001" in told
+    assert "both" in refused("recommend", "--model", finished_run, "--history", "M0001", "--titles", titles[1])
+
+
+def test_a_title_with_commas_is_one_title():
+    catalog = ItemCatalog.from_records({"item_id": str(n), "title": t} for n, t in enumerate(["Heat, The", "Heat"]))
+    assert as_titles(catalog, ["heat, the", "Heat,Heat, The ,x"]) == ["heat, the", "Heat", "Heat", "The", "x"]
+    assert as_titles(catalog, []) is None
+
+
+def test_a_file_of_requests_is_served_line_by_line(finished_run, tmp_path):
+    lines = [
+        '{"user_id": "a", "history": ["M0001", "M0002"]}',
+        "",
+        '{"user_id": "b", "history": ["Nowhere"]}',
+        '{"user_id": "c", ',
+        '{"user_id": "d", "history": ["M0003"], "candidates": ["M0007", "M0009"]}',
+    ]
+    (tmp_path / "users.jsonl").write_text("\n".join(lines))
+    command = ("recommend", "--model", finished_run, "--requests", tmp_path / "users.jsonl", "--top-k", 3)
+    output = tmp_path / "found.jsonl"
+    told = refused(*command, "--output", output)
+    assert "none of the 1 history items" in told
+    assert not output.exists()
+    done = succeeded(*command, "--output", output, "--on-error", "return", "--batch-size", 2)
+    assert "4 requests, 2 of them with an error. Written to" in done.stderr
+    found = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [set(row) for row in found] == [
+        {"user_id", "recommendations"},
+        {"user_id", "error"},
+        {"error"},
+        {"user_id", "recommendations"},
+    ]
+    assert "line 4, which is no JSON" in found[2]["error"]
+    alone = json.loads(succeeded("recommend", "--model", finished_run, "--history", "M0001,M0002", "--json").stdout)
+    ids = [[item["item_id"] for item in rows["recommendations"]] for rows in (found[0], alone)]
+    assert ids[0] == ids[1][:3]
+    assert {item["item_id"] for item in found[3]["recommendations"]} == {"M0007", "M0009"}
+    printed = [json.loads(line) for line in succeeded(*command, "--on-error", "return").stdout.splitlines()]
+    assert [set(row) for row in printed] == [set(row) for row in found]
+    assert printed[2] == found[2]
+    one = succeeded("recommend", "--model", finished_run, "--history", "X1", "--on-error", "return", "--json")
+    assert "none of the 1 history items" in json.loads(one.stdout)["error"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "the history is empty; give --history"),
+        (["--requests", "nothing.jsonl"], "nothing.jsonl is no file"),
+        (["--requests", "nothing.jsonl", "--history", "M0001"], "leave the others out"),
+        (["--history", "M0001", "--output", "x"], "--output is for the results of --requests"),
+        (["--history", "M0001", "--on-error", "ignore"], "ignore"),
+    ],
+)
+def test_options_of_requests_are_checked_before_a_model_is_loaded(arguments, message):
+    assert message in refused("recommend", "--model", "nothing", *arguments)
+
+
+def test_new_items_with_columns_of_other_types_are_taken_or_refused_in_one_line(copied, tmp_path):
+    new = tmp_path / "new.jsonl"
+    given = ("add-items", "--model", copied, "--items", new)
+    new.write_text('{"item_id": "N0", "title": "New", "genre": ["a", "b"]}\n')
+    told = refused(*given)
+    assert "the column 'genre' of the new items is List(String), first ['a', 'b'], but String in the catalogue" in told
+    assert len(told.strip().splitlines()) == 1
+    new.write_text('{"item_id": 7, "title": "New", "genre": 5, "shelf": 3}\n')
+    succeeded(*given)
+    grown = ItemCatalog.load(copied)
+    assert grown.frame.select("item_id", "genre", "shelf").row(-1) == ("7", "5", "3")
+    assert grown.frame["shelf"].null_count() == 120
 
 
 def test_items_are_added_in_place(copied, tmp_path):

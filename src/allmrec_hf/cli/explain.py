@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .options import ConfigOption, JsonOption, emit, say, stderr, user_errors, visible
-from .recommend import ModelOption, load_pipeline
+from .recommend import CandidateTitlesOption, ModelOption, TitlesOption, as_titles, load_pipeline
 
 if TYPE_CHECKING:
     from ..pipeline_recommendation import RecommendationPipeline
@@ -18,10 +18,13 @@ if TYPE_CHECKING:
 def explain(
     model: ModelOption = None,
     history: Annotated[list[str] | None, typer.Option(help="Item ids, oldest first, with commas between.")] = None,
-    item: Annotated[str | None, typer.Option(help="The item to explain.")] = None,
+    titles: TitlesOption = None,
+    item: Annotated[str | None, typer.Option(help="The id of the item to explain.")] = None,
+    item_title: Annotated[str | None, typer.Option(help="Its title, in place of its id.")] = None,
     candidates: Annotated[
-        list[str] | None, typer.Option(help="The prompt's list; retrieved from the catalogue if not given.")
+        list[str] | None, typer.Option(help="Ids of the prompt's list; retrieved from the catalogue if not given.")
     ] = None,
+    candidate_titles: CandidateTitlesOption = None,
     contrast: Annotated[
         bool, typer.Option("--contrast", help="Explain the score minus the candidates' mean: what decides the ranking.")
     ] = False,
@@ -53,6 +56,8 @@ def explain(
 
     `allmrec explain --model runs/games --history B0001,B0002 --item B0007 --output why.json --picture why.svg`
 
+    `allmrec explain --model runs/films --titles "Heat" --titles "Heat, The" --item-title "Alien"`
+
     `allmrec explain --model runs/games --history B0001,B0002 --item B0007 --task why-this`
 
     `allmrec explain --model runs/games --task favourite-category --data data/games`
@@ -62,15 +67,17 @@ def explain(
 
         if data is not None and task is None:
             raise DataError("--data is for --task favourite-category; without a task give --history and --item")
-        if data is None and not _ids(history):
-            raise DataError("the history is empty; give --history ID,ID,...")
-        if data is None and task is None and item is None:
-            raise DataError("give --item, the item to explain, or --task")
+        if data is None and not _ids(history) and not titles:
+            raise DataError("the history is empty; give --history ID,ID,... or --titles TITLE")
+        if data is None and task is None and item is None and item_title is None:
+            raise DataError("give --item, the item to explain (or --item-title), or --task")
         if picture is not None and picture.suffix.lower() not in (".svg", ".png", ".html"):
             raise DataError(f"--picture {picture} must end in .svg, .png or .html")
         pipe = load_pipeline(model)
+        named = as_titles(pipe.processor.catalog, titles)
         if task is not None:
-            found = _run_task(pipe, task, _ids(history), item, data, category_column, max_users)
+            asked: dict[str, Any] = {"history": _ids(history), "titles": named, "item": item, "item_title": item_title}
+            found = _run_task(pipe, task, asked, data, category_column, max_users)
             _write(found, output)
             emit(found) if json_output else _say_task(found)
             _say_written(output)
@@ -80,7 +87,9 @@ def explain(
 
         settings: dict[str, Any] = {"contrast": contrast, "removal": removal, "gradient_steps": gradient_steps}
         settings |= {"candidates": _ids(candidates) or None, "top_tokens": top_tokens}
-        found = explained(pipe.model, pipe.processor, _ids(history), str(item), **settings)
+        settings |= {"titles": named, "item_title": item_title}
+        settings["candidate_titles"] = as_titles(pipe.processor.catalog, candidate_titles)
+        found = explained(pipe.model, pipe.processor, _ids(history), item, **settings)
         if picture is not None:
             from ..explaining.picture import draw_explanation
 
@@ -115,14 +124,13 @@ def _say_written(*paths: Path | None) -> None:
 def _run_task(
     pipe: RecommendationPipeline,
     name: str,
-    history: list[str],
-    item: str | None,
+    asked: dict[str, Any],
     data: Path | None,
     column: str | None,
     max_users: int,
 ) -> dict[str, Any]:
     from ..data.prepared import PreparedData
-    from ..explaining.explanation import require_items
+    from ..explaining.explanation import one_or_none, require_items
     from ..explaining.favourite import favourite_category
     from ..explaining.tasks import find_task, generate_answers
 
@@ -130,8 +138,9 @@ def _run_task(
     if data is not None:
         prepared = PreparedData.load(data)
         return favourite_category(pipe.model, pipe.processor, prepared, column, task=task, max_users=max_users)
-    known = require_items(catalog, history, "history")
-    items = require_items(catalog, [item] if item else [], "item") if task.asks_about_item else None
+    known = require_items(catalog, asked["history"], "history", asked["titles"])
+    item, item_title = one_or_none(asked["item"]), one_or_none(asked["item_title"])
+    items = require_items(catalog, item, "item", item_title) if task.asks_about_item else None
     texts = generate_answers(pipe.model, pipe.processor, task, [known], items)
     return {"task": task.to_dict(), "answer": texts[0]}
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import warnings
+from collections.abc import Iterator
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import click
 import typer
 
 from .options import (
@@ -22,6 +26,7 @@ from .options import (
 )
 
 if TYPE_CHECKING:
+    from ..catalog import ItemCatalog
     from ..pipeline_recommendation import RecommendationPipeline
 
 logger = logging.getLogger(__name__)
@@ -29,6 +34,20 @@ MAX_BAD_LINES = 0.01
 ModelOption = Annotated[
     str | None, typer.Option(help="Run folder or Hub id; the demo checkpoint of this package by default.")
 ]
+
+
+class OnError(str, Enum):
+    """What happens at a request that cannot be served."""
+
+    stop = "raise"
+    tell = "return"
+
+
+TitlesOption = Annotated[
+    list[str] | None,
+    typer.Option(help="The history by title in place of ids, oldest first; once for each title, or commas between."),
+]
+CandidateTitlesOption = Annotated[list[str] | None, typer.Option(help="The candidates by title in place of ids.")]
 
 
 def load_pipeline(model: str | None) -> RecommendationPipeline:
@@ -61,36 +80,89 @@ def _split(ids: str) -> list[str]:
     return [part.strip() for part in ids.split(",") if part.strip()]
 
 
+def as_titles(catalog: ItemCatalog, given: list[str] | None) -> list[str] | None:
+    """Return the titles of an option that may be repeated: each one title, or several with commas between.
+
+    A value that is a title of the catalogue, commas and all, is that title.
+    """
+    if not given:
+        return None
+    return [
+        title
+        for value in given
+        for title in ([value] if "," not in value or catalog.find_title(value) else _split(value))
+    ]
+
+
 def recommend(
     history: Annotated[
-        str, typer.Option(help="Item ids (or titles without commas), oldest first, with commas between.")
-    ],
+        str | None, typer.Option(help="Item ids, oldest first, with commas between. An id is never taken for a title.")
+    ] = None,
+    titles: TitlesOption = None,
     model: ModelOption = None,
     candidates: Annotated[
-        str | None, typer.Option(help="Rank these; retrieved from the catalogue if not given.")
+        str | None, typer.Option(help="Ids to rank; retrieved from the catalogue if not given.")
     ] = None,
+    candidate_titles: CandidateTitlesOption = None,
+    requests: Annotated[
+        Path | None,
+        typer.Option(help="Many requests instead: a JSON object a line, with history or titles; see below."),
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Write the results of --requests here, a line each.")] = None,
+    on_error: Annotated[
+        OnError, typer.Option(help="A request that cannot be served stops the command, or its error is its result.")
+    ] = OnError.stop,
     top_k: Annotated[int, typer.Option(min=1, help="Items to recommend.")] = 10,
     num_permutations: PermutationsOption = 1,
+    batch_size: Annotated[int, typer.Option(min=1, help="Requests that the LLM reads at once, with --requests.")] = 16,
     json_output: JsonOption = False,
     config: ConfigOption = None,
 ) -> None:
     """Recommend catalogue items after a history.
+
+    A line of --requests may hold `history` or `titles`, `candidates` or `candidate_titles`, and keys of your own, such
+    as `user_id`, which its result repeats. Its result holds `recommendations`, or with --on-error return `error`.
 
     **Examples**
 
     `allmrec recommend --model runs/games --history B0001,B0002,B0003`
 
     `allmrec recommend --model runs/games --history B0001 --candidates B0007,B0008 --json`
+
+    `allmrec recommend --model runs/films --titles "Toy Story (1995)" --titles "Heat (1995)"`
+
+    `allmrec recommend --model runs/games --requests users.jsonl --output found.jsonl --on-error return`
     """
     with user_errors():
+        from ..errors import DataError
+
+        if requests is not None and (history is not None or titles or candidates is not None or candidate_titles):
+            raise DataError("--requests holds the histories and candidates of all requests; leave the others out")
+        if output is not None and requests is None:
+            raise DataError("--output is for the results of --requests")
+        if requests is not None and not requests.is_file():
+            raise DataError(f"{requests} is no file; give JSON lines, one request each")
+        if requests is None and history is None and not titles:
+            raise DataError("the history is empty; give --history ID,ID,..., --titles TITLE or --requests FILE")
+        settings: dict[str, Any] = {"top_k": top_k, "num_permutations": num_permutations, "on_error": on_error.value}
+        if requests is not None:
+            _recommend_all(load_pipeline(model), requests, output, batch_size, settings)
+            return
         pipe = load_pipeline(model)
-        request: dict[str, Any] = {"history": _split(history)}
-        if candidates is not None:
-            request["candidates"] = _split(candidates)
-        resolved = pipe.resolve(request)
+        catalog = pipe.processor.catalog
+        request = {
+            "history": None if history is None else _split(history),
+            "titles": as_titles(catalog, titles),
+            "candidates": None if candidates is None else _split(candidates),
+            "candidate_titles": as_titles(catalog, candidate_titles),
+        }
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
-            found = pipe(request, top_k=top_k, num_permutations=num_permutations)
+            found = pipe(request, **settings)
+        if isinstance(found, dict):
+            emit(found) if json_output else say(f"Error: {found['error']}")
+            return
+        resolved = pipe.resolve(request)
         if resolved.unknown_history:
             stderr.print(
                 f"not in the catalogue, left out: {', '.join(resolved.unknown_history)}", markup=False, soft_wrap=True
@@ -104,6 +176,60 @@ def recommend(
         say(f"{'rank':>4}  {'score':>8}  {'item':<{width}}  title")
         for item in found:
             say(f"{item['rank']:>4}  {item['score']:>8.3f}  {item['item_id']:<{width}}  {clean_title(item['title'])}")
+
+
+def _recommend_all(
+    pipe: RecommendationPipeline, requests: Path, output: Path | None, batch_size: int, settings: dict[str, Any]
+) -> None:
+    """Serve a file of requests, a few at a time, and write one line of JSON for each."""
+    from ..files import written_whole
+
+    counts = {"requests": 0, "errors": 0}
+
+    def served() -> Iterator[str]:
+        for result in pipe(_lines(requests, settings["on_error"]), batch_size=batch_size, **settings):
+            counts["requests"] += 1
+            counts["errors"] += isinstance(result, dict)
+            yield json.dumps(_result_line(result)) + "\n"
+
+    if output is None:
+        for line in served():
+            click.echo(line, nl=False)
+    else:
+        with written_whole(output) as temporary, temporary.open("w", encoding="utf-8") as file:
+            file.writelines(served())
+    told = f"{counts['requests']} requests" + (f", {counts['errors']} of them with an error" * bool(counts["errors"]))
+    stderr.print(told + (f". Written to {output}." if output else "."), markup=False, soft_wrap=True)
+
+
+def _result_line(result: Any) -> dict[str, Any]:
+    """Return what the line of a request holds: its own keys, then `recommendations` or `error`."""
+    from ..pipeline_recommendation import RESULT_KEYS
+
+    rows = [result] if isinstance(result, dict) else result
+    own = {key: value for key, value in rows[0].items() if key not in RESULT_KEYS}
+    if isinstance(result, dict):
+        return {**own, "error": result["error"]}
+    return {**own, "recommendations": [{key: row[key] for key in RESULT_KEYS if key in row} for row in rows]}
+
+
+def _lines(path: Path, on_error: str) -> Iterator[Any]:
+    """Yield the requests of a file of JSON lines; what is no JSON is a request that cannot be served."""
+    from ..errors import DataError
+
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            for number, line in enumerate(file, start=1):
+                if not line.strip():
+                    continue
+                try:
+                    yield json.loads(line)
+                except ValueError as error:
+                    if on_error == "raise":
+                        raise DataError(f"{path}, line {number}: no JSON ({error}); give one request a line") from error
+                    yield f"line {number}, which is no JSON ({error})"
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read ({error}); give a file of JSON lines in UTF-8") from error
 
 
 def add_items(

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ALLMRecError
-from ..histories import pad_histories
+from ..indices import check_padded
 from ..modeling_allmrec import ALLMRecModel
 from ..processing_allmrec import ALLMRecProcessor
 from .protocol import History
@@ -67,6 +67,7 @@ class ALLMRecRanker:
 
     def score(self, histories: Sequence[History], candidates: NDArray[np.int64]) -> Scores:
         """Return `(B, C)` log-likelihoods of the candidates' titles; `-inf` where a candidate is 0."""
+        check_padded(candidates, self.model.cf_encoder.num_items, "candidates")
         scores = np.full(candidates.shape, -np.inf)
         for rows in self._batches(histories):
             lists = [[int(index) for index in candidates[row] if index > 0] for row in rows]
@@ -85,12 +86,8 @@ class ALLMRecRanker:
         items: list[NDArray[np.int64]] = []
         for start in range(0, len(histories), 256):
             part = histories[start : start + 256]
-            seen, _ = pad_histories(part, max(len(history) for history in part))
-            tensors = {
-                name: t.to(self.model.device)
-                for name, t in self.processor.history_tensors([history.tolist() for history in part]).items()
-            }
-            found = self.model.retrieve(**tensors, top_k=top_k, exclude=seen.to(self.model.device))
+            tensors = {n: t.to(self.model.device) for n, t in self.processor.history_tensors(part).items()}
+            found = self.model.retrieve(**tensors, top_k=top_k)
             items.append(found.item_indices.cpu().numpy())
         retrieved = np.concatenate(items)
         ranked = min(self.num_ranked, retrieved.shape[1])

@@ -14,7 +14,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..cf_encoder import MODEL_TYPE_PREFIX, CFEncoder
 from ..errors import ALLMRecError
-from ..histories import pad_histories
+from ..histories import pad_histories, seen_items
+from ..indices import check_histories, check_padded
 from .protocol import History
 
 Scores = NDArray[np.floating[Any]]
@@ -33,9 +34,10 @@ def best_unseen(scores: Scores, histories: Sequence[History], top_k: int) -> tup
         `(B, k)` catalogue indices and `(B, k)` scores, k = min(top_k, N); index 0 and `-inf` fill up short rows.
 
     Raises:
-        ALLMRecError: when a score is NaN.
+        ALLMRecError: when a score is NaN, or a history holds no catalogue index.
     """
     scores = np.array(scores, dtype=np.float64)
+    check_histories(histories, scores.shape[1] - 1)
     if np.isnan(scores).any():
         raise ALLMRecError(f"{int(np.isnan(scores).any(axis=1).sum())} of {len(scores)} rows hold NaN scores")
     for row, history in zip(scores, histories, strict=True):
@@ -78,10 +80,12 @@ class PopularityRanker:
 
     def score(self, histories: Sequence[History], candidates: NDArray[np.int64]) -> Scores:
         """Return the `(B, C)` interaction counts of the candidates."""
+        check_padded(candidates, len(self.item_counts) - 1, "candidates")
         return self.item_counts[candidates]
 
     def retrieve(self, histories: Sequence[History], top_k: int) -> tuple[NDArray[np.int64], Scores]:
         """Return the most popular unseen items; among equally popular ones the earlier in the catalogue."""
+        check_histories(histories, len(self.item_counts) - 1)
         k = min(top_k, len(self.item_counts) - 1)
         items = np.zeros((len(histories), k), dtype=np.int64)
         for row, history in zip(items, histories, strict=True):
@@ -121,15 +125,15 @@ class CFRanker:
         items, scores = [], []
         for start in range(0, len(histories), self.batch_size):
             batch = histories[start : start + self.batch_size]
-            seen, _ = pad_histories(batch, max(len(history) for history in batch))
-            best, values = self.cf_encoder.top_items(self._encode(batch), top_k, exclude=seen)
+            best, values = self.cf_encoder.top_items(self._encode(batch), top_k, exclude=seen_items(batch))
             items.append(best.cpu().numpy())
             scores.append(values.float().cpu().numpy())
         return np.concatenate(items), np.concatenate(scores)
 
     def _encode(self, histories: Sequence[History]) -> torch.Tensor:
         device = self.cf_encoder.item_embeddings.device
-        item_ids, attention_mask = pad_histories(histories, self.cf_encoder.config.max_history_length)
+        length = self.cf_encoder.config.max_history_length
+        item_ids, attention_mask = pad_histories(histories, length, self.cf_encoder.num_items)
         return self.cf_encoder.encode_users(item_ids.to(device), attention_mask.to(device))  # (B, d_cf)
 
 
@@ -165,6 +169,7 @@ class TextCosineRanker:
 
     def score(self, histories: Sequence[History], candidates: NDArray[np.int64]) -> Scores:
         """Return the `(B, C)` mean cosines."""
+        check_padded(candidates, len(self.directions) - 1, "candidates")
         return np.einsum("bd,bcd->bc", self._profiles(histories), self.directions[candidates])
 
     def retrieve(self, histories: Sequence[History], top_k: int) -> tuple[NDArray[np.int64], Scores]:
@@ -179,6 +184,7 @@ class TextCosineRanker:
 
     def _profiles(self, histories: Sequence[History]) -> NDArray[np.float32]:
         """Return `(B, d_text)` mean unit vectors: their dot product with a unit vector is the mean cosine."""
+        check_histories(histories, len(self.directions) - 1)
         profiles = np.zeros((len(histories), self.directions.shape[1]), dtype=np.float32)
         for profile, history in zip(profiles, histories, strict=True):
             if len(history):

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ALLMRecError
+from ..indices import checked_index, checked_indices
 from ..modeling_allmrec import ALLMRecModel
 from ..processing_allmrec import ALLMRecProcessor
 from .reading import Reading
@@ -101,6 +102,9 @@ def contributions(
         raise ALLMRecError(f"gradient_steps and batch_size must be at least 1, got {gradient_steps} and {batch_size}")
     if removal not in get_args(Removal):
         raise ALLMRecError(f"removal must be one of {list(get_args(Removal))}, got {removal!r}")
+    count = len(processor.catalog)
+    history, item = checked_indices(history, count, "the history"), checked_index(item, count, "the explained item")
+    candidates = checked_indices(candidates, count, "the candidate list")
     if item not in candidates:
         raise ALLMRecError("the explained item must be among the candidates of its prompt")
     read = list(history)[-processor.max_history_length :]

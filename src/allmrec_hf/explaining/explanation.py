@@ -9,12 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import torch
 from torch import Tensor
 
 from ..catalog import ItemCatalog
 from ..errors import CheckpointError, DataError
 from ..files import written_whole
+from ..item_lookup import find_items
 from ..modeling_allmrec import ALLMRecModel
 from ..processing_allmrec import ALLMRecProcessor
 from .contributions import CLEAR, Removal, contributions
@@ -25,6 +27,7 @@ FORMAT = 1
 NUM_CANDIDATES = 20
 SAME_NATS = 1e-4
 """Scores nearer than this share a rank: what the LLM reads in another batch comes out a little different."""
+_COMPARED_IDS = 2000  # ids among which like ones are looked for
 _SAME_CF = 1e-6  # of the largest CF score
 METHODS = {
     "leave_one_out": "value minus the value without the item in prompt and CF history; removal 'neutral' puts the "
@@ -36,32 +39,62 @@ METHODS = {
 }
 
 
-def require_items(catalog: ItemCatalog, item_ids: Sequence[str], what: str) -> list[int]:
-    """Return catalogue indices of item ids or exact titles.
+def require_items(
+    catalog: ItemCatalog,
+    entries: Sequence[Any] | None,
+    what: str,
+    titles: Sequence[str] | None = None,
+    notes: list[str] | None = None,
+) -> list[int]:
+    """Return catalogue indices of items named by id, or by title instead.
 
     Args:
         catalog: The catalogue.
-        item_ids: Item ids; a title is taken too where it names one item.
+        entries: Item ids, as text or numbers.
         what: What they are, for the error: `history`, `item` or `candidates`.
+        titles: Titles in place of ids; case and white space do not count.
+        notes: Gets a sentence where a title is that of several items, of which the first is taken.
 
     Raises:
-        DataError: when there are none, or some are unknown; the message counts them and names the nearest ids.
+        DataError: when there are none, both are given, or some are unknown; the message counts them and names the
+            nearest ids, and says where an unknown id is a title.
     """
-    if not item_ids:
+    entries, titles = list(entries or []), list(titles or [])
+    if entries and titles:
+        raise DataError(f"the {what} is given by id and by title; give one of them, as their common order is not known")
+    if not entries and not titles:
         raise DataError(f"the {what} is empty; give at least one item id of the catalogue")
-    found = []
-    for entry in item_ids:
-        index, titled = catalog.index(entry), catalog.find_title(entry)
-        found.append(titled[0] if index is None and len(titled) == 1 else index)
-    unknown = [entry for entry, index in zip(item_ids, found, strict=True) if index is None]
-    if unknown:
-        near = difflib.get_close_matches(unknown[0], catalog.item_ids, n=3, cutoff=0.4)
-        hint = f"; ids like {unknown[0]!r}: {near}" if near else ""
-        raise DataError(
-            f"{len(unknown)} of {len(item_ids)} ids of the {what} are not in the catalogue of {len(catalog)} items: "
-            f"{unknown[:5]}{hint}"
-        )
-    return [index for index in found if index is not None]
+    found = find_items(catalog, titles or entries, "title" if titles else "id")
+    if notes is not None:
+        notes += found.notes
+    if not found.unknown:
+        return found.indices
+    near = [] if titles or found.hints else _ids_like(catalog, found.unknown[0])
+    raise DataError(
+        f"{len(found.unknown)} of {len(titles or entries)} {'titles' if titles else 'ids'} of the {what} are not in "
+        f"the catalogue of {len(catalog)} items: {found.named_unknown()}"
+        + (f"; ids like {found.unknown[0]!r}: {near}" if near else "")
+    )
+
+
+def _ids_like(catalog: ItemCatalog, item_id: str) -> list[str]:
+    """Return up to three ids like one, of those that share a part with it."""
+    ids = catalog.frame["item_id"]
+    if len(ids) > _COMPARED_IDS:
+        half = max(1, len(item_id) // 2)
+        lengths = ids.str.len_chars()
+        alike = ids.str.starts_with(item_id[:half]) | ids.str.ends_with(item_id[-half:])
+        nearest = ids.filter(alike & (lengths >= len(item_id) - 1) & (lengths <= len(item_id) + 1))
+        ids = nearest.to_frame().sort(_common_start(nearest, item_id), descending=True).to_series().head(_COMPARED_IDS)
+    return difflib.get_close_matches(item_id, ids.to_list(), n=3, cutoff=0.4)
+
+
+def _common_start(ids: pl.Series, item_id: str) -> pl.Series:
+    """Return how many leading characters each id shares with one."""
+    counts = pl.zeros(len(ids), pl.Int64, eager=True)
+    for end in range(1, len(item_id) + 1):
+        counts += ids.str.starts_with(item_id[:end]).cast(pl.Int64)
+    return counts
 
 
 def require_llm(model: Any) -> None:
@@ -84,14 +117,18 @@ def require_llm(model: Any) -> None:
 def explain(
     model: ALLMRecModel,
     processor: ALLMRecProcessor,
-    history: Sequence[str],
-    item: str,
-    candidates: Sequence[str] | None = None,
+    history: Sequence[Any] | None = None,
+    item: Any = None,
+    candidates: Sequence[Any] | None = None,
     contrast: bool = False,
     removal: Removal = "neutral",
     top_tokens: int = 5,
     gradient_steps: int = 8,
     batch_size: int = 16,
+    *,
+    titles: Sequence[str] | None = None,
+    item_title: str | None = None,
+    candidate_titles: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """Explain one recommendation; docs/explaining.md describes every field of the result.
 
@@ -107,21 +144,28 @@ def explain(
         top_tokens: Nearest tokens for each projected vector.
         gradient_steps: See `contributions`.
         batch_size: Variants that the LLM reads at once.
+        titles: Titles of the history, in place of ids.
+        item_title: The explained item's title, in place of its id.
+        candidate_titles: Titles of the prompt's list, in place of ids.
 
     Raises:
-        DataError: when ids are unknown or given twice, or there is no history.
+        DataError: when ids or titles are unknown or given twice, or there is no history.
         CheckpointError: when the model has no LLM, or the processor is not its own.
     """
     require_llm(model)
     processor.check_fits(model.config.tokenizer_fingerprint, model.cf_encoder.num_items)
-    catalog, notes = processor.catalog, []
-    known = require_items(catalog, history, "history")
-    chosen = require_items(catalog, [item], "item")[0]
+    catalog = processor.catalog
+    notes: list[str] = []
+    known = require_items(catalog, history, "history", titles, notes)
+    chosen = require_items(catalog, one_or_none(item), "item", one_or_none(item_title), notes)[0]
+    listed = None
+    if candidates is not None or candidate_titles is not None:
+        listed = require_items(catalog, candidates, "candidates", candidate_titles, notes)
     if chosen in known:
         notes.append("the item is in the history already; the recommender itself leaves such items out")
     if len(known) > processor.max_history_length:
         notes.append(f"the model reads the last {processor.max_history_length} of {len(known)} history items")
-    rows = _candidates(model.eval(), processor, known, chosen, candidates, notes)
+    rows = _candidates(model.eval(), processor, known, chosen, listed, notes)
     settings: dict[str, Any] = {"contrast": contrast, "batch_size": batch_size}
     found = contributions(
         model, processor, known, chosen, rows, removal=removal, gradient_steps=gradient_steps, **settings
@@ -145,6 +189,11 @@ def explain(
         "candidates": [{**_named(catalog, row["item_index"]), **_figures(row)} for row in scores],
         "notes": notes,
     }
+
+
+def one_or_none(entry: Any) -> list[Any] | None:
+    """Return one entry as a list, nothing as None."""
+    return None if entry is None else [entry]
 
 
 def write_explanation(explanation: dict[str, Any], path: str | os.PathLike[str]) -> Path:
@@ -171,15 +220,14 @@ def _candidates(
     processor: ALLMRecProcessor,
     history: list[int],
     chosen: int,
-    given: Sequence[str] | None,
+    rows: list[int] | None,
     notes: list[str],
 ) -> list[int]:
-    if given is None:
+    if rows is None:
         tensors = {name: value.to(model.device) for name, value in processor.history_tensors([history]).items()}
-        exclude = torch.tensor([[*history, chosen]], device=model.device)
-        retrieved = model.retrieve(**tensors, top_k=NUM_CANDIDATES - 1, exclude=exclude).item_indices[0].tolist()
+        tensors["exclude"] = torch.tensor([[*history, chosen]], device=model.device)
+        retrieved = model.retrieve(**tensors, top_k=NUM_CANDIDATES - 1).item_indices[0].tolist()
         return [chosen, *(index for index in retrieved if index > 0)]
-    rows = require_items(processor.catalog, given, "candidates")
     if len(set(rows)) < len(rows):
         raise DataError(f"{len(rows) - len(set(rows))} candidates are given more than once")
     if chosen not in rows:

@@ -13,6 +13,7 @@ from scipy import sparse
 from ..data.prepared import PreparedData
 from ..evaluation.protocol import History
 from ..evaluation.rankers import DEFAULT_BATCH_SIZE, Scores, best_unseen
+from ..indices import check_histories, check_padded
 from .method import Method, Setting
 from .picking import best_on_validation, grid_of
 from .shared import stage_arguments
@@ -97,6 +98,7 @@ class ItemKNNRanker:
         parts = []
         for start, batch in self._batches(histories):
             items = candidates[start : start + self.batch_size]
+            check_padded(items, self.similarities.shape[0] - 1, "candidates")
             parts.append(self._all_scores(batch)[np.arange(len(items))[:, None], items].toarray())
         return np.concatenate(parts)
 
@@ -111,6 +113,7 @@ class ItemKNNRanker:
 
     def _all_scores(self, histories: Sequence[History]) -> sparse.csr_array:
         """Return `(B, N + 1)` scores, most of them 0; an item that comes twice in a history counts once."""
+        check_histories(histories, self.similarities.shape[0] - 1)
         kept = [np.unique(np.asarray(history, dtype=np.int64)[-self.last_items :]) for history in histories]
         rows = np.repeat(np.arange(len(kept)), [len(history) for history in kept])
         columns = np.concatenate(kept)

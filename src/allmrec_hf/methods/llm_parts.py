@@ -15,6 +15,7 @@ from ..data.prepared import PreparedData
 from ..errors import ALLMRecError
 from ..evaluation.protocol import History, Ranker
 from ..evaluation.rankers import best_unseen
+from ..indices import check_histories, check_padded
 from ..processing_allmrec import ALLMRecProcessor
 from ..prompt import PromptTemplate
 from ..training.devices import place, process_state
@@ -169,6 +170,7 @@ class VectorRanker:
 
     def score(self, histories: Sequence[History], candidates: NDArray[np.int64]) -> Scores:
         """Return the `(B, C)` dot products; `-inf` where a candidate is 0."""
+        check_padded(candidates, len(self.item_vectors) - 1, "candidates")
         scores = np.einsum("bd,bcd->bc", self._users(histories), self.item_vectors[candidates])
         return np.where(candidates > 0, scores, -np.inf)
 
@@ -185,6 +187,7 @@ class VectorRanker:
     @torch.no_grad()
     def _users(self, histories: Sequence[History]) -> NDArray[np.float32]:
         """Return `(B, d)` user vectors, users with histories of similar length at a time."""
+        check_histories(histories, len(self.item_vectors) - 1)
         order = np.argsort([len(history) for history in histories], kind="stable")
         users = np.zeros((len(histories), self.item_vectors.shape[1]), dtype=np.float32)
         for start in range(0, len(order), self.batch_size):
