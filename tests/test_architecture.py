@@ -19,8 +19,10 @@ FLOORS = [
         "catalog",
         "outputs",
         "prompt",
+        "language_model",
     },
-    {"cf_losses", "aligner", "projector", "losses", "scoring", "retrieval", "checkpoint_code", "item_table"},
+    {"cf_losses", "aligner", "projector", "losses", "scoring", "retrieval", "checkpoint_code", "item_table"}
+    | {"language_model_checks", "slot_text"},
     {"cf_encoder"},
     {"cf_user_vectors"},
     {"configuration_allmrec"},  # and every CF backbone
@@ -41,6 +43,7 @@ SAME_FLOOR = {
     ("catalog", "indices"),
     ("item_rows", "errors"),
     ("catalog", "item_rows"),
+    ("language_model", "errors"),
 }
 WORKSHOP = {"data", "training", "evaluation", "hub", "methods", "explaining", "benchmark", "cli"}
 LABORATORY = {"methods", "explaining", "benchmark"}

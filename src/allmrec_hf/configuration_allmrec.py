@@ -33,6 +33,8 @@ class ALLMRecConfig(PreTrainedConfig):
         projector_tokens: K, learned queries of the resampler; the other projectors have none.
         score_normalization: `"sum"` ranks by the log-likelihood of a title, `"mean"` by its mean over the tokens.
         tokenizer_fingerprint: Hash of the vocabulary that the prompts were trained with.
+        language_model_fingerprint: What tells the LLM that the projectors were trained for from others of its width,
+            see `language_model_checks.fingerprint`; checkpoints made before have none.
         code_exported: Whether the checkpoint carries this package's core, so that it loads without the package.
 
     Example:
@@ -62,6 +64,7 @@ class ALLMRecConfig(PreTrainedConfig):
     projector_tokens: int = 8
     score_normalization: Literal["sum", "mean"] = "sum"
     tokenizer_fingerprint: str | None = None
+    language_model_fingerprint: dict | None = None
     code_exported: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:

@@ -1,12 +1,15 @@
 """The model: a CF encoder, an aligner and two projectors around a frozen causal LM (A-LLMRec, arXiv 2404.11343)."""
 
 import copy
+import logging
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .aligner import ItemTextAligner
 from .cf_encoder import build_cf_encoder, cf_config_from_dict
@@ -14,11 +17,22 @@ from .configuration_allmrec import ALLMRecConfig
 from .errors import ALLMRecError, CheckpointError
 from .indices import check_bounds, check_padded
 from .item_table import ItemTable, random_joint_embeddings
+from .language_model import (
+    context_length,
+    input_device,
+    is_offloaded,
+    last_logits,
+    num_token_rows,
+    padded_pass,
+)
+from .language_model_checks import difference, examine, fingerprint
 from .modeling_pretrained import ALLMRecPreTrainedModel
 from .outputs import ALLMRecOutput, RetrievalOutput
 from .projector import build_projector
 from .prompt import NO_SLOT, USER_SLOT
-from .scoring import METHODS, check_method, verified_method
+from .scoring import METHODS, check_method, check_on, packed_length, unreached_limit, verified_method
+
+logger = logging.getLogger(__name__)
 
 
 class ALLMRecModel(ALLMRecPreTrainedModel):
@@ -49,6 +63,9 @@ class ALLMRecModel(ALLMRecPreTrainedModel):
             self._build_projectors(config.llm_dim)
         self.language_model: Any = None
         self.scoring_method = "naive"
+        self.pads_left = True  # whether the LLM reads left-padded prompts as it reads them alone
+        self._unreached_limit: int | None = None  # of attention, in tokens, beyond which the method is yet unchecked
+        self._refused_methods: dict[str, str | None] = {}
         self._random_items: tuple[int, torch.Tensor] | None = None  # seed, (N + 1, d_joint); made on demand, not saved
         self.register_state_dict_post_hook(_drop_language_model)
         self.register_load_state_dict_post_hook(_expect_no_language_model)
@@ -62,48 +79,92 @@ class ALLMRecModel(ALLMRecPreTrainedModel):
         self.item_projector = build_projector(kind, self.config.joint_dim, llm_dim, "gelu", tokens)
 
     def get_input_embeddings(self) -> nn.Module:
-        """Return the CF encoder's item table, the light part's only embedding."""
-        return self.cf_encoder.get_input_embeddings()
+        """Return what embeds `input_ids`: the LLM's token embeddings, or without an LLM the CF encoder's item table."""
+        part = self.cf_encoder if self.language_model is None else self.language_model
+        return part.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Refuse: neither table may be exchanged, see `resize_token_embeddings`."""
+        raise ALLMRecError(
+            "the embeddings of an A-LLMRec model are not exchanged: the LLM is frozen, and items come by add_items"
+        )
+
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> Any:
+        """Refuse: the LLM's vocabulary stays as it is, and items are no tokens.
+
+        Raises:
+            ALLMRecError: always.
+        """
+        raise ALLMRecError(
+            "an A-LLMRec model's embeddings are not resized: its prompts need no new token, and the projectors were "
+            "trained for the LLM's vocabulary as it is; add items by model.add_items(text_embeddings)"
+        )
 
     # -- the frozen LLM
 
-    def attach_language_model(self, language_model: Any, scoring_method: str = "auto") -> None:
+    def attach_language_model(
+        self, language_model: Any, scoring_method: str = "auto", allow_other_llm: bool = False
+    ) -> None:
         """Freeze a causal LM and make it this model's.
 
-        Builds fresh projectors where the model has none yet. The fast scoring methods are checked against the naive
-        one on a few tokens, and the fastest equal one is used.
+        Builds fresh projectors where the model has none yet, and remembers for which LLM. That the LLM is causal, how
+        it pads and which one it is are tested on a few tokens; so are the fast scoring methods against the naive one,
+        and the fastest equal one is used.
 
         Args:
             language_model: A causal LM with its weights.
             scoring_method: `"auto"`, `"tree"`, `"prefix_cache"` or `"naive"`.
+            allow_other_llm: Attach an LLM of the right width even where the projectors were trained for another one,
+                whose scores then mean little; the checkpoint goes on naming the LLM of its training.
 
         Raises:
-            CheckpointError: when the LLM's width is not the one the projectors were trained for.
+            CheckpointError: when the LLM is not causal, takes no vectors, or is not the one that the projectors were
+                trained for.
         """
-        embeddings = language_model.get_input_embeddings()
-        llm_dim = embeddings.weight.shape[1]
+        language_model.requires_grad_(False)
+        language_model.eval()
+        facts = examine(language_model)
         if self.config.llm_dim is None:
-            self.config.llm_dim = llm_dim
+            self.config.llm_dim = facts.width
             text_config = copy.deepcopy(language_model.config)
             self.config.text_config = text_config
             text_config._name_or_path = ""  # base_model_name_or_path says where it comes from
-            self._build_projectors(llm_dim)
+            self._build_projectors(facts.width)
             for projector in (self.user_projector, self.item_projector):
                 projector.apply(self._init_weights)
-        elif llm_dim != self.config.llm_dim:
-            raise CheckpointError(
-                f"the projectors were trained for an LLM of width d_llm = {self.config.llm_dim} "
-                f"({self.config.base_model_name_or_path}), this one has {llm_dim}; give the LLM of the training"
-            )
-        language_model.requires_grad_(False)
-        language_model.eval()
+            self.config.language_model_fingerprint = fingerprint(language_model)
+        else:
+            self._require_same(language_model, facts.width, allow_other_llm)
         self.language_model = language_model
         self._no_split_modules = sorted({*(self._no_split_modules or []), *(language_model._no_split_modules or [])})
+        device = input_device(language_model)
         if getattr(language_model, "hf_device_map", None) is not None:
             self.hf_device_map = language_model.hf_device_map
+        elif is_offloaded(language_model):
+            self.hf_device_map = {"": str(device)}  # so that nobody moves what has its weights elsewhere
         for part in (self.cf_encoder, self.aligner, self.item_table, self.user_projector, self.item_projector):
-            part.to(embeddings.weight.device)
+            part.to(device)
+        self.pads_left = facts.pads_left
         self.scoring_method = verified_method(language_model, scoring_method)
+        self._unreached_limit = None if self.scoring_method == "naive" else unreached_limit(language_model)
+        self._refused_methods = {}
+
+    def _require_same(self, language_model: Any, width: int, allow_other_llm: bool) -> None:
+        trained = f"the LLM of the training ({self.config.base_model_name_or_path})"
+        if width != self.config.llm_dim:
+            raise CheckpointError(
+                f"the projectors were trained for an LLM of width d_llm = {self.config.llm_dim} "
+                f"({self.config.base_model_name_or_path}), this one has {width}; give the LLM of the training"
+            )
+        known = self.config.language_model_fingerprint
+        reason = None if known is None else difference(known, language_model)
+        if reason is not None and not allow_other_llm:
+            raise CheckpointError(
+                f"this is not {trained}: {reason}. Vectors projected for one LLM mean nothing to another; give the LLM "
+                "of the training, or allow_other_llm=True to attach this one all the same"
+            )
+        if reason is not None:
+            logger.warning("The LLM is not the one of the training: %s.", reason)
 
     def _require_language_model(self) -> Any:
         if self.language_model is None:
@@ -117,27 +178,64 @@ class ALLMRecModel(ALLMRecPreTrainedModel):
         """Set training mode for the projectors; what is frozen stays in eval mode, dropout off."""
         super().train(mode)
         self.cf_encoder.eval()
-        if self.language_model is not None and not self._checkpoints_activations:
+        if self.language_model is not None:
             self.language_model.eval()
+            for layer in self._recomputed_layers() if mode else ():
+                layer.training = True  # its children stay in eval mode
         return self
 
     _checkpoints_activations = False
 
+    def _recomputed_layers(self) -> list[nn.Module]:
+        """Return the LLM's modules that recompute themselves in the backward pass when they are in train mode."""
+        if not self._checkpoints_activations:
+            return []
+        marked = [m for m in self.language_model.modules() if getattr(m, "gradient_checkpointing", False)]
+        layers = [module for module in marked if isinstance(module, GradientCheckpointingLayer)]
+        return layers or marked  # code of an LLM's own may check the flags in the module around its layers
+
     def checkpoint_activations(self) -> None:
         """Trade time for memory in stage 2: recompute the LLM's activations in the backward pass.
 
-        transformers only does so in train mode, so every dropout of the LLM is set to 0 first.
+        transformers only does so for layers in train mode: the layers alone are put into it, not what they are made
+        of, and their own dropout is set to 0.
+
+        Raises:
+            ALLMRecError: when the LLM cannot, or would compute something else than without.
         """
         language_model = self._require_language_model()
-        for module in language_model.modules():
-            if isinstance(module, nn.Dropout):
-                module.p = 0.0
-            for name in ("dropout", "attention_dropout", "activation_dropout", "layerdrop"):
-                if isinstance(getattr(module, name, None), float):
-                    setattr(module, name, 0.0)
-        language_model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        language_model.train()
+        was_training = self.training
+        expected = self._answer_to_a_few_tokens()
+        try:
+            language_model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        except (ValueError, NotImplementedError) as error:
+            raise ALLMRecError(
+                f"this LLM cannot recompute its activations (checkpoint_activations): {error}"
+            ) from error
         self._checkpoints_activations = True
+        for layer in self._recomputed_layers():
+            for name, value in vars(layer).items():
+                if "drop" in name and isinstance(value, float):
+                    setattr(layer, name, 0.0)
+        self.train()
+        found = self._answer_to_a_few_tokens()
+        self.train(was_training)
+        if not torch.allclose(found, expected, rtol=1e-2, atol=1e-3 * float(expected.abs().max())):
+            self._checkpoints_activations = False
+            language_model.gradient_checkpointing_disable()
+            raise ALLMRecError(
+                "this LLM computes something else while it recomputes its activations (checkpoint_activations), such "
+                "as a dropout of its own; train without"
+            )
+
+    @torch.no_grad()
+    def _answer_to_a_few_tokens(self) -> torch.Tensor:
+        tokens = torch.arange(1, 33, device=input_device(self.language_model)).unsqueeze(0)
+        tokens = tokens % num_token_rows(self.language_model)
+        embeds = self.language_model.get_input_embeddings()(tokens)
+        return last_logits(
+            self.language_model, 32, inputs_embeds=embeds, attention_mask=torch.ones_like(tokens)
+        ).float()
 
     # -- vectors
 
@@ -243,18 +341,15 @@ class ALLMRecModel(ALLMRecPreTrainedModel):
         if labels is not None:
             first = int((labels != -100).any(dim=0).int().argmax())
             keep = labels.shape[1] - first + 1
-        output = self.language_model(
-            inputs_embeds=embeds,
-            attention_mask=attention_mask.long(),
-            position_ids=(attention_mask.long().cumsum(dim=-1) - 1).clamp(min=0),
-            use_cache=False,
-            logits_to_keep=keep,
-        )
+        logits = padded_pass(self._logits, embeds, attention_mask, keep, self.pads_left)
         loss = None
         if labels is not None:
-            logits, wanted = output.logits[:, :-1], labels[:, -keep + 1 :]
-            loss = F.cross_entropy(logits.flatten(0, 1).float(), wanted.flatten().to(logits.device), ignore_index=-100)
-        return ALLMRecOutput(loss=loss, logits=output.logits, inputs_embeds=embeds)
+            before, wanted = logits[:, :-1], labels[:, -keep + 1 :]
+            loss = F.cross_entropy(before.flatten(0, 1).float(), wanted.flatten().to(logits.device), ignore_index=-100)
+        return ALLMRecOutput(loss=loss, logits=logits, inputs_embeds=embeds)
+
+    def _logits(self, keep: int, **inputs: torch.Tensor) -> torch.Tensor:
+        return last_logits(self.language_model, keep, **inputs)
 
     # -- ranking, retrieval, text
 
@@ -275,15 +370,57 @@ class ALLMRecModel(ALLMRecPreTrainedModel):
         Takes gradients to the projectors where they are enabled; see `score` for ranking. `seen_ids`, which
         `history_tensors` returns for retrieval, are not looked at.
         """
-        method = method or self.scoring_method
-        if method not in METHODS:
+        if method is not None and method not in METHODS:
             raise ALLMRecError(f"unknown scoring method {method!r}; known are {', '.join(METHODS)}")
-        if method != self.scoring_method:
-            reason = check_method(self._require_language_model(), method)
+        if method is not None and method != self.scoring_method:
+            self._require_language_model()
+            reason = self._reason_against(method)
             if reason is not None:
                 raise ALLMRecError(f"scoring method {method!r} cannot be used with this LLM: {reason}")
         embeds = self.embed_prompts(input_ids, slot_ids, history_ids, history_mask)
-        return METHODS[method](self.language_model, embeds, attention_mask, answer_ids, answer_mask)
+        return self.answer_log_likelihoods(embeds, attention_mask, answer_ids, answer_mask, method)
+
+    def answer_log_likelihoods(
+        self,
+        prompt_embeds: torch.Tensor,
+        attention_mask: torch.Tensor,
+        answer_ids: torch.Tensor,
+        answer_mask: torch.Tensor,
+        method: str | None = None,
+    ) -> torch.Tensor:
+        """Return what `candidate_log_likelihoods` does, of prompts that are embedded already.
+
+        The method gives way to a slower one where it would not be right: `tree` where its packed row is longer than
+        the LLM's context; any fast one that fails its check on the first prompt beyond a window that was too long to
+        be checked at attach.
+
+        Args:
+            prompt_embeds: `(B, T, d_llm)`, left-padded, see `embed_prompts`.
+            attention_mask: `(B, T)` True at real tokens.
+            answer_ids: `(B, C, A)` right-padded token ids.
+            answer_mask: `(B, C, A)` True at real tokens.
+            method: The scoring method; the model's own where not given.
+        """
+        method = method or self.scoring_method
+        inputs = (prompt_embeds, attention_mask, answer_ids, answer_mask)
+        if method == "tree" and packed_length(attention_mask, answer_mask) > context_length(self.language_model):
+            method = "prefix_cache" if self._reason_against("prefix_cache") is None else "naive"
+        longest = int(attention_mask.sum(dim=1).max()) + answer_ids.shape[-1]
+        if method != "naive" and self._unreached_limit is not None and longest > self._unreached_limit:
+            reason = check_on(self.language_model, method, inputs)
+            if reason is not None:
+                logger.warning("Scoring by %s is off for this LLM from here on: %s.", method, reason)
+                self.scoring_method = method = "naive"
+            self._unreached_limit = None
+        return METHODS[method](self.language_model, *inputs)
+
+    def _reason_against(self, method: str) -> str | None:
+        """Tell why a method must not be used; it is checked once."""
+        if method == self.scoring_method:
+            return None
+        if method not in self._refused_methods:
+            self._refused_methods[method] = check_method(self.language_model, method)
+        return self._refused_methods[method]
 
     @torch.no_grad()
     def score(self, candidate_ids: torch.Tensor, answer_mask: torch.Tensor, **batch: Any) -> torch.Tensor:
@@ -325,9 +462,24 @@ class ALLMRecModel(ALLMRecPreTrainedModel):
         for unused in ("candidate_ids", "answer_ids", "answer_mask", "seen_ids"):
             generation_kwargs.pop(unused, None)
         embeds = self.embed_prompts(input_ids, slot_ids, history_ids, history_mask)
-        return self.language_model.generate(
-            inputs_embeds=embeds, attention_mask=attention_mask.long(), **{"do_sample": False, **generation_kwargs}
-        )
+        options = {"do_sample": False, **generation_kwargs}
+        if self.pads_left or bool(attention_mask.all()):
+            return self.language_model.generate(inputs_embeds=embeds, attention_mask=attention_mask.long(), **options)
+        rows = []
+        for row, real in zip(embeds, attention_mask.bool(), strict=True):  # it would read the padding
+            alone = row[real].unsqueeze(0)
+            ones = torch.ones(alone.shape[:2], dtype=torch.long, device=alone.device)
+            rows.append(self.language_model.generate(inputs_embeds=alone, attention_mask=ones, **options)[0])
+        return pad_sequence(rows, batch_first=True, padding_value=self._padding_token(options))
+
+    def _padding_token(self, options: dict[str, Any]) -> int:
+        settings = self.language_model.generation_config
+        for token in (options.get("pad_token_id"), settings.pad_token_id, settings.eos_token_id):
+            if isinstance(token, (list, tuple)):
+                token = token[0]
+            if token is not None:
+                return int(token)
+        return 0
 
     @torch.no_grad()
     def retrieve(

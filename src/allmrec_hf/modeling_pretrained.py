@@ -83,7 +83,9 @@ class ALLMRecPreTrainedModel(PreTrainedModel):
     _text_encoder: Any = None
     _source: tuple[str, dict[str, Any]] | None = None
 
-    def attach_language_model(self, language_model: Any, scoring_method: str = "auto") -> None:
+    def attach_language_model(
+        self, language_model: Any, scoring_method: str = "auto", allow_other_llm: bool = False
+    ) -> None:
         """Freeze a causal LM and make it this model's."""
         raise NotImplementedError
 
@@ -228,6 +230,7 @@ class ALLMRecPreTrainedModel(PreTrainedModel):
         config: Any = None,
         language_model: Any = "auto",
         output_loading_info: bool = False,
+        allow_other_llm: bool = False,
         **kwargs: Any,
     ) -> Any:
         """Load the light part in fp32, then the frozen LLM, and join them.
@@ -236,8 +239,9 @@ class ALLMRecPreTrainedModel(PreTrainedModel):
             pretrained_model_name_or_path: A folder or a Hub repository.
             config: An `ALLMRecConfig` to use instead of the saved one.
             language_model: `"auto"` loads the LLM that the checkpoint names; None loads none; a causal LM is attached;
-                a string is an LLM to load instead (of the same width and vocabulary).
+                a string names where to load the LLM from instead.
             output_loading_info: Return the loading info too, as transformers does.
+            allow_other_llm: Take an LLM that is not the one of the training, see `attach_language_model`.
             **kwargs: `dtype`, `device_map`, `quantization_config`, `attn_implementation`, `max_memory` and `offload_*`
                 go to the LLM; the rest goes to transformers.
 
@@ -276,7 +280,7 @@ class ALLMRecPreTrainedModel(PreTrainedModel):
         elif isinstance(language_model, str):
             language_model = None  # trained to stage 1 only: there is no LLM to load
         if language_model is not None:
-            model.attach_language_model(language_model)
+            model.attach_language_model(language_model, allow_other_llm=allow_other_llm)
         model.eval()
         return (model, info) if output_loading_info else model
 

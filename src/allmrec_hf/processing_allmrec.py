@@ -22,6 +22,7 @@ from .files import folder_written_whole
 from .histories import pad_histories, seen_items
 from .indices import checked_index, checked_indices
 from .prompt import NO_SLOT, ForbiddenTexts, PromptTemplate, Segment, Title, clean_title
+from .slot_text import SlotText
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +93,7 @@ class ALLMRecProcessor(ProcessorMixin):
         self._titles = BoundedCache(CACHED_TITLES)
         self._notes = BoundedCache(1)
         self._forbidden = ForbiddenTexts([*tokenizer.get_added_vocab(), *tokenizer.all_special_tokens])
-        self._start = self._start_tokens()
+        self._slot_text = SlotText(tokenizer)
 
     # -- the catalogue
 
@@ -146,31 +147,15 @@ class ALLMRecProcessor(ProcessorMixin):
                 "one checkpoint"
             )
 
-    def _start_tokens(self) -> list[int]:
-        bare = self.tokenizer("a", add_special_tokens=False)["input_ids"]
-        full = self.tokenizer("a", add_special_tokens=True)["input_ids"]
-        for start in range(len(full) - len(bare) + 1):
-            if full[start : start + len(bare)] == bare:
-                return full[:start]
-        return []
-
-    def _tokenize(self, text: str) -> list[int]:
-        """Tokenize text as it stands after a slot: like the inside of a sentence, never like its start.
-
-        A tokenizer splits at special tokens before anything else, so a special token in front stands for the slot.
-        """
-        kept = self._segments.get(text)
+    def _tokenize(self, text: str, start: bool = False) -> list[int]:
+        """Tokenize text as it stands after a slot, like the inside of a sentence, or as it begins a prompt."""
+        key = (text, start)
+        kept = self._segments.get(key)
         if kept is not None:
             return list(kept)
-        if not text:
-            tokens: list[int] = []
-        else:
-            mark, mark_id = self.tokenizer.eos_token, self.tokenizer.eos_token_id
-            tokens = self.tokenizer((mark or "") + text, add_special_tokens=False)["input_ids"]
-            if mark is not None and tokens[:1] == [mark_id]:
-                tokens = tokens[1:]
+        tokens = self._slot_text.at_start(text) if start else self._slot_text.inside(text)
         if len(text) <= LONGEST_CACHED_TEXT:
-            self._segments.put(text, array("i", tokens))  # 4 bytes a token; a list of Python integers takes 36
+            self._segments.put(key, array("i", tokens))  # 4 bytes a token; a list of Python integers takes 36
         return tokens
 
     def answer_tokens(self, index: int, title_limit: int | None = None) -> list[int]:
@@ -188,11 +173,12 @@ class ALLMRecProcessor(ProcessorMixin):
         slots: list[int] = []
         started = False
         for text, slot in segments:
+            front = not tokens
             if text and not started:  # a user vector at the very front stands before the start token, as in the paper
-                tokens += self._start
-                slots += [NO_SLOT] * len(self._start)
+                tokens += self._slot_text.start
+                slots += [NO_SLOT] * len(self._slot_text.start)
                 started = True
-            text_tokens = self._tokenize(text)
+            text_tokens = self._tokenize(text, start=front)
             tokens += text_tokens
             slots += [NO_SLOT] * len(text_tokens)
             if slot != NO_SLOT:

@@ -12,23 +12,33 @@ zero where the mask is.
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from .errors import ALLMRecError
+from .language_model import accepted, input_device, last_logits, local_limits, num_token_rows, positions, special_layers
 
 logger = logging.getLogger(__name__)
 
-TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-6}
-LOW_PRECISION_TOLERANCE = 0.1
-
-
-def positions(mask: torch.Tensor) -> torch.Tensor:
-    """Return position ids `(B, T)` that count real tokens only."""
-    return (mask.long().cumsum(dim=-1) - 1).clamp(min=0)
+TOLERANCE = 1e-4  # nats a token, in fp32 and where the LLM's own rounding is smaller
+EXACT_TOLERANCE = 1e-6  # in fp64
+HALF_ROUNDING_FACTOR = 2.0  # right methods stray by up to .5 of the rounding, wrong ones by 3 times (30 families)
+FULL_ROUNDING_FACTOR = 100.0  # sums round too, not only their results; wrong methods stray by 50,000 times
+ROUNDING_RUNS = 4
+CACHE_BUDGET = 2**30
+"""Bytes that copies of the key-value cache and their logits may take at once; one candidate at a time needs what it
+needs."""
+REACH_BUDGET = {"cpu": 1e12}
+"""Parameters times tokens that the check of a window may cost, by device; see `OTHER_REACH_BUDGET`."""
+OTHER_REACH_BUDGET = 1e14
+PAST = 16  # tokens that a check goes past a window
 
 
 def _token_log_likelihoods(logits: torch.Tensor, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -53,13 +63,13 @@ def score_naive(
     for user, real in enumerate(prefix_mask.bool()):
         prefix = prefix_embeds[user, real].expand(answer_ids.shape[1], -1, -1)  # (C, T, d_llm)
         tokens, mask = answer_ids[user], answer_mask[user].bool()  # (C, A)
-        output = language_model(
+        logits = last_logits(
+            language_model,
+            tokens.shape[1] + 1,
             inputs_embeds=torch.cat([prefix, embed(tokens).to(prefix.dtype)], dim=1),
             attention_mask=torch.cat([mask.new_ones(prefix.shape[:2]), mask], dim=1).long(),
-            use_cache=False,
-            logits_to_keep=tokens.shape[1] + 1,
         )
-        scores.append(_token_log_likelihoods(output.logits[:, :-1], tokens, mask))
+        scores.append(_token_log_likelihoods(logits[:, :-1], tokens, mask))
     return torch.stack(scores)  # (B, C, A)
 
 
@@ -70,7 +80,11 @@ def score_prefix_cache(
     answer_ids: torch.Tensor,
     answer_mask: torch.Tensor,
 ) -> torch.Tensor:
-    """Score all candidates after one pass over the prompt, whose key-value cache every answer continues."""
+    """Score all candidates after one pass over the prompt, whose key-value cache every answer continues.
+
+    The cache is copied for some candidates at a time, as many as `CACHE_BUDGET` holds: each copy is as large as the
+    cache of the whole batch. With gradients, the copies are made again in the backward pass.
+    """
     batch, num_candidates, length = answer_ids.shape
     mask = answer_mask.bool()
     prefix = language_model(
@@ -78,25 +92,50 @@ def score_prefix_cache(
         attention_mask=prefix_mask.long(),
         position_ids=positions(prefix_mask),
         use_cache=True,
-        logits_to_keep=1,
+        **accepted(language_model, {"logits_to_keep": 1}),
     )
-    first = prefix.logits.expand(batch, num_candidates, -1)  # (B, 1, V) -> (B, C, V)
+    first = prefix.logits[:, -1:].expand(batch, num_candidates, -1)  # (B, 1, V) -> (B, C, V)
     scores = [_token_log_likelihoods(first, answer_ids[:, :, 0], mask[:, :, 0]).unsqueeze(-1)]
-    if length > 1:
-        cache = prefix.past_key_values
-        cache.batch_repeat_interleave(num_candidates)
-        read = mask[:, :, :-1].reshape(batch * num_candidates, length - 1)
-        full_mask = torch.cat([prefix_mask.bool().repeat_interleave(num_candidates, dim=0), read], dim=1)
+    if length == 1:
+        return scores[0]
+    cache = prefix.past_key_values
+
+    def continued(ids: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+        count = ids.shape[1]  # n of the C candidates
+        read = real[:, :, :-1].reshape(batch * count, length - 1)
+        full_mask = torch.cat([prefix_mask.bool().repeat_interleave(count, dim=0), read], dim=1)
         output = language_model(
-            input_ids=answer_ids[:, :, :-1].reshape(batch * num_candidates, length - 1),
+            input_ids=ids[:, :, :-1].reshape(batch * count, length - 1),
             attention_mask=full_mask.long(),
             position_ids=positions(full_mask)[:, prefix_mask.shape[1] :],
-            past_key_values=cache,
+            past_key_values=_copies(cache, count),
             use_cache=True,
         )
-        logits = output.logits.unflatten(0, (batch, num_candidates))  # (B, C, A - 1, V)
-        scores.append(_token_log_likelihoods(logits, answer_ids[:, :, 1:], mask[:, :, 1:]))
-    return torch.cat(scores, dim=-1)
+        logits = output.logits.unflatten(0, (batch, count))  # (B, n, A - 1, V)
+        return _token_log_likelihoods(logits, ids[:, :, 1:], real[:, :, 1:])
+
+    bytes_each = _cache_bytes(cache) + batch * (length - 1) * first.shape[-1] * (first.element_size() + 8)
+    at_once = max(1, min(num_candidates, CACHE_BUDGET // max(bytes_each, 1)))
+    parts = []
+    for ids, real in zip(answer_ids.split(at_once, dim=1), mask.split(at_once, dim=1), strict=True):
+        if torch.is_grad_enabled() and at_once < num_candidates:
+            parts.append(checkpoint(continued, ids, real, use_reentrant=False))
+        else:
+            parts.append(continued(ids, real))
+    return torch.cat([scores[0], torch.cat(parts, dim=1)], dim=-1)
+
+
+def _copies(cache: Any, count: int) -> Any:
+    """Return the cache with every row `count` times; the given one keeps its tensors."""
+    copies = copy.copy(cache)
+    copies.layers = [copy.copy(layer) for layer in cache.layers]
+    copies.batch_repeat_interleave(count)
+    return copies
+
+
+def _cache_bytes(cache: Any) -> int:
+    tensors = [value for layer in cache.layers for value in vars(layer).values() if isinstance(value, torch.Tensor)]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def score_tree(
@@ -137,21 +176,21 @@ def score_tree(
 
     embeds = language_model.get_input_embeddings()(tokens).to(dtype)
     prompt_tokens = prefix_mask.sum(dim=1, keepdim=True)
-    output = language_model(
+    logits = last_logits(
+        language_model,
+        packed + 1,
         inputs_embeds=torch.cat([prefix_embeds, embeds], dim=1),
         attention_mask=bias,
         position_ids=torch.cat([positions(prefix_mask), prompt_tokens + step], dim=1),
-        use_cache=False,
-        logits_to_keep=packed + 1,
     )
     # Token t > 0 of a candidate is predicted where its token t - 1 was read, token 0 by the prompt's last position.
     scores = torch.zeros(batch, num_candidates * length, dtype=torch.float32, device=device)
     if packed:
         following = (order + 1).clamp(max=num_candidates * length - 1)
-        values = _token_log_likelihoods(output.logits[:, 1:], answer_ids.flatten(1).gather(1, following), real)
+        values = _token_log_likelihoods(logits[:, 1:], answer_ids.flatten(1).gather(1, following), real)
         scores.scatter_add_(1, following, values)
     scores = scores.unflatten(1, (num_candidates, length))
-    first = output.logits[:, :1].expand(batch, num_candidates, -1)
+    first = logits[:, :1].expand(batch, num_candidates, -1)
     scores[:, :, 0] += _token_log_likelihoods(first, answer_ids[:, :, 0], mask[:, :, 0])
     return scores
 
@@ -163,68 +202,205 @@ METHODS: dict[str, Callable[..., torch.Tensor]] = {
 }
 
 
+def packed_length(prefix_mask: torch.Tensor, answer_mask: torch.Tensor) -> int:
+    """Return the places of the longest row that `score_tree` packs, padding in front included."""
+    read = (answer_mask.sum(dim=-1) - 1).clamp(min=0).sum(dim=-1)
+    return prefix_mask.shape[1] + int(read.max())
+
+
 def _refused_beforehand(language_model: Any, method: str) -> str | None:
-    config = language_model.config
     if method == "tree":
-        implementation = getattr(config, "_attn_implementation", None) or ""
+        implementation = getattr(language_model.config, "_attn_implementation", None) or ""
         if "flash" in implementation or "flex" in implementation:
             return f"{implementation} takes no mask of our own"
-        if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
-            return "a sliding attention window would be lost"
-        if getattr(config, "attention_chunk_size", None) or getattr(config, "window_size", None):
-            return "local attention goes by places in the packed row"
+        limits = local_limits(language_model)
+        if limits:
+            names = ", ".join(f"{name} {size}" for name, size in limits.items())
+            return f"a limit of attention would be lost, as it goes by places in the packed row ({names})"
+        kinds = special_layers(language_model)
+        if kinds:
+            return f"its layers are of other kinds than full attention ({', '.join(kinds)})"
     return None
 
 
+# -- the check
+
+
+@dataclass
+class _Trial:
+    """Random prompts and answers, and what the naive method says of them.
+
+    Attributes:
+        inputs: What every method takes after the LLM.
+        expected: `(B, C, A)`, one candidate of one user at a time.
+        rounding: See `_own_rounding`; measured when first asked for.
+    """
+
+    inputs: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+    expected: torch.Tensor
+    rounding: float | None = None
+
+
+def _one_by_one(language_model: Any, inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    embeds, prefix_mask, answers, answer_mask = inputs
+    found = torch.zeros(answers.shape, dtype=torch.float32, device=embeds.device)
+    for user in range(answers.shape[0]):
+        for candidate in range(answers.shape[1]):
+            length = int(answer_mask[user, candidate].sum())
+            real = prefix_mask[user]
+            found[user, candidate, :length] = score_naive(
+                language_model,
+                embeds[user : user + 1, real],
+                real[real].unsqueeze(0),
+                answers[user : user + 1, candidate : candidate + 1, :length],
+                answer_mask[user : user + 1, candidate : candidate + 1, :length],
+            )[0, 0]
+    return found
+
+
 @torch.no_grad()
+def _trial(
+    language_model: Any,
+    prompt_lengths: tuple[int, int] = (9, 6),
+    answer_lengths: tuple[int, ...] = (3, 1, 4, 2),
+    seed: int = 0,
+) -> _Trial:
+    """Return two users' random prompts of different lengths, with answers of different lengths."""
+    device = input_device(language_model)
+    generator = torch.Generator().manual_seed(seed)
+    rows, width = num_token_rows(language_model), max(prompt_lengths)
+    draw = lambda *shape: torch.randint(rows, shape, generator=generator).to(device)  # noqa: E731
+    prompts, answers = draw(2, width), draw(2, len(answer_lengths), max(answer_lengths))
+    prefix_mask = torch.arange(width) >= width - torch.tensor(prompt_lengths)[:, None]
+    answer_mask = torch.arange(max(answer_lengths)) < torch.tensor(answer_lengths)[:, None]
+    embeds = language_model.get_input_embeddings()(prompts)
+    inputs = (embeds, prefix_mask.to(device), answers, answer_mask.expand_as(answers.cpu()).to(device))
+    return _Trial(inputs, _one_by_one(language_model, inputs))
+
+
+@contextlib.contextmanager
+def _rounded_anew(language_model: Any, seed: int) -> Iterator[None]:
+    """Let every layer round differently: its output moves by at most one rounding of the LLM's precision."""
+    generators: dict[torch.device, torch.Generator] = {}
+
+    def move(module: torch.nn.Module, inputs: Any, output: Any) -> Any:
+        if not isinstance(output, torch.Tensor) or not output.is_floating_point():
+            return None
+        device = output.device
+        if device not in generators:
+            generators[device] = torch.Generator(device=device).manual_seed(seed)
+        signs = torch.rand(output.shape, generator=generators[device], device=device) * 2 - 1
+        return (output.float() * (1 + torch.finfo(output.dtype).eps * signs)).to(output.dtype)
+
+    leaves = [module for module in language_model.modules() if not any(True for _ in module.children())]
+    handles = [module.register_forward_hook(move) for module in leaves]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@torch.no_grad()
+def _own_rounding(language_model: Any, trial: _Trial) -> float:
+    """Return by how many nats a token the naive method itself moves when layers round differently, at most."""
+    if trial.rounding is None:
+        moves = []
+        for seed in range(ROUNDING_RUNS):
+            with _rounded_anew(language_model, seed):
+                moves.append((score_naive(language_model, *trial.inputs) - trial.expected).abs().max())
+        trial.rounding = float(torch.stack(moves).max())
+    return trial.rounding
+
+
+@torch.no_grad()
+def _strays(language_model: Any, method: str, trial: _Trial) -> float:
+    return float((METHODS[method](language_model, *trial.inputs) - trial.expected).abs().max())
+
+
 def deviation_from_naive(language_model: Any, method: str, seed: int = 0) -> float:
     """Return how far a method strays from scoring one candidate of one user at a time, on a few random tokens.
 
-    The greatest absolute difference of any answer's log-likelihood; users differ in prompt length, candidates in
+    The greatest absolute difference of any answer token's log-likelihood; users differ in prompt length, candidates in
     answer length.
     """
-    embed = language_model.get_input_embeddings()
-    device = embed.weight.device
-    generator = torch.Generator().manual_seed(seed)
-    vocabulary = embed.weight.shape[0]
-    draw = lambda *shape: torch.randint(vocabulary, shape, generator=generator).to(device)  # noqa: E731
-    prompt_lengths, answer_lengths = [9, 6], [3, 1, 4, 2]
-    prompts, answers = draw(2, 9), draw(2, 4, 4)
-    prefix_mask = torch.arange(9) >= 9 - torch.tensor(prompt_lengths)[:, None]
-    answer_mask = (torch.arange(4) < torch.tensor(answer_lengths)[:, None]).expand(2, 4, 4)
-    prefix_mask, answer_mask = prefix_mask.to(device), answer_mask.to(device)
-    embeds = embed(prompts)
-    found = METHODS[method](language_model, embeds, prefix_mask, answers, answer_mask).sum(dim=-1)
-    worst = 0.0
-    for user, prompt_length in enumerate(prompt_lengths):
-        for candidate, answer_length in enumerate(answer_lengths):
-            expected = score_naive(
-                language_model,
-                embeds[user : user + 1, 9 - prompt_length :],
-                prefix_mask[user : user + 1, 9 - prompt_length :],
-                answers[user : user + 1, candidate : candidate + 1, :answer_length],
-                answer_mask[user : user + 1, candidate : candidate + 1, :answer_length],
-            ).sum()
-            worst = max(worst, float((found[user, candidate] - expected).abs()))
-    return worst
+    return _strays(language_model, method, _trial(language_model, seed=seed))
+
+
+def _judged(language_model: Any, method: str, trial: _Trial) -> str | None:
+    """Tell why a method fails a trial: it strays by more nats a token than rounding explains."""
+    dtype = trial.inputs[0].dtype
+    allowed = EXACT_TOLERANCE if dtype == torch.float64 else TOLERANCE
+    try:
+        deviation = _strays(language_model, method, trial)
+        if deviation > allowed:
+            factor = HALF_ROUNDING_FACTOR if torch.finfo(dtype).eps > 1e-4 else FULL_ROUNDING_FACTOR
+            allowed = max(allowed, factor * _own_rounding(language_model, trial))
+    except (RuntimeError, TypeError, ValueError, AttributeError, KeyError, IndexError) as error:
+        return f"it fails: {type(error).__name__}: {error}"
+    if not deviation <= allowed:
+        length = trial.inputs[0].shape[1]
+        return (
+            f"its log-likelihoods stray by {deviation:.2g} a token from scoring one by one, behind prompts of {length} "
+            f"tokens (allowed {allowed:.2g})"
+        )
+    return None
+
+
+def _reached_and_not(language_model: Any) -> tuple[list[int], list[int]]:
+    """Return the windows and chunks that a check can afford to go past, and the others, both in order."""
+    sizes = sorted(set(local_limits(language_model).values()))
+    parameters = sum(parameter.numel() for parameter in language_model.parameters())
+    budget = REACH_BUDGET.get(input_device(language_model).type, OTHER_REACH_BUDGET)
+    reached = [size for size in sizes if parameters * 6 * (size + PAST) <= budget]
+    return reached, sizes[len(reached) :]
+
+
+def unreached_limit(language_model: Any) -> int | None:
+    """Return the smallest window or chunk that was too far for the check, or None."""
+    return min(_reached_and_not(language_model)[1], default=None)
+
+
+def _trials(language_model: Any) -> Iterator[_Trial]:
+    """Yield a short trial, and one that goes past each window or chunk in reach."""
+    yield _trial(language_model)
+    for size in _reached_and_not(language_model)[0]:
+        yield _trial(language_model, (size + PAST, max(size // 2, 1)), (3, 2), seed=size)
+
+
+def _reason_against(language_model: Any, method: str, trials: list[_Trial]) -> str | None:
+    for trial in trials:
+        reason = _judged(language_model, method, trial)
+        if reason is not None:
+            return reason
+    return None
 
 
 def check_method(language_model: Any, method: str) -> str | None:
     """Tell why a scoring method must not be used with this LLM; None where it equals the naive one.
 
-    Tolerance: 1e-4 in fp32; in half precision, where the passes round differently, 0.1.
+    Allowed for every answer token: 1e-4 nats, or twice what the naive method itself moves by when its layers
+    round differently, as half precision does. The check is the same every time.
     """
     reason = _refused_beforehand(language_model, method)
     if reason is not None or method == "naive":
         return reason
-    tolerance = TOLERANCE.get(language_model.get_input_embeddings().weight.dtype, LOW_PRECISION_TOLERANCE)
-    try:
-        deviation = deviation_from_naive(language_model, method)
-    except (RuntimeError, TypeError, ValueError, AttributeError, KeyError, IndexError) as error:
-        return f"it fails: {type(error).__name__}: {error}"
-    if not deviation <= tolerance:
-        return f"its log-likelihoods stray by {deviation:.2g} from scoring one by one (allowed {tolerance:g})"
-    return None
+    return _reason_against(language_model, method, list(_trials(language_model)))
+
+
+@torch.no_grad()
+def check_on(language_model: Any, method: str, inputs: tuple[torch.Tensor, ...]) -> str | None:
+    """Tell why a method must not be used on these very prompts: its first candidate, of the user with the most tokens.
+
+    Args:
+        language_model: The LLM.
+        method: The method.
+        inputs: `prefix_embeds`, `prefix_mask`, `answer_ids`, `answer_mask`.
+    """
+    longest = int(inputs[1].sum(dim=1).argmax())
+    embeds, mask, answers, answer_mask = (tensor[longest : longest + 1].detach() for tensor in inputs)
+    own = (embeds, mask.bool(), answers[:, :1], answer_mask[:, :1].bool())
+    return _judged(language_model, method, _Trial(own, _one_by_one(language_model, own)))
 
 
 def verified_method(language_model: Any, wanted: str = "auto") -> str:
@@ -244,8 +420,12 @@ def verified_method(language_model: Any, wanted: str = "auto") -> str:
         if reason is not None:
             raise ALLMRecError(f"scoring method {wanted!r} cannot be used with this LLM: {reason}; use 'auto'")
         return wanted
+    trials: list[_Trial] = []
     for method in ("tree", "prefix_cache"):
-        reason = check_method(language_model, method)
+        reason = _refused_beforehand(language_model, method)
+        if reason is None:
+            trials = trials or list(_trials(language_model))
+            reason = _reason_against(language_model, method, trials)
         if reason is None:
             return method
         logger.warning("Scoring by %s is off for this LLM: %s.", method, reason)

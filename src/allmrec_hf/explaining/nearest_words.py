@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import ALLMRecError
+from ..language_model import token_vectors
 from ..modeling_allmrec import ALLMRecModel
 
 SLICE = 16384
@@ -65,16 +66,16 @@ def nearest_tokens(model: ALLMRecModel, tokenizer: Any, vectors: Tensor, top_k: 
         vectors: `(n, d_llm)` projected vectors.
         top_k: Tokens for each; equal cosines in the order of their ids.
     """
-    table = model.language_model.get_input_embeddings().weight
-    if top_k < 1 or vectors.ndim != 2 or vectors.shape[1] != table.shape[1]:
+    width = model.config.llm_dim
+    if top_k < 1 or vectors.ndim != 2 or vectors.shape[1] != width:
         raise ALLMRecError(
-            f"nearest tokens need vectors (n, d_llm = {table.shape[1]}) and top_k >= 1; got {tuple(vectors.shape)} and "
-            f"{top_k}"
+            f"nearest tokens need vectors (n, d_llm = {width}) and top_k >= 1; got {tuple(vectors.shape)} and {top_k}"
         )
     directions = F.normalize(vectors.float(), dim=-1)
     # A slice of the vocabulary at a time: a whole table in fp32 may be as large as the LLM.
     cosines = torch.cat(
-        [directions @ F.normalize(part.float(), dim=-1).T for part in table.split(SLICE)], dim=-1
+        [directions @ F.normalize(part.float(), dim=-1).T for part in token_vectors(model.language_model, SLICE)],
+        dim=-1,
     )  # (n, V)
     order = cosines.argsort(dim=-1, descending=True, stable=True)[:, :top_k]
     return [

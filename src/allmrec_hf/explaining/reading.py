@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..errors import DataError
+from ..language_model import num_token_rows, token_vectors
 from ..modeling_allmrec import ALLMRecModel
 from ..processing_allmrec import ALLMRecProcessor
 from ..prompt import USER_SLOT, PromptTemplate
-from ..scoring import METHODS
 
 MOST_ITEMS_AVERAGED = 1000
 
@@ -51,8 +51,13 @@ def baselines(model: ALLMRecModel) -> Baselines:
     return Baselines(
         model.item_projector(model.item_vectors(items)).mean(dim=0),
         model.user_projector(users).mean(dim=0),
-        model.language_model.get_input_embeddings().weight.mean(dim=0, dtype=torch.float32),
+        _mean_token(model.language_model),
     )
+
+
+def _mean_token(language_model: Any) -> Tensor:
+    sums = [part.sum(dim=0, dtype=torch.float32) for part in token_vectors(language_model)]
+    return torch.stack(sums).sum(dim=0) / num_token_rows(language_model)
 
 
 class Reading:
@@ -157,8 +162,8 @@ class Reading:
         )
         mask = torch.arange(longest, device=device) >= fill[:, None]
         ids, answers = self.answer_ids[:, :whole], self.answer_mask[:, :whole]
-        tokens = METHODS[self.model.scoring_method](
-            self.model.language_model, embeds, mask, ids.expand(count, -1, -1), answers.expand(count, -1, -1)
+        tokens = self.model.answer_log_likelihoods(
+            embeds, mask, ids.expand(count, -1, -1), answers.expand(count, -1, -1)
         )
         scores = tokens.sum(dim=-1)
         return scores / answers.sum(dim=-1) if self.model.config.score_normalization == "mean" else scores
@@ -195,12 +200,7 @@ def _history_spans(
     before, _, after = template.item.partition("{vector}")
     spans: list[Span] = []
     for place, item in zip(named, items, strict=True):
-        lengths = [
-            len(processor.tokenizer(part.replace("{title}", processor.title(item)), add_special_tokens=False).input_ids)
-            if part
-            else 0
-            for part in (before, after)
-        ]
+        lengths = [len(processor._tokenize(part.replace("{title}", processor.title(item)))) for part in (before, after)]
         earliest = spans[-1].stop if spans else 0  # a cut title is shorter in the prompt
         spans.append(Span(max(place - lengths[0], earliest), place, place + 1 + lengths[1]))
     return spans

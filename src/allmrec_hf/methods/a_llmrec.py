@@ -10,6 +10,7 @@ from ..data.prepared import PreparedData
 from ..evaluation.llm_ranker import ALLMRecRanker
 from ..evaluation.protocol import Ranker
 from ..files import folder_written_whole
+from ..language_model import input_width
 from ..modeling_allmrec import ALLMRecModel
 from ..processing_allmrec import ALLMRecProcessor
 from ..training.run import train
@@ -96,7 +97,7 @@ def facts(ranker: Ranker) -> dict[str, Any]:
         found = {
             "llm": Path(name).name if name and Path(name).is_dir() else name,
             "llm_parameters": sum(p.numel() for n, p in language_model.named_parameters() if "lora_" not in n),
-            "d_llm": int(language_model.get_input_embeddings().weight.shape[1]),
+            "d_llm": input_width(language_model),
         }
     parts = [getattr(model, name, None) for name in TRAINED_PARTS] if isinstance(model, ALLMRecModel) else [model]
     trained = [p.numel() for part in parts if part is not None for p in part.parameters() if p.requires_grad]

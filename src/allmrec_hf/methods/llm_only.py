@@ -87,7 +87,7 @@ def words_ranker(data: PreparedData, settings: RunSettings, name: str, setting: 
     return WordsRanker(
         data,
         model=on_device(model),
-        processor=llm_processor(tokenizer, language_model.config, template, data, settings),
+        processor=llm_processor(tokenizer, language_model, template, data, settings),
         name=name,
         num_permutations=int(setting.options.get("num_permutations", 1)),
     )

@@ -16,6 +16,7 @@ from ..errors import ALLMRecError
 from ..evaluation.protocol import History, Ranker
 from ..evaluation.rankers import best_unseen
 from ..indices import check_histories, check_padded
+from ..language_model import config_width, context_length
 from ..processing_allmrec import ALLMRecProcessor
 from ..prompt import PromptTemplate
 from ..training.devices import place, process_state
@@ -78,7 +79,7 @@ def required_llm(method: Method, setting: Setting) -> RunSettings:
 
 def llm_processor(
     tokenizer: Any,
-    text_config: Any,
+    language_model: Any,
     template: PromptTemplate,
     data: PreparedData,
     settings: RunSettings,
@@ -89,7 +90,7 @@ def llm_processor(
 
     Args:
         tokenizer: The LLM's.
-        text_config: The LLM's config, which tells its context.
+        language_model: The LLM, which tells its context.
         template: The words of its prompts.
         data: The catalogue.
         settings: `history_in_prompt`.
@@ -101,7 +102,7 @@ def llm_processor(
         template.to_dict(),
         history_in_prompt=settings.history_in_prompt,
         max_history_length=max_history_length,
-        max_length=(getattr(text_config, "max_position_embeddings", None) or 2048) - reserved,
+        max_length=context_length(language_model) - reserved,
     )
     processor.catalog = data.catalog
     return processor
@@ -116,9 +117,7 @@ def own_prompt(settings: RunSettings, data: PreparedData) -> PromptTemplate:
 
 def input_width(llm: str, revision: str | None = None) -> int:
     """Return d_llm, the width of an LLM's input embeddings, by its config alone."""
-    config = AutoConfig.from_pretrained(llm, **({} if revision is None else {"revision": revision}))
-    config = config.get_text_config()
-    return int(getattr(config, "word_embed_proj_dim", None) or config.hidden_size)
+    return config_width(AutoConfig.from_pretrained(llm, **({} if revision is None else {"revision": revision})))
 
 
 def on_device(model: Any) -> Any:

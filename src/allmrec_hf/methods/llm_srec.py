@@ -14,12 +14,13 @@ from ..cf_encoder import CFEncoder
 from ..data.prepared import PreparedData
 from ..evaluation.protocol import Ranker
 from ..histories import pad_histories
+from ..language_model import accepted, base_language_model, padded_pass, token_table
+from ..language_model_checks import examine
 from ..losses import listwise_loss
 from ..processing_allmrec import ALLMRecProcessor, left_padded
 from ..projector import Projector
 from ..prompt import DOMAIN_WORDS, USER_SLOT, PromptTemplate
 from ..ranking import ndcg_at_k, target_ranks
-from ..scoring import positions
 from ..training.arguments import StageArguments
 from ..training.loop import run_stage
 from ..training.parts import load_backbone, load_llm
@@ -97,7 +98,8 @@ class LLMSRecModule(nn.Module):
         self.backbone = backbone.requires_grad_(False).eval()
         self.config = language_model.config
         self.config.base_model_name_or_path = name
-        words = language_model.get_input_embeddings().weight.detach().float()
+        self.pads_left = examine(self.language_model).pads_left
+        words = token_table(language_model).float()
         state_width = language_model.get_output_embeddings().weight.shape[1]
         vectors = backbone.item_embeddings.detach().float()
         mean, spread = vectors[known].mean(dim=0), vectors[known].std(dim=0).clamp(min=1e-4)
@@ -126,10 +128,12 @@ class LLMSRecModule(nn.Module):
             embeds = embeds.masked_scatter(items.unsqueeze(-1), projected.to(embeds.dtype))
         token = self.out_tokens[out_token].to(embeds.dtype)
         embeds = torch.where(out.unsqueeze(-1), token, embeds)
-        output = self.language_model.base_model(
-            inputs_embeds=embeds, attention_mask=mask.long(), position_ids=positions(mask), use_cache=False
-        )
-        return output.last_hidden_state[:, -1].float()
+        return padded_pass(self._last_states, embeds, mask, 1, self.pads_left)[:, -1].float()
+
+    def _last_states(self, keep: int, **inputs: torch.Tensor) -> torch.Tensor:
+        """Return the last hidden states `(P, keep, d)` of the last places."""
+        inner = base_language_model(self.language_model).base_model
+        return inner(**inputs, **accepted(inner, {"use_cache": False})).last_hidden_state[:, -keep:]
 
     def users(self, prompts: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Return `(B, width)` user vectors of length 1."""
@@ -278,19 +282,20 @@ class LLMSRec(Method):
         refuse_other_settings(self, setting, settings.llm)
         backbone = load_backbone(run_until(data, setting, settings, "cf") / "cf")
         language_model, tokenizer = load_llm(str(settings.llm), settings.llm_revision, settings.llm_options or {})
-        words: Any = language_model.get_input_embeddings().weight.detach()
         known = torch.from_numpy(data.item_counts("train") > 0)
         with torch.random.fork_rng():
             torch.manual_seed(setting.seed)
             width = int(setting.options.get("width", WIDTH))
             module = LLMSRecModule(language_model, backbone, known, width, settings.llm)
         centre_inputs(module.item_projector, module.item_inputs[known])
-        start_near_words(module.item_projector, words, torch.Generator().manual_seed(setting.seed))
+        start_near_words(
+            module.item_projector, token_table(language_model), torch.Generator().manual_seed(setting.seed)
+        )
         noun, verb, verb_past = DOMAIN_WORDS[data.domain]
         users, items = (
             llm_processor(
                 tokenizer,
-                language_model.config,
+                language_model,
                 PromptTemplate(text.format(noun=noun, verb=verb, verb_past=verb_past)),
                 data,
                 settings,

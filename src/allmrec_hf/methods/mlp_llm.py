@@ -67,7 +67,7 @@ class MLPLLM(Method):
         model, tokenizer = _untrained(data, setting, settings)
         processor = llm_processor(
             tokenizer,
-            model.config.text_config,
+            model.language_model,
             template,
             data,
             settings,

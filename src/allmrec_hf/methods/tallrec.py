@@ -16,10 +16,12 @@ from ..data.prepared import PreparedData
 from ..errors import ALLMRecError
 from ..evaluation.protocol import History, Ranker
 from ..evaluation.rankers import PopularityRanker
+from ..language_model import last_logits, padded_pass
+from ..language_model_checks import examine
 from ..processing_allmrec import ALLMRecProcessor, left_padded
 from ..prompt import DOMAIN_WORDS, NO_SLOT, PromptTemplate
 from ..ranking import ndcg_at_k, target_ranks
-from ..scoring import positions
+from ..slot_text import SlotText
 from ..training.arguments import StageArguments
 from ..training.loop import run_stage
 from ..training.parts import load_llm
@@ -69,7 +71,7 @@ class YesNoPrompts:
 
 def answer_tokens(tokenizer: Any, answers: Sequence[str]) -> tuple[list[int], int, int]:
     """Return the tokens that both answers begin with, and the first in which they differ, of each."""
-    yes, no = (tokenizer(f" {answer}", add_special_tokens=False)["input_ids"] for answer in answers)
+    yes, no = (SlotText(tokenizer).inside(f" {answer}") for answer in answers)
     same = 0
     while same < min(len(yes), len(no)) and yes[same] == no[same]:
         same += 1
@@ -92,21 +94,19 @@ class YesNoModule(nn.Module):
     def __init__(self, language_model: Any, prompts: YesNoPrompts, name: str | None = None) -> None:
         super().__init__()
         self.language_model = language_model
+        self.pads_left = examine(language_model.eval()).pads_left
         self.config = language_model.config
         self.config.base_model_name_or_path = name
         self.yes, self.no = prompts.yes, prompts.no
 
     def logits(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Return `(P, V)` logits of what follows each question."""
-        mask = batch["attention_mask"]
-        output = self.language_model(
-            input_ids=batch["input_ids"],
-            attention_mask=mask.long(),
-            position_ids=positions(mask),
-            use_cache=False,
-            logits_to_keep=1,
-        )
-        return output.logits[:, -1].float()
+        embeds = self.language_model.get_input_embeddings()(batch["input_ids"])
+
+        def run(keep: int, **inputs: torch.Tensor) -> torch.Tensor:
+            return last_logits(self.language_model, keep, **inputs)
+
+        return padded_pass(run, embeds, batch["attention_mask"], 1, self.pads_left)[:, -1].float()
 
     def scores(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Return `(P,)` log p(Yes) - log p(No)."""
@@ -243,9 +243,9 @@ class TALLRec(Method):
         answers = tuple(setting.options.get("answers", ANSWERS))
         if len(answers) != 2 or answers[0] == answers[1]:
             raise ALLMRecError(f"answers of the method {self.name} must be two different words; got {list(answers)}")
-        reserved = 1 + max(len(tokenizer(f" {word}", add_special_tokens=False)["input_ids"]) for word in answers)
+        reserved = 1 + max(len(SlotText(tokenizer).inside(f" {word}")) for word in answers)
         template = _template(settings, data)
-        processor = llm_processor(tokenizer, language_model.config, template, data, settings, reserved=reserved)
+        processor = llm_processor(tokenizer, language_model, template, data, settings, reserved=reserved)
         prompts = YesNoPrompts(processor, answers)
         language_model = with_lora(language_model, setting)
         module = YesNoModule(language_model, prompts, settings.llm)

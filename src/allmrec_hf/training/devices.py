@@ -14,6 +14,7 @@ from accelerate.utils import DistributedDataParallelKwargs, DistributedType, par
 from torch import nn
 
 from ..errors import ALLMRecError
+from ..language_model import is_offloaded
 from .arguments import StageArguments
 from .task import Batch
 
@@ -31,9 +32,9 @@ class Entry(nn.Module):
 
 
 def place(module: nn.Module, device: torch.device) -> None:
-    """Move a module to the device, unless a part of it is spread over several devices already."""
+    """Move a module to the device, unless a part of it is spread over several devices, or offloaded."""
     spread = [part for part in module.modules() if len(set(getattr(part, "hf_device_map", {}).values())) > 1]
-    if not spread:
+    if not spread and not is_offloaded(module):
         module.to(device)
 
 

@@ -17,6 +17,8 @@ from ..cf_encoder import MODEL_TYPE_PREFIX, CFEncoder
 from ..data.prepared import PreparedData
 from ..errors import CheckpointError
 from ..hub.card import ALLMRecCard
+from ..language_model import num_token_rows
+from ..language_model_checks import require_decoder
 from ..modeling_allmrec import ALLMRecModel
 from .arguments import StageArguments
 from .provenance import library_versions
@@ -109,8 +111,9 @@ def check_llm(name: str, revision: str | None, options: dict[str, Any]) -> None:
         raise CheckpointError(f"there is no dtype {dtype!r}; use auto, float32, bfloat16 or float16")
     where = {} if revision is None else {"revision": revision}
     with _llm_errors(name):
-        AutoConfig.from_pretrained(name, **where)
+        config = AutoConfig.from_pretrained(name, **where)
         AutoTokenizer.from_pretrained(name, **where)
+    require_decoder(config)
 
 
 def load_llm(name: str, revision: str | None, options: dict[str, Any]) -> tuple[Any, Any]:
@@ -128,7 +131,7 @@ def load_llm(name: str, revision: str | None, options: dict[str, Any]) -> tuple[
     with _llm_errors(name):
         tokenizer = AutoTokenizer.from_pretrained(name, **where)
         llm: Any = AutoModelForCausalLM.from_pretrained(name, **where, **options)
-    rows = int(llm.get_input_embeddings().weight.shape[0])
+    rows = num_token_rows(llm)
     if len(tokenizer) > rows:
         raise CheckpointError(
             f"the tokenizer of {name!r} has {len(tokenizer)} tokens but the LLM embeds {rows}: it is another's"

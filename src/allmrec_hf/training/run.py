@@ -22,6 +22,7 @@ from ..configuration_allmrec import ALLMRecConfig
 from ..data.prepared import PreparedData
 from ..errors import ALLMRecError
 from ..hub.card import write_card
+from ..language_model import context_length
 from ..modeling_allmrec import ALLMRecModel
 from ..processing_allmrec import ALLMRecProcessor
 from ..prompt import PromptTemplate
@@ -376,13 +377,12 @@ class _Run:
         process_state().wait_for_everyone()
 
     def _processor(self, tokenizer: Any, model: ALLMRecModel) -> ALLMRecProcessor:
-        text_config: Any = model.config.text_config
         processor = ALLMRecProcessor(
             tokenizer,
             self._prompt().to_dict(),
             history_in_prompt=self.settings.history_in_prompt,
             max_history_length=model.cf_encoder.config.max_history_length,
-            max_length=getattr(text_config, "max_position_embeddings", None) or 2048,
+            max_length=context_length(model.language_model),
         )
         processor.catalog = self.data.catalog
         return processor

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from ..data.prepared import PreparedData
 from ..histories import pad_histories
+from ..language_model import token_table, token_vectors
 from ..losses import listwise_loss
 from ..modeling_allmrec import ALLMRecModel
 from ..processing_allmrec import ALLMRecProcessor
@@ -72,7 +73,7 @@ def prepare_projectors(model: ALLMRecModel, task: CandidateTask, seed: int) -> N
         seed: The seed.
     """
     generator = torch.Generator().manual_seed(seed)
-    words = model.language_model.get_input_embeddings().weight
+    words = token_table(model.language_model)
     histories = [
         history.tolist() for history in task.samples.take(np.arange(min(len(task.samples), STATISTICS_USERS))).histories
     ]
@@ -95,8 +96,8 @@ class MatchingModule(nn.Module):
     def __init__(self, model: ALLMRecModel) -> None:
         super().__init__()
         self.model = model
-        words = model.language_model.get_input_embeddings().weight.detach().float()
-        self.word_norm = float(words.norm(dim=-1).mean())
+        lengths = [words.float().norm(dim=-1) for words in token_vectors(model.language_model)]
+        self.word_norm = float(torch.cat(lengths).mean())
 
     def cosines(self, batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """Return cosines `(B, C)` and how far the projections' lengths are from those of words (a mean square)."""
