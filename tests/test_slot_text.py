@@ -1,5 +1,6 @@
 """Text behind a slot has the tokens that it has inside a sentence, whatever the tokenizer does at a text's start."""
 
+import string
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,11 @@ def trained(model, trainer, before=None, normalizer=None, eos=True, rstrip=False
         tokenizer.pre_tokenizer = before
     if normalizer is not None:
         tokenizer.normalizer = normalizer
-    alphabet = pre_tokenizers.ByteLevel.alphabet() if isinstance(before, pre_tokenizers.ByteLevel) else ["▁", "\n"]
+    alphabet = (
+        pre_tokenizers.ByteLevel.alphabet()
+        if isinstance(before, pre_tokenizers.ByteLevel)
+        else ["▁", *string.printable]
+    )
     extra = {} if trainer is trainers.UnigramTrainer else {"initial_alphabet": alphabet}
     extra |= {"unk_token": "<unk>"} if trainer is trainers.UnigramTrainer else {}
     size = 120 if trainer is trainers.UnigramTrainer else 400
