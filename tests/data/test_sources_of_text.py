@@ -9,6 +9,7 @@ from typing import Any
 
 import polars as pl
 import pytest
+from fake_hub import FakeHub
 
 from allmrec_hf.data.interactions import validate_items
 from allmrec_hf.data.readers import READERS, RawData, TextFormat
@@ -160,6 +161,26 @@ def test_ids_of_a_data_sets_text_files_keep_their_zeros(
     assert read("hub", f"{folder}::train[:1]").interactions.rows() == right[:1]
     with pytest.raises(DataError, match=r"split valid.* cannot be loaded"):
         read("hub", f"{folder}::valid")
+
+
+def test_a_csv_data_set_of_the_hub_is_read_as_its_configuration_says(fake_hub: FakeHub, tmp_path: Path) -> None:
+    told = fake_hub.run_python(
+        """
+from huggingface_hub import HfApi
+from allmrec_hf.data.readers import READERS
+api = HfApi()
+api.create_repo("me/books", repo_type="dataset")
+card = "---\\nconfigs:\\n- config_name: log\\n  data_files: log.csv\\n- config_name: items\\n  data_files: items.csv\\n"
+card += "  sep: '|'\\n  column_names: [item_id, title]\\n---\\n"
+log = "user_id,item_id,timestamp\\n001,0000000017,1\\n"
+for name, text in (("README.md", card), ("log.csv", log), ("items.csv", "0000000017|One, or two\\n")):
+    api.upload_file(path_or_fileobj=text.encode(), path_in_repo=name, repo_id="me/books", repo_type="dataset")
+raw = READERS["hub"]("me/books:log", "me/books:items", {}, 0.01)
+print(raw.interactions.rows(), raw.items.rows())
+""",
+        home=tmp_path,
+    ).stdout
+    assert told.strip() == "[('001', '0000000017', 1)] [('0000000017', 'One, or two', None)]"
 
 
 # -- metadata that hold an item several times

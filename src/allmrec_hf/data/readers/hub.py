@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, replace
@@ -15,6 +16,8 @@ from ..interactions import validate_interactions, validate_items
 from .base import AS_FOUND, PathLike, RawData, TextFormat
 from .columns import interaction_names, item_names
 from .tables import KNOWN, read_table, renamed
+
+logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from datasets import DatasetBuilder
@@ -195,7 +198,13 @@ def _chosen(splits: Mapping[str, pl.DataFrame], split: str) -> pl.DataFrame:
 
 
 def _prepared(builder: DatasetBuilder, choose: Callable[[list[str]], dict[str, str]], split: str) -> pl.DataFrame:
-    """Return chosen columns as `datasets` reads them, types as it guesses them."""
+    """Return chosen columns as `datasets` reads them, types as it guesses them; where that is from text, say so."""
+    if builder.name in ("csv", "json"):
+        logger.warning(
+            "%s is read by datasets, which guesses types: ids such as 007 may have lost their zeros. Its files are "
+            "packed, or its configuration sets how they are parsed",
+            builder.repo_id or builder.base_path,
+        )
     builder.download_and_prepare()
     loaded = builder.as_dataset(split=split or None)
     parts = list(loaded.values()) if isinstance(loaded, dict) else [loaded]
