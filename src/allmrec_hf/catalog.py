@@ -91,7 +91,7 @@ class ItemCatalog:
         return self._count
 
     def __contains__(self, item_id: object) -> bool:
-        return isinstance(item_id, (str, int, float)) and self.index(item_id) is not None
+        return self.index(item_id) is not None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ItemCatalog:
         return self  # configs and processors are deep-copied to be printed; the catalogue is never changed in place

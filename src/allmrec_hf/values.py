@@ -21,26 +21,8 @@ from .errors import DataError
 logger = logging.getLogger(__name__)
 
 NULL_WORDS = frozenset(
-    [
-        *(
-            "nan",
-            "NaN",
-            "NAN",
-            "-nan",
-            "-NaN",
-            "null",
-            "NULL",
-            "Null",
-            "none",
-            "None",
-            "NONE",
-            "NaT",
-            "<NA>",
-            "N/A",
-            "n/a",
-        ),
-        *("#N/A", "\\N", "[]", "{}", "[null]", "[None]", "[nan]", "['']", '[""]'),
-    ]
+    """nan NaN NAN -nan -NaN null NULL Null none None NONE NaT <NA> N/A n/a #N/A \\N [] {} [null] [None] [nan] [''] [""]
+    """.split()  # noqa: SIM905 - a list of as many lines as words is harder to read
 )
 """What programs write for a missing value; the whole text must be one of these, in this case."""
 
@@ -145,7 +127,7 @@ def id_text(value: Any) -> str | None:
     A number is spelt by `number_text`, so 7, 7.0 and "7" are one id.
 
     Raises:
-        DataError: when the value is neither text nor a number, e.g. a truth value or a list.
+        DataError: when the value is neither text nor a whole number, e.g. 1.5, a truth value or a list.
 
     Example:
         >>> id_text(7), id_text(7.0), id_text(" 7 "), id_text("007"), id_text("nan")
@@ -158,8 +140,9 @@ def id_text(value: Any) -> str | None:
     if isinstance(value, str):
         return unicodedata.normalize("NFC", value).strip(SPACE)
     is_bool = isinstance(value, bool) or type(value).__name__ in ("bool_", "bool")
-    if is_bool or not isinstance(value, (numbers.Real, Decimal)) or not math.isfinite(value):
-        raise DataError(f"{value!r} ({type(value).__name__}) is no id; ids are text or numbers")
+    whole = not is_bool and isinstance(value, (numbers.Real, Decimal)) and math.isfinite(value) and value == int(value)
+    if not whole:
+        raise DataError(f"{value!r} ({type(value).__name__}) is no id; ids are text or integers")
     return number_text(value)
 
 
@@ -178,22 +161,25 @@ def id_texts(series: pl.Series) -> pl.Series:
         return _float_ids(series)
     if kind.is_integer():
         return series.cast(pl.String)
-    if kind not in (pl.String, pl.Categorical, pl.Enum, pl.Binary):
-        raise DataError(f"{kind} is no type of ids; ids are text or numbers")
     try:
-        texts = series.cast(pl.String)
-    except pl.exceptions.PolarsError as error:
-        raise DataError(f"{kind} that is no UTF-8 is no type of ids; ids are text or numbers") from error
+        texts = series.cast(pl.String) if kind in (pl.String, pl.Categorical, pl.Enum, pl.Binary) else None
+    except pl.exceptions.PolarsError:  # bytes that are no UTF-8
+        texts = None
+    if texts is None:
+        raise DataError(f"{kind}; ids are text or integers")
     return present_texts(texts.str.normalize("NFC"))
 
 
 def _float_ids(series: pl.Series) -> pl.Series:
     """Spell ids that a parser made floats; warn where it has made several ids one."""
     if series.dtype.is_decimal():
+        wrong = [value for value in series.drop_nulls().unique().to_list() if value != value.to_integral_value()]
+        if wrong:
+            raise DataError(f"{series.dtype}; ids are text or integers, not {wrong[0]}")
         return _spelt(series)
-    wrong = series.filter(series.is_infinite())
-    if len(wrong):
-        raise DataError(f"{series.dtype} with {wrong[0]} is no type of ids; ids are text or numbers")
+    fractions = series.filter(series.is_infinite() | (series.is_not_nan() & (series != series.floor())))
+    if len(fractions):
+        raise DataError(f"{series.dtype}; ids are text or integers, not {fractions[0]}")
     inexact = series.filter(series.is_not_nan() & (series.abs() > EXACT_FLOATS))
     if len(inexact):
         logger.warning(
@@ -261,7 +247,7 @@ def text_values(series: pl.Series) -> pl.Series:
     if kind.is_float() or kind.is_decimal():
         return _spelt(series)
     if isinstance(kind, (pl.List, pl.Array, pl.Struct)) or kind == pl.Binary:
-        raise DataError(f"{kind} is no type of texts; expected text or a list of texts")
+        raise DataError(f"{kind}; expected text or a list of texts")
     return series.cast(pl.String)
 
 
@@ -282,7 +268,7 @@ def records_frame(records: Iterable[Mapping[str, Any]], ids: Sequence[str], text
         texts: Columns of text; lists are joined with spaces.
 
     Raises:
-        DataError: when an id is neither text nor a number.
+        DataError: when an id is neither text nor a whole number.
     """
     rows = [dict(record) for record in records]
     names = list(dict.fromkeys(str(name) for row in rows for name in row))

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import polars as pl
 import pytest
 
-from allmrec_hf.data.filtering import apply_filter, k_core, one_pass
+from allmrec_hf.data.filtering import apply_filter, k_core, one_pass, with_rating, without_repeats
 from allmrec_hf.errors import DataError
 
 
@@ -67,3 +68,41 @@ def test_filters_keep_the_order_of_rows() -> None:
 def test_a_filter_that_cannot_work_is_refused(name: str, k: int, rating: float | None, message: str) -> None:
     with pytest.raises(DataError, match=message):
         apply_filter(graph(CHAIN), name, k, rating)  # type: ignore[arg-type]
+
+
+def rated() -> pl.DataFrame:
+    """Return two users; a has x twice (the later row first in time) and a missing rating."""
+    return pl.DataFrame(
+        {
+            "user_id": ["a", "a", "a", "b", "b"],
+            "item_id": ["x", "y", "x", "x", "z"],
+            "timestamp": [5, 1, 2, 3, 3],
+            "rating": pl.Series([4.1, None, 3.3, 4.0, 5.0], dtype=pl.Float32),
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("least", "rows"), [(4.1, [0, 4]), (3.3, [0, 2, 3, 4]), (4.0, [0, 3, 4]), (-1.0, [0, 2, 3, 4])]
+)
+def test_lower_and_missing_ratings_are_left_out(least: float, rows: list[int]) -> None:
+    assert with_rating(rated(), least).equals(rated()[rows])
+
+
+def test_a_rating_threshold_needs_ratings_and_leaves_some() -> None:
+    with pytest.raises(DataError, match="min_rating needs ratings"):
+        with_rating(rated().drop("rating"), 3)
+    with pytest.raises(DataError, match=r"min_rating 6 leaves nothing of 5 interactions; the highest rating is 5\.0"):
+        with_rating(rated(), 6)
+
+
+@pytest.mark.parametrize(
+    ("repeats", "rows"), [("keep", [0, 1, 2, 3, 4]), ("first", [1, 2, 3, 4]), ("last", [0, 1, 3, 4])]
+)
+def test_one_interaction_of_a_user_and_an_item_stays_by_time(repeats: Any, rows: list[int]) -> None:
+    assert without_repeats(rated(), repeats).equals(rated()[rows])
+
+
+def test_repeats_of_equal_time_count_in_file_order() -> None:
+    frame = pl.DataFrame({"user_id": ["a"] * 3, "item_id": ["x"] * 3, "timestamp": [7] * 3, "rating": [1.0, 2.0, 3.0]})
+    assert [without_repeats(frame, which)["rating"].item() for which in ("first", "last")] == [1.0, 3.0]  # type: ignore[arg-type]

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import datetime as dt
 
+import pandas
 import polars as pl
 import pytest
 
@@ -12,6 +13,7 @@ from allmrec_hf.data.interactions import (
     validate_interactions,
     validate_items,
 )
+from allmrec_hf.data.times import TimeRules
 from allmrec_hf.errors import DataError
 
 
@@ -43,6 +45,62 @@ def test_dates_become_milliseconds() -> None:
     assert valid["timestamp"].to_list() == [1000, 86_400_000]
 
 
+def test_number_ids_have_one_spelling_whatever_their_type() -> None:
+    spelt = [
+        validate_interactions(rows(user_id=pl.Series([7, 10**16], dtype=kind)), "T")["user_id"].to_list()
+        for kind in (pl.Int64, pl.UInt64, pl.Int128, pl.Float64, pl.Decimal(20, 2))
+    ]
+    assert spelt == [["7", "10000000000000000"]] * 5
+
+
+def test_text_ids_are_trimmed_and_keep_zeros_and_decimals() -> None:
+    valid = validate_interactions(rows(user_id=[" 007\t", "1.0"], item_id=["e\u0301", "\ufeffb"]), "T")
+    assert valid.select("user_id", "item_id").rows() == [("007", "\u00e9"), ("1.0", "b")]
+
+
+def test_missing_ratings_are_null_whatever_stands_for_them() -> None:
+    for ratings in (["4", "nan"], [4.0, float("nan")], ["4", " "], ["4.0", "NULL"]):
+        assert validate_interactions(rows(rating=ratings), "T")["rating"].to_list() == [4.0, None]
+
+
+def test_frames_of_pandas_are_read_with_their_missing_values() -> None:
+    frame = pandas.DataFrame({"user_id": [1.0, 2.0], "item_id": ["x", 5], "timestamp": ["1", "2"], "rating": [3, None]})
+    assert validate_interactions(frame, "T").rows() == [("1", "x", 1, 3.0), ("2", "5", 2, None)]
+    items = pandas.DataFrame({"item_id": [1, 2, 3], "title": ["Solo", float("nan"), pandas.NA], "year": [1.0, None, 3]})
+    valid, _ = validate_items(items, "T")
+    assert (valid["title"].to_list(), valid["year"].to_list()) == (["Solo", None, None], [1.0, None, 3.0])
+    with pytest.raises(DataError, match="1 null or empty ids"):
+        validate_interactions(frame.assign(user_id=[1.0, float("nan")]), "T")
+
+
+def test_records_and_tables_of_arrow_are_read() -> None:
+    records = [{"user_id": 1, "item_id": "x", "timestamp": 5}, {"user_id": "b", "item_id": 2, "timestamp": 6}]
+    assert validate_interactions(records, "T").rows() == [("1", "x", 5), ("b", "2", 6)]
+    assert validate_interactions(rows().to_arrow(), "T").rows() == rows().rows()
+    with pytest.raises(DataError, match="T: int is no table"):
+        validate_interactions(7, "T")
+
+
+def test_titles_of_every_source_are_plain_text() -> None:
+    titles = ["Tom &amp; <i>Jerry</i>", "nan", "Cafe\u0301", " [] ", "None but the Lonely Heart"]
+    valid, _ = validate_items(pl.DataFrame({"item_id": range(5), "title": titles}), "T")
+    assert valid["title"].to_list() == ["Tom & Jerry", None, "Caf\u00e9", None, "None but the Lonely Heart"]
+
+
+def test_missing_entries_of_a_list_are_left_out() -> None:
+    frame = pl.DataFrame({"item_id": [1, 2], "description": [["a", None, "nan", "b"], [None]]})
+    assert validate_items(frame, "T")[0]["description"].to_list() == ["a b", None]
+
+
+def test_rows_in_file_order_need_no_times() -> None:
+    frame = rows().drop("timestamp")
+    assert validate_interactions(frame, "T", TimeRules("file"))["timestamp"].to_list() == [0, 1]
+    with pytest.raises(DataError, match="time_format belongs to order 'time'"):
+        TimeRules("file", "%Y").check()
+    with pytest.raises(DataError, match="order is 'rows'; choose one of"):
+        TimeRules("rows").check()  # type: ignore[arg-type]
+
+
 def test_a_rating_may_be_null() -> None:
     assert validate_interactions(rows(rating=[None, 2.0]), "T")["rating"].to_list() == [None, 2.0]
 
@@ -67,11 +125,11 @@ def test_a_rating_may_be_null() -> None:
         (rows(timestamp=[float("inf"), 1.0]), "column timestamp of T holds 1 NaN or infinite"),
         (rows(timestamp=[None, 1]), "1 null times"),
         (rows(timestamp=[1e300, 1.0]), "times beyond"),
-        (
-            rows(rating=[float("nan"), 1.0]),
-            "column rating of T holds 1 NaN or infinite values.*first nan in data row 1",
-        ),
-        (rows(rating=["4", "-inf"]), "column rating of T holds 1 NaN or infinite"),
+        (rows(rating=[float("inf"), 1.0]), "column rating of T holds 1 infinite values.*first inf in data row 1"),
+        (rows(rating=["4", "-inf"]), "column rating of T holds 1 infinite"),
+        (rows(rating=["4", "good"]), "column rating of T holds 1 values that are no number.*'good' in data row 2"),
+        (rows(user_id=[1.0, float("nan")]), "column user_id of T holds 1 null or empty ids.*first nan in data row 2"),
+        (rows(item_id=["x", " NULL "]), "column item_id of T holds 1 null or empty ids.*first ' NULL ' in data row 2"),
         (rows(rating=[[1], [2]]), "column rating of T has the wrong type List"),
     ],
 )
@@ -85,7 +143,7 @@ def test_items_keep_further_columns_and_join_lists_of_text() -> None:
     valid, merged = validate_items(frame, "T")
     assert valid.to_dicts() == [
         {"item_id": "1", "title": None, "description": "a b", "price": 3.5},
-        {"item_id": "2", "title": None, "description": "", "price": None},
+        {"item_id": "2", "title": None, "description": None, "price": None},
     ]
     assert merged == 0
 

@@ -179,7 +179,7 @@ def test_a_repeated_test_target_is_counted(tmp_path: Path, interactions: pl.Data
 
 
 def test_extreme_titles_survive_the_round_trip(tmp_path: Path, interactions: pl.DataFrame, items: pl.DataFrame) -> None:
-    extreme = ["<H>", 'say "hi"', "two\nlines", "bell\x07", "x" * 10_000, "🎬🍿", "{title}"]
+    extreme = ["<H>", 'say "hi"', "two lines", "bell\x07", "x" * 10_000, "🎬🍿", "{title}"]
     titles = pl.Series("title", extreme + items["title"].to_list()[len(extreme) :])
     data = prepare_frames(interactions, items.with_columns(titles), output=tmp_path / "d", k_core=2)
     assert [PreparedData.load(data.directory).catalog.title(place + 1) for place in range(7)] == extreme
@@ -263,3 +263,104 @@ def test_raw_gift_cards_are_prepared_end_to_end(tmp_path: Path, shared: Path) ->
     assert data.info["counts"]["items_without_title"] == 0
     assert data.info["shares"]["without_description"] == pytest.approx(1 - 0.9797, abs=1e-4)
     assert len(data.candidates("test")) == 458
+
+
+def test_low_ratings_and_repeats_are_left_out_and_counted(
+    tmp_path: Path, interactions: pl.DataFrame, items: pl.DataFrame
+) -> None:
+    again = interactions[:3].with_columns(timestamp=pl.lit(50, dtype=pl.Int64))
+    low = interactions[5:9].with_columns(rating=pl.lit(1.0), timestamp=pl.lit(60, dtype=pl.Int64))
+    data = prepare_frames(
+        pl.concat([interactions, again, low]), items, output=tmp_path / "d", k_core=2, min_rating=4, repeats="last"
+    )
+    steps = {row["step"]: (row["interactions"], row["note"]) for row in data.info["report"]}
+    assert steps["exact duplicates dropped"][0] == 187
+    assert steps["rated lower left out"] == (183, "min_rating 4")
+    assert steps["repeats left out"] == (180, "the last of each user and item kept")
+    assert (data.info["settings"]["min_rating"], data.info["settings"]["repeats"]) == (4, "last")
+    assert data.interactions.filter(pl.col("user_id") == "u0")["timestamp"].to_list()[-3:] == [50, 50, 50]
+
+
+def test_rows_in_file_order_are_split_by_it_and_said_loudly(
+    tmp_path: Path, interactions: pl.DataFrame, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = prepare_frames(interactions[::-1], output=tmp_path / "d", k_core=2, order="file")
+    first = interactions.filter(pl.col("user_id") == "u29")["item_id"].to_list()
+    assert data.interactions.filter(pl.col("user_id") == "u29")["item_id"].to_list() == first[::-1]
+    assert "no times are read: the order of rows in the file is taken for the order of time" in caplog.text
+    assert data.info["report"][-2]["note"] == "leave-one-out by the order of rows in the file"
+
+
+def test_times_below_a_millisecond_decide_the_target_and_survive_the_folder(
+    tmp_path: Path, interactions: pl.DataFrame
+) -> None:
+    backwards = interactions.with_columns(
+        timestamp=(1_700_000_000_000_000_000 - pl.int_range(pl.len())).cast(pl.Datetime("ns"))
+    )
+    data = PreparedData.load(prepare_frames(backwards, output=tmp_path / "d", k_core=2).directory)
+    for user in range(data.num_users):
+        given = interactions.filter(pl.col("user_id") == data.user_ids[user])["item_id"].to_list()
+        assert [data.catalog.item_id(index) for index in data.sequence(user)] == given[::-1]
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [("{}.0", "{}"), ("{}", "{}.0")])
+def test_ids_with_and_without_decimals_meet(
+    tmp_path: Path, ours: str, theirs: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [(f"u{user}", ours.format((user + t) % 9 + 1), t) for user in range(9) for t in range(4)]
+    log = pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp"], orient="row")
+    items = pl.DataFrame(
+        {"item_id": [theirs.format(n) for n in range(1, 10)], "title": [f"T{n}" for n in range(1, 10)]}
+    )
+    data = prepare_frames(log, items, output=tmp_path / "d", k_core=2, num_candidates=4)
+    assert data.catalog.item_ids == [str(n) for n in range(1, 10)]
+    assert data.info["counts"]["items_without_title"] == 0
+    assert "9 item ids are written as numbers with .0 in one table and without in the other" in caplog.text
+
+
+def test_ids_that_both_tables_have_are_never_respelt(tmp_path: Path) -> None:
+    rows = [(f"u{user}", item, t) for user in range(9) for t, item in enumerate(["1", "1.0", "2.0", "2", f"x{user}"])]
+    log = pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp"], orient="row")
+    items = pl.DataFrame({"item_id": ["1", "1.0", "2.0", "2", "7.0"]})
+    data = prepare_frames(log, items, output=tmp_path / "d", filter="none", keep_items="all", num_candidates=3)
+    assert data.catalog.item_ids[:5] == ["1", "1.0", "2.0", "2", "7.0"]
+
+
+def test_number_ids_of_json_do_not_depend_on_other_lines(tmp_path: Path) -> None:
+    rows = [
+        {"user_id": float(u), "item_id": float((u + t) % 12 + 1), "timestamp": 1000 + t}
+        for u in range(1, 41)
+        for t in range(6)
+    ]
+    good = [json.dumps(row) for row in rows]
+    items = [
+        json.dumps({"item_id": float(n), "title": f"Film {n}", "price": p})
+        for n, p in zip(range(1, 13), [1.5] * 11 + [float("nan")], strict=True)
+    ]
+    (tmp_path / "items.jsonl").write_text("\n".join(items))
+    found = []
+    for number, lines in enumerate(
+        (good, [*good[:100], '{"user_id": 7.0, "item_', *good[100:]], [*good[:-1], good[-1][:-1] + ', "x": NaN}'])
+    ):
+        (tmp_path / "log.jsonl").write_text("\n".join(lines))
+        data = prepare(
+            tmp_path / "log.jsonl",
+            tmp_path / "items.jsonl",
+            output=tmp_path / str(number),
+            filter="none",
+            num_candidates=4,
+        )
+        found.append((data.user_ids, data.catalog.item_ids, data.info["counts"]["items_without_title"]))
+    assert found == [([str(u) for u in range(1, 41)], [str(n) for n in range(1, 13)], 0)] * 3
+
+
+def test_settings_that_cannot_work_are_refused_before_anything_is_read(tmp_path: Path) -> None:
+    for options, message in (
+        ({"min_rating": float("nan")}, "min_rating is nan; it must be a finite number"),
+        ({"repeats": "one"}, "repeats is 'one'; choose one of"),
+        ({"order": "rows"}, "order is 'rows'; choose one of"),
+        ({"order": "file", "time_format": "%Y"}, "time_format belongs to order 'time'"),
+        ({"time_format": "year"}, "holds no sign such as %Y"),
+    ):
+        with pytest.raises(DataError, match=message):
+            prepare(tmp_path / "missing.csv", output=tmp_path / "d", **options)  # type: ignore[arg-type]

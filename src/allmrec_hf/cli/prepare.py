@@ -38,6 +38,21 @@ class Quotes(str, Enum):
     none = "none"
 
 
+class Order(str, Enum):
+    """How the order of interactions is told."""
+
+    time = "time"
+    file = "file"
+
+
+class Repeats(str, Enum):
+    """Which of several interactions of a user with an item stay."""
+
+    keep = "keep"
+    first = "first"
+    last = "last"
+
+
 class KeepItems(str, Enum):
     """Which items of the metadata stay."""
 
@@ -56,6 +71,21 @@ def prepare(
     filter: Annotated[Filter, typer.Option(help="Iterative k-core, the paper's one pass, or none.")] = Filter.k_core,
     count_min_rating: Annotated[
         float | None, typer.Option(help="With a-llmrec: lower ratings do not count towards k (beauty, toys: 3).")
+    ] = None,
+    min_rating: Annotated[
+        float | None, typer.Option(help="Leave out interactions with a lower rating, or none, before all else.")
+    ] = None,
+    repeats: Annotated[
+        Repeats, typer.Option(help="Of several interactions of a user with an item keep all, the first or the last.")
+    ] = Repeats.keep,
+    drop_duplicates: Annotated[
+        bool, typer.Option("--drop-duplicates/--keep-duplicates", help="Rows equal in user, item, time and rating.")
+    ] = True,
+    order: Annotated[
+        Order, typer.Option(help="By timestamp; `file`, for data without times: rows are in order of time.")
+    ] = Order.time,
+    time_format: Annotated[
+        str | None, typer.Option(help="Of times written as text, e.g. '%d/%m/%Y %H:%M'; ISO dates need none.")
     ] = None,
     keep_items: Annotated[
         KeepItems, typer.Option(help="Also keep items nobody interacted with: `all`.")
@@ -96,6 +126,8 @@ def prepare(
     `allmrec prepare --interactions log.parquet --items items.parquet --column user_id=customer --output data/shop`
 
     `allmrec prepare --interactions u.tsv --no-header --column user_id=0 --column item_id=1 --column timestamp=2`
+
+    `allmrec prepare --interactions ratings.csv --min-rating 4 --time-format '%d/%m/%Y' --output data/liked`
     """
     with user_errors():
         from ..data.prepare import prepare as run
@@ -122,5 +154,10 @@ def prepare(
             header=header,
             items_header=items_header,
             quotes=quotes.value,
+            drop_duplicates=drop_duplicates,
+            min_rating=min_rating,
+            repeats=repeats.value,
+            order=order.value,
+            time_format=time_format,
         )
         emit(data.info) if json_output else say(f"{format_report(data.info)}\n\nPrepared data are in {output}.")

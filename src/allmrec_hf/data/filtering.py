@@ -8,9 +8,10 @@ import numpy as np
 import polars as pl
 
 from ..errors import DataError
-from .interactions import ITEM_ID, RATING, USER_ID
+from .interactions import ITEM_ID, RATING, TIMESTAMP, USER_ID
 
 FilterName = Literal["k-core", "a-llmrec", "none"]
+Repeats = Literal["keep", "first", "last"]
 
 
 def apply_filter(
@@ -44,6 +45,42 @@ def apply_filter(
             f"{items} items; choose a smaller k_core"
         )
     return kept
+
+
+def with_rating(interactions: pl.DataFrame, min_rating: float) -> pl.DataFrame:
+    """Return the interactions with at least a rating; those without any are left out.
+
+    Raises:
+        DataError: when there are no ratings, or nothing is left.
+    """
+    if RATING not in interactions.columns:
+        raise DataError("min_rating needs ratings, but the interactions have no column rating")
+    kept = interactions.filter(pl.col(RATING) >= min_rating)
+    if kept.is_empty():
+        highest = interactions[RATING].max()
+        raise DataError(
+            f"min_rating {min_rating:g} leaves nothing of {interactions.height} interactions; the highest rating is "
+            f"{highest}"
+        )
+    return kept
+
+
+def without_repeats(interactions: pl.DataFrame, repeats: Repeats) -> pl.DataFrame:
+    """Return one interaction for each user and item, the first or the last in time; the order of rows is kept.
+
+    Args:
+        interactions: Validated interactions.
+        repeats: `"keep"` returns all of them, `"first"` and `"last"` one; equal times count in file order.
+
+    Raises:
+        DataError: when `repeats` is none of these.
+    """
+    if repeats not in get_args(Repeats):
+        raise DataError(f"repeats is {repeats!r}; choose one of {list(get_args(Repeats))}")
+    if repeats == "keep":
+        return interactions
+    numbered = interactions.with_row_index("__row").sort(TIMESTAMP, maintain_order=True)
+    return numbered.unique([USER_ID, ITEM_ID], keep=repeats, maintain_order=True).sort("__row").drop("__row")
 
 
 def k_core(interactions: pl.DataFrame, k: int) -> pl.DataFrame:

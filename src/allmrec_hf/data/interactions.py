@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import polars as pl
 
 from ..errors import DataError
+from ..values import as_frame, id_texts, plain_texts, present_texts, text_values
 from .merging import merge_items
+from .times import BY_TIME, TimeRules, whole_times
 
 USER_ID = "user_id"
 ITEM_ID = "item_id"
@@ -22,7 +24,7 @@ INTERACTION_COLUMNS = (USER_ID, ITEM_ID, TIMESTAMP)
 TEXT_COLUMNS = (TITLE, DESCRIPTION)
 
 HOW_TO_MAP = "--column {0}=NAME on the command line, columns={{{0!r}: 'NAME'}} in Python"
-LARGEST_TIME = 2.0**53  # beyond it a float no longer tells neighbouring integers apart
+NO_TIMES = "Data without times whose rows stand in order of time are read with --order file, order='file' in Python"
 
 
 class MissingColumnsError(DataError):
@@ -66,36 +68,46 @@ def told_of_column_map(columns: Mapping[str, str]) -> Iterator[None]:
         raise MissingColumnsError(error.missing, error.names, error.where, asked, error.hint) from error
 
 
-def validate_interactions(frame: pl.DataFrame, where: str) -> pl.DataFrame:
+def validate_interactions(frame: Any, where: str, rules: TimeRules = BY_TIME) -> pl.DataFrame:
     """Return the interactions in the schema `user_id`, `item_id` (text), `timestamp` (int64) and, if given, `rating`.
 
-    Ids may be text, integers or categories. Times may be integers, floats, numbers written as text, dates or datetimes
-    (which become milliseconds since 1970); floats with fractions become thousandths, so that their order is kept. Only
-    the order of times matters. The order of rows is kept; further columns are dropped.
+    Ids are spelt by `values.id_text`. Times may be numbers, dates, datetimes or text of them, see `times.whole_times`;
+    only their order matters. With `rules.order` `"file"` no times are read: `timestamp` is the number of the row. The
+    order of rows is kept; further columns are dropped.
 
     Args:
-        frame: One row per interaction.
+        frame: One row per interaction: a frame of Polars or pandas, a table of Arrow, a data set or records.
         where: What the frame is called in an error, e.g. the file's name.
+        rules: How the order of interactions is told.
 
     Raises:
-        DataError: when the frame is empty, columns are missing or of a wrong type, an id or a time is null, or a time
-            or rating is NaN or infinite.
+        DataError: when the frame is empty, columns are missing or of a wrong type, an id or a time is missing, or a
+            time or rating is no finite number.
     """
-    require_columns(frame.columns, INTERACTION_COLUMNS, where)
+    frame = as_frame(frame, where)
+    require_columns(frame.columns, rules_columns(rules), where)
     if frame.is_empty():
         raise DataError(f"{where} is empty; expected one row for each interaction with {list(INTERACTION_COLUMNS)}")
-    columns = [_ids(frame[USER_ID], where), _ids(frame[ITEM_ID], where), _times(frame[TIMESTAMP], where)]
+    columns = [_ids(frame[USER_ID], where), _ids(frame[ITEM_ID], where)]
+    if rules.order == "file":
+        columns.append(pl.int_range(frame.height, eager=True, dtype=pl.Int64).alias(TIMESTAMP))
+    else:
+        columns.append(whole_times(frame[TIMESTAMP], where, _refuse, rules.time_format).alias(TIMESTAMP))
     if RATING in frame.columns and frame[RATING].dtype != pl.Null:
-        columns.append(_finite_numbers(frame[RATING], where).cast(pl.Float32))
+        columns.append(_ratings(frame[RATING], where))
     return pl.DataFrame(columns)
 
 
-def validate_items(
-    frame: pl.DataFrame, where: str, duplicates: Literal["error", "merge"] = "error"
-) -> tuple[pl.DataFrame, int]:
+def rules_columns(rules: TimeRules) -> tuple[str, ...]:
+    """Return the columns that interactions must have."""
+    return INTERACTION_COLUMNS if rules.order == "time" else (USER_ID, ITEM_ID)
+
+
+def validate_items(frame: Any, where: str, duplicates: Literal["error", "merge"] = "error") -> tuple[pl.DataFrame, int]:
     """Return the items in the schema `item_id`, `title`, `description` (text or null), further columns kept.
 
-    A title or description given as a list of texts is joined with spaces; a missing column counts as all null.
+    Ids are spelt by `values.id_text`; titles and descriptions lose their HTML, see `values.plain_texts`. A title or
+    description given as a list of texts is joined with spaces; a missing column counts as all null.
 
     Args:
         frame: One row per item.
@@ -111,6 +123,7 @@ def validate_items(
         DataError: when the frame is empty, `item_id` is missing, null, of a wrong type or (with `"error"`) rows of one
             item contradict each other.
     """
+    frame = as_frame(frame, where)
     require_columns(frame.columns, (ITEM_ID,), where)
     if frame.is_empty():
         raise DataError(f"{where} is empty; expected one row for each item with {[ITEM_ID, *TEXT_COLUMNS]}")
@@ -142,68 +155,47 @@ def require_columns(found: Iterable[str], columns: Sequence[str], where: str) ->
     names = list(found)
     missing = [name for name in columns if name not in names]
     if missing:
-        raise MissingColumnsError(missing, list(found.values()) if isinstance(found, Mapping) else names, where)
+        theirs = list(found.values()) if isinstance(found, Mapping) else names
+        raise MissingColumnsError(missing, theirs, where, hint=NO_TIMES if missing == [TIMESTAMP] else "")
 
 
 def _ids(series: pl.Series, where: str) -> pl.Series:
-    """Return ids as text; refuse other types, nulls and empty ids."""
-    if not (series.dtype.is_integer() or series.dtype in (pl.String, pl.Categorical, pl.Enum)):
-        raise DataError(
-            f"column {series.name} of {where} has the wrong type {series.dtype}; ids are text or integers"
-            + (" (every id is null)" if series.dtype == pl.Null else "")
-        )
-    ids = series.cast(pl.String)
-    _refuse(ids.is_null() | (ids == ""), ids, where, "null or empty ids", "drop or complete these rows")
+    """Return ids as text; refuse other types and missing ids."""
+    try:
+        ids = id_texts(series)
+    except DataError as error:
+        raise DataError(f"column {series.name} of {where} has the wrong type {error}") from error
+    _refuse(
+        ids.is_null(),
+        series,
+        where,
+        "null or empty ids",
+        "drop or complete these rows" + (" (every id is null)" if series.dtype == pl.Null else ""),
+    )
     return ids
 
 
-def _times(series: pl.Series, where: str) -> pl.Series:
-    """Return times as int64; refuse nulls, NaN and infinities."""
-    if series.dtype in (pl.Date, pl.Datetime):
-        times = series.cast(pl.Datetime("ms")).dt.epoch("ms")
-    else:
-        times = _finite_numbers(series, where)
-    _refuse(times.is_null(), series, where, "null times", "an interaction needs a time; drop these rows")
-    if not times.dtype.is_float():
-        whole = times.cast(pl.Int64, strict=False)
-        _refuse(whole.is_null(), series, where, "times beyond 64 bits", "expected unix time")
-        return whole
-    _refuse(times.abs() > LARGEST_TIME, series, where, "times beyond 2**53", "expected unix time")
-    if (times != times.floor()).any():
-        times = times * 1000
-        _refuse(times.abs() > LARGEST_TIME, series, where, "fractional times beyond 2**53", "expected unix time")
-    return times.round().cast(pl.Int64)
-
-
-def _finite_numbers(series: pl.Series, where: str) -> pl.Series:
-    """Return numbers (nulls allowed) from numbers or their text; refuse other values, NaN and infinities."""
-    if series.dtype == pl.String:
-        numbers = series.str.strip_chars().cast(pl.Int64, strict=False)
-        if numbers.null_count() > series.null_count():
-            numbers = series.str.strip_chars().cast(pl.Float64, strict=False)
-        _refuse(
-            numbers.is_null() & series.is_not_null(), series, where, "values that are no number", "expected numbers"
-        )
-    elif series.dtype.is_numeric() or series.dtype == pl.Null:
-        numbers = series
+def _ratings(series: pl.Series, where: str) -> pl.Series:
+    """Return ratings as float32, null where missing, from numbers or their text; refuse other values and infinities."""
+    if series.dtype in (pl.String, pl.Categorical, pl.Enum):
+        texts = present_texts(series.cast(pl.String))
+        ratings = texts.cast(pl.Float64, strict=False)
+        _refuse(ratings.is_null() & texts.is_not_null(), series, where, "values that are no number", "expected numbers")
+    elif series.dtype.is_numeric():
+        ratings = series.cast(pl.Float64)
     else:
         raise DataError(f"column {series.name} of {where} has the wrong type {series.dtype}; expected numbers")
-    if numbers.dtype.is_decimal():
-        numbers = numbers.cast(pl.Float64)
-    if numbers.dtype.is_float():
-        _refuse(
-            ~numbers.is_finite() & numbers.is_not_null(), series, where, "NaN or infinite values", "drop these rows"
-        )
-    return numbers
+    ratings = ratings.fill_nan(None)
+    _refuse(ratings.is_infinite(), series, where, "infinite values", "drop these rows")
+    return ratings.cast(pl.Float32)
 
 
 def _text(series: pl.Series, where: str) -> pl.Series:
-    """Return text; lists of text are joined with spaces."""
-    if isinstance(series.dtype, pl.List):
-        return series.cast(pl.List(pl.String)).list.drop_nulls().list.join(" ")
-    if isinstance(series.dtype, (pl.Struct, pl.Array, pl.Object)) or series.dtype == pl.Binary:
-        raise DataError(f"column {series.name} of {where} has the wrong type {series.dtype}; expected text")
-    return series.cast(pl.String)
+    """Return text without HTML, null where missing; lists of text are joined with spaces."""
+    try:
+        return plain_texts(text_values(series))
+    except DataError as error:
+        raise DataError(f"column {series.name} of {where} has the wrong type {error}") from error
 
 
 def _refuse(wrong: pl.Series, values: pl.Series, where: str, what: str, advice: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from .._version import __version__
 from ..catalog import ItemCatalog
 from ..errors import DataError
 from .candidates import SampledCandidates, Touched, sample_candidates, title_groups
-from .filtering import FilterName, apply_filter
+from .filtering import FilterName, Repeats, apply_filter, with_rating, without_repeats
 from .interactions import (
     ITEM_ID,
     SPLIT,
@@ -26,11 +27,13 @@ from .interactions import (
     validate_interactions,
     validate_items,
 )
+from .matching import with_matching_ids
 from .prepared import FORMAT, INFO_FILE, TARGET_SPLITS, PreparedData
 from .readers import READERS, PathLike, Quotes, RawData, TextFormat
 from .report import Steps, warn_of_missing_titles
 from .splits import leave_one_out
 from .storage import check_output
+from .times import Order, TimeRules
 
 logger = logging.getLogger(__name__)
 KeepItems = Literal["interacted", "all"]
@@ -54,6 +57,9 @@ class _Settings:
     num_candidates: int
     overwrite: bool
     drop_duplicates: bool
+    min_rating: float | None
+    repeats: Repeats
+    times: TimeRules
 
     def check(self) -> None:
         """Refuse what can be known to fail before anything is read."""
@@ -68,6 +74,12 @@ class _Settings:
             raise DataError(f"keep_items is {self.keep_items!r}; choose one of {list(get_args(KeepItems))}")
         if not self.name or not self.domain:
             raise DataError("name and domain must not be empty")
+        if self.repeats not in get_args(Repeats):
+            raise DataError(f"repeats is {self.repeats!r}; choose one of {list(get_args(Repeats))}")
+        for what, rating in (("min_rating", self.min_rating), ("count_min_rating", self.count_min_rating)):
+            if rating is not None and not math.isfinite(rating):
+                raise DataError(f"{what} is {rating}; it must be a finite number")
+        self.times.check()
 
 
 def prepare(
@@ -93,6 +105,10 @@ def prepare(
     header: bool = True,
     items_header: bool | None = None,
     quotes: Quotes = "auto",
+    min_rating: float | None = None,
+    repeats: Repeats = "keep",
+    order: Order = "time",
+    time_format: str | None = None,
 ) -> PreparedData:
     """Prepare raw files or Hub data sets, write the result to a folder, and return it.
 
@@ -120,6 +136,10 @@ def prepare(
         items_header: The same of the items' file; None for as `header`.
         quotes: `"csv"` where quotation marks enclose fields, `"none"` where they are text; `"auto"` is `"none"` for
             fields that tabs, spaces or `::` divide, and `"csv"` for others.
+        min_rating: Leave out interactions with a lower rating, or none, before anything is counted or filtered.
+        repeats: Of several interactions of a user with an item `"keep"` all, or only the `"first"` or `"last"` in time.
+        order: `"time"`, or `"file"` for data without times: the order of rows is taken for the order of time.
+        time_format: The format of times written as text, such as `"%d/%m/%Y %H:%M"`; ISO dates need none.
 
     Returns:
         The prepared data; `.info` is the report.
@@ -149,18 +169,21 @@ def prepare(
         num_candidates=num_candidates,
         overwrite=overwrite,
         drop_duplicates=drop_duplicates,
+        min_rating=min_rating,
+        repeats=repeats,
+        times=TimeRules(order, time_format),
     )
     settings.check()
     text = TextFormat(delimiter, encoding, header, items_header, quotes)
     steps = Steps()
     with told_of_column_map(columns or {}):
-        raw = READERS[source](interactions, items, columns or {}, max_bad_lines, text)
+        raw = READERS[source](interactions, items, columns or {}, max_bad_lines, text, settings.times)
     return _run(raw, settings if name else replace(settings, name=raw.name), steps)
 
 
 def prepare_frames(
-    interactions: pl.DataFrame,
-    items: pl.DataFrame | None = None,
+    interactions: Any,
+    items: Any = None,
     *,
     output: PathLike,
     k_core: int = 5,
@@ -174,8 +197,14 @@ def prepare_frames(
     num_candidates: int = 20,
     overwrite: bool = False,
     drop_duplicates: bool = True,
+    min_rating: float | None = None,
+    repeats: Repeats = "keep",
+    order: Order = "time",
+    time_format: str | None = None,
 ) -> PreparedData:
-    """Prepare Polars frames in the schema of `interactions`; as `prepare` in all else.
+    """Prepare frames in the schema of `interactions`; as `prepare` in all else.
+
+    A frame may be of Polars or pandas, a table of Arrow, a `datasets.Dataset`, or a list of mappings.
 
     Args:
         interactions: `user_id`, `item_id`, `timestamp` and, if known, `rating`.
@@ -192,6 +221,10 @@ def prepare_frames(
         num_candidates: C, the target included.
         overwrite: Replace prepared data that are in `output`.
         drop_duplicates: Drop exact duplicates; the paper's published counts include them.
+        min_rating: Leave out interactions with a lower rating, or none.
+        repeats: `"keep"`, `"first"` or `"last"` of several interactions of a user with an item.
+        order: `"time"`, or `"file"` for frames without times.
+        time_format: The format of times written as text.
 
     Raises:
         DataError: when the frames cannot be used.
@@ -210,26 +243,46 @@ def prepare_frames(
         num_candidates=num_candidates,
         overwrite=overwrite,
         drop_duplicates=drop_duplicates,
+        min_rating=min_rating,
+        repeats=repeats,
+        times=TimeRules(order, time_format),
     )
     settings.check()
     steps = Steps()
-    rows = validate_interactions(interactions, "the interactions")
+    rows = validate_interactions(interactions, "the interactions", settings.times)
     catalog, merged = (None, 0) if items is None else validate_items(items, "the items")
     return _run(RawData(rows, catalog, name, merged_items=merged), settings, steps)
 
 
 def _run(raw: RawData, settings: _Settings, steps: Steps) -> PreparedData:
     """Filter, split, sample and write validated data."""
+    if settings.times.order == "file":
+        logger.warning(
+            "no times are read: the order of rows in the file is taken for the order of time, so each user's last row "
+            "is the test target. Results mean nothing where the file is sorted by something else"
+        )
+    if raw.items is not None:
+        raw = replace(
+            raw, **dict(zip(("interactions", "items"), with_matching_ids(raw.interactions, raw.items), strict=True))
+        )
     everything = _encoded(raw.interactions)
     steps.add("read", everything, f"{raw.bad_lines} bad lines left out" if raw.bad_lines else "")
     duplicates = 0
     if settings.drop_duplicates:
         everything, duplicates = drop_exact_duplicates(everything)
         steps.add("exact duplicates dropped", everything, f"{duplicates} rows")
-    kept = apply_filter(everything, settings.filter, settings.k_core, settings.count_min_rating)
+    kept = everything
+    if settings.min_rating is not None:
+        kept = with_rating(kept, settings.min_rating)
+        steps.add("rated lower left out", kept, f"min_rating {settings.min_rating:g}")
+    if settings.repeats != "keep":
+        kept = without_repeats(kept, settings.repeats)
+        steps.add("repeats left out", kept, f"the {settings.repeats} of each user and item kept")
+    kept = apply_filter(kept, settings.filter, settings.k_core, settings.count_min_rating)
     steps.add("filtered", kept, _filter_note(settings))
     kept = leave_one_out(kept)
-    steps.add("split", kept, "leave-one-out by time, ties in file order")
+    by = "time, ties in file order" if settings.times.order == "time" else "the order of rows in the file"
+    steps.add("split", kept, f"leave-one-out by {by}")
     catalog, without_metadata = _catalog(raw.items, kept, settings.keep_items)
     user_ids = kept[USER_ID].unique(maintain_order=True).cast(pl.String)
     warn_of_missing_titles(catalog, raw.items, settings.source)
@@ -356,6 +409,10 @@ def _info(settings: _Settings, counts: dict[str, int], catalog: ItemCatalog, ste
             "count_min_rating": settings.count_min_rating,
             "keep_items": settings.keep_items,
             "drop_duplicates": settings.drop_duplicates,
+            "min_rating": settings.min_rating,
+            "repeats": settings.repeats,
+            "order": settings.times.order,
+            "time_format": settings.times.time_format,
         },
         "counts": counts,
         "shares": {

@@ -61,6 +61,9 @@ class TimeRules:
             strptime_format(self.time_format)
 
 
+BY_TIME = TimeRules()
+
+
 def whole_times(series: pl.Series, where: str, refuse: Refuse, time_format: str | None = None) -> pl.Series:
     """Return times as int64 in which earlier is smaller and only equal times are equal.
 
@@ -293,7 +296,7 @@ def _since_1970(seconds: pl.Series, nanos: pl.Series) -> pl.Series:
 
 def warn_of_mixed_units(times: pl.Series, where: str) -> None:
     """Log a warning where some whole times look like seconds since 1970 and others like milliseconds, or finer."""
-    bounds = (*FIRST_DIGITS, 2**63)
+    bounds = (*FIRST_DIGITS, 2**63 - 1)
     size = times.abs()
     counts = {
         unit: int(((size >= low) & (size < high)).sum())

@@ -11,6 +11,7 @@ import polars as pl
 from ...errors import DataError
 from ..interactions import DESCRIPTION, TITLE, validate_interactions, validate_items
 from ..text import plain_text, plain_title
+from ..times import BY_TIME, TimeRules
 from .base import AS_FOUND, PathLike, RawData, TextFormat, stem
 from .columns import ITEMS_PREFIX
 from .json_lines import TEXT, TEXTS, read_json_lines
@@ -33,6 +34,7 @@ def read_amazon_2018(
     columns: Mapping[str, str],
     max_bad_lines: float,
     text: TextFormat = AS_FOUND,
+    rules: TimeRules = BY_TIME,
 ) -> RawData:
     """Read `<Category>.json.gz` or `<Category>_5.json.gz` and `meta_<Category>.json.gz`.
 
@@ -46,20 +48,22 @@ def read_amazon_2018(
         columns: May say of which fields titles and descriptions are made, see `text_fields`.
         max_bad_lines: The share of lines that may be broken.
         text: Only the encoding may be given.
+        rules: How the order of interactions is told.
 
     Raises:
         DataError: when a file is missing, damaged or of another layout.
     """
     made_of = text_fields(columns, "amazon-2018", list(ITEM_FIELDS))
     refuse_format(text, "amazon-2018")
+    times = ("unixReviewTime",) if rules.order == "time" else ()
     reviews, count = read_json_lines(
         interactions,
         dict.fromkeys(REVIEW_FIELDS, TEXT),
-        ("reviewerID", "asin", "unixReviewTime"),
+        ("reviewerID", "asin", *times),
         max_bad_lines,
         text.encoding,
     )
-    rows = validate_interactions(reviews.rename(REVIEW_FIELDS), str(interactions))
+    rows = validate_interactions(reviews.rename(REVIEW_FIELDS), str(interactions), rules)
     bad, catalog, merged = count.bad, None, 0
     if items is not None:
         metadata, item_count = read_json_lines(items, ITEM_FIELDS, ("asin",), max_bad_lines, text.encoding)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import polars as pl
 
 from ..interactions import require_columns, validate_interactions, validate_items
+from ..times import BY_TIME, TimeRules
 from .amazon_2018 import refuse_format, shop_items, text_fields
 from .base import AS_FOUND, PathLike, RawData, TextFormat, stem
 from .json_lines import TEXT, TEXTS, Fields, read_json_lines
@@ -31,6 +32,7 @@ def read_amazon_2023(
     columns: Mapping[str, str],
     max_bad_lines: float,
     text: TextFormat = AS_FOUND,
+    rules: TimeRules = BY_TIME,
 ) -> RawData:
     """Read `<Category>.jsonl.gz` and `meta_<Category>.jsonl.gz`, or their parquet or CSV forms.
 
@@ -44,14 +46,16 @@ def read_amazon_2023(
         columns: May say of which fields titles and descriptions are made.
         max_bad_lines: The share of lines that may be broken.
         text: Only the encoding may be given.
+        rules: How the order of interactions is told.
 
     Raises:
         DataError: when a file is missing, damaged or of another layout.
     """
     made_of = text_fields(columns, "amazon-2023", list(ITEM_FIELDS))
     refuse_format(text, "amazon-2023")
-    reviews, bad = _read(interactions, REVIEW_FIELDS, ("user_id", "parent_asin", "timestamp"), max_bad_lines, text)
-    rows = validate_interactions(reviews.rename({"parent_asin": "item_id"}), str(interactions))
+    needed = ("user_id", "parent_asin", "timestamp") if rules.order == "time" else ("user_id", "parent_asin")
+    reviews, bad = _read(interactions, REVIEW_FIELDS, needed, max_bad_lines, text)
+    rows = validate_interactions(reviews.rename({"parent_asin": "item_id"}), str(interactions), rules)
     catalog, merged = None, 0
     if items is not None:
         metadata, bad_items = _read(items, ITEM_FIELDS, ("parent_asin",), max_bad_lines, text)

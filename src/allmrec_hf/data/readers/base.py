@@ -14,6 +14,7 @@ from typing import BinaryIO, Literal, Protocol, cast, get_args
 import polars as pl
 
 from ...errors import DataError
+from ..times import TimeRules
 from .encoding import check_encoding, utf8_blocks
 
 GZIP_MAGIC = b"\x1f\x8b"
@@ -122,6 +123,7 @@ class Reader(Protocol):
         columns: Mapping[str, str],
         max_bad_lines: float,
         text: TextFormat = ...,
+        rules: TimeRules = ...,
     ) -> RawData:
         """Read the interactions and, where given, the items."""
         ...

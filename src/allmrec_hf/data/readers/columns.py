@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 
@@ -15,9 +16,12 @@ from ..interactions import (
     USER_ID,
     MissingColumnsError,
     require_columns,
+    rules_columns,
 )
+from ..times import BY_TIME, TimeRules
 from .base import PathLike
 
+logger = logging.getLogger(__name__)
 INTERACTIONS_PREFIX = "interactions."
 ITEMS_PREFIX = "items."
 OF_INTERACTIONS = (USER_ID, TIMESTAMP, RATING)
@@ -25,15 +29,20 @@ OURS = (*INTERACTION_COLUMNS, RATING, *TEXT_COLUMNS)
 _DATA = re.compile(r"[-+]?\d+(?:\.\d+)?")
 
 
-def interaction_names(names: Sequence[str], columns: Mapping[str, str], where: PathLike) -> dict[str, str]:
-    """Return our name to the file's for the columns of interactions.
+def interaction_names(
+    names: Sequence[str], columns: Mapping[str, str], where: PathLike, rules: TimeRules = BY_TIME
+) -> dict[str, str]:
+    """Return our name to the file's for the columns of interactions; without that of times where none are read.
 
     Raises:
         DataError: when a needed column is missing, or the column map does not fit.
     """
     found = map_names(names, columns, INTERACTIONS_PREFIX, str(where))
-    _require(found, INTERACTION_COLUMNS, str(where), names)
-    return {name: found[name] for name in (*INTERACTION_COLUMNS, RATING) if name in found}
+    needed = rules_columns(rules)
+    _require(found, needed, str(where), names)
+    if TIMESTAMP in found and TIMESTAMP not in needed:
+        logger.warning("%s: the column %s is not read, because the order is that of the rows", where, found[TIMESTAMP])
+    return {name: found[name] for name in (*needed, RATING) if name in found}
 
 
 def item_names(names: Sequence[str], columns: Mapping[str, str], where: PathLike) -> dict[str, str]:
@@ -120,5 +129,5 @@ def _require(found: Mapping[str, str], columns: Sequence[str], where: str, names
                 f"--no-header --column {error.missing[0]}=0 (header=False, columns={{{error.missing[0]!r}: '0'}})"
             )
         else:
-            hint = ""
+            hint = error.hint
         raise MissingColumnsError(error.missing, names, where, hint=hint) from error

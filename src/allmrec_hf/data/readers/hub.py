@@ -13,6 +13,7 @@ import polars as pl
 
 from ...errors import ALLMRecError, DataError
 from ..interactions import validate_interactions, validate_items
+from ..times import BY_TIME, TimeRules
 from .base import AS_FOUND, PathLike, RawData, TextFormat
 from .columns import interaction_names, item_names
 from .tables import KNOWN, read_table, renamed
@@ -31,6 +32,7 @@ def read_hub(
     columns: Mapping[str, str],
     max_bad_lines: float,
     text: TextFormat = AS_FOUND,
+    rules: TimeRules = BY_TIME,
 ) -> RawData:
     """Read interactions and items from data sets named `ID[:CONFIGURATION[:SPLIT]]`.
 
@@ -43,14 +45,15 @@ def read_hub(
         columns: Our column name to the data set's.
         max_bad_lines: The share of lines that may be no JSON object or have another number of fields.
         text: What the user says of text files.
+        rules: How the order of interactions is told.
 
     Raises:
         DataError: when a data set cannot be loaded or lacks columns.
     """
     frame, bad = load_hub_frame(
-        str(interactions), lambda names: interaction_names(names, columns, interactions), max_bad_lines, text
+        str(interactions), lambda names: interaction_names(names, columns, interactions, rules), max_bad_lines, text
     )
-    rows = validate_interactions(frame, str(interactions))
+    rows = validate_interactions(frame, str(interactions), rules)
     catalog, merged = None, 0
     if items is not None:
         frame, bad_items = load_hub_frame(

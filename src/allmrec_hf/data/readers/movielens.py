@@ -9,6 +9,7 @@ import polars as pl
 
 from ...errors import DataError
 from ..interactions import validate_interactions, validate_items
+from ..times import BY_TIME, TimeRules
 from .amazon_2018 import refuse_columns, refuse_format
 from .base import AS_FOUND, PathLike, RawData, TextFormat, existing_file, read_all
 from .delimited import read_delimited
@@ -45,6 +46,7 @@ def read_movielens(
     columns: Mapping[str, str],
     max_bad_lines: float,
     text: TextFormat = AS_FOUND,
+    rules: TimeRules = BY_TIME,
 ) -> RawData:
     """Read a MovieLens folder, or its file of ratings and its file of movies.
 
@@ -57,6 +59,7 @@ def read_movielens(
         columns: Must be empty: the layouts are fixed.
         max_bad_lines: The share of lines of CSV files that may have another number of fields.
         text: Only the encoding may be given; by default UTF-8, and Latin-1 where a file is no UTF-8.
+        rules: How the order of interactions is told.
 
     Raises:
         DataError: when a file is missing or of another layout.
@@ -64,7 +67,7 @@ def read_movielens(
     refuse_columns(columns, "movielens")
     refuse_format(text, "movielens")
     ratings, movies = _find_files(Path(interactions), items)
-    rows = validate_interactions(_read_ratings(ratings, text.encoding, max_bad_lines), str(ratings))
+    rows = validate_interactions(_read_ratings(ratings, text.encoding, max_bad_lines), str(ratings), rules)
     if movies is None:
         return RawData(rows, None, ratings.parent.name or "movielens")
     catalog, merged = validate_items(_read_movies(movies, text.encoding, max_bad_lines), str(movies), "merge")

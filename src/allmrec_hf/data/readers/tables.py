@@ -9,6 +9,7 @@ import polars as pl
 
 from ...errors import DataError
 from ..interactions import ITEM_ID, TEXT_COLUMNS, validate_interactions, validate_items
+from ..times import BY_TIME, TimeRules
 from .base import AS_FOUND, PathLike, RawData, TextFormat, existing_file, stem
 from .columns import OURS, interaction_names, item_names
 from .delimited import Choose, read_delimited
@@ -27,6 +28,7 @@ def read_tables(
     columns: Mapping[str, str],
     max_bad_lines: float,
     text: TextFormat = AS_FOUND,
+    rules: TimeRules = BY_TIME,
 ) -> RawData:
     """Read interactions and items from text tables, RecBole's files, parquet or JSON (text formats plain or gzip).
 
@@ -39,14 +41,15 @@ def read_tables(
             `interactions.item_id` and `items.item_id` say which file is meant where the two differ.
         max_bad_lines: The share of lines that may be no JSON object or have another number of fields.
         text: What the user says of the text files.
+        rules: How the order of interactions is told.
 
     Raises:
         DataError: when a file is missing, damaged, of an unknown format or lacks columns.
     """
     frame, bad = read_table(
-        interactions, max_bad_lines, lambda names: interaction_names(names, columns, interactions), text
+        interactions, max_bad_lines, lambda names: interaction_names(names, columns, interactions, rules), text
     )
-    rows = validate_interactions(frame, str(interactions))
+    rows = validate_interactions(frame, str(interactions), rules)
     catalog, merged = None, 0
     if items is not None:
         frame, bad_items = read_table(
