@@ -126,3 +126,14 @@ def test_users_without_targets_are_told_apart(tmp_path: Path, interactions: pl.D
     assert users_with_targets(data) == [user for user in data.user_ids if user != "u5"]
     assert num_interactions(data) == {user: 2 if user == "u5" else 6 for user in data.user_ids}
     assert with_users(data, ["u5", "u6"]).info["counts"]["users_only_trained_on"] == 1
+
+
+def test_users_and_items_are_named_by_numbers_where_their_ids_are(tmp_path: Path) -> None:
+    rows = [(user, (user + t) % 9, t) for user in range(9) for t in range(4)]
+    log = pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp"], orient="row")
+    data = prepare_frames(log, output=tmp_path / "d", filter="none", num_candidates=3)
+    assert [data.user_number(user) for user in (3, 3.0, "3", " 3", "03", None)] == [3, 3, 3, 3, None, None]
+    assert with_users(data, [2, "4"]).user_ids == ["2", "4"]
+    rest = without(data, [2], [5], seed=0)
+    assert "2" not in rest.user_ids
+    assert 5 not in rest.catalog

@@ -15,6 +15,7 @@ import polars as pl
 
 from ..catalog import CATALOG_FILE, ItemCatalog
 from ..errors import DataError
+from ..values import id_text
 from .interactions import ITEM_ID, SPLIT, TIMESTAMP, USER_ID
 from .splits import MIN_INTERACTIONS, SPLITS
 from .storage import replaced_folder
@@ -126,9 +127,10 @@ class PreparedData:
         """Return N, the number of items of the catalogue."""
         return len(self.catalog)
 
-    def user_number(self, user_id: str) -> int | None:
-        """Return the number of a user id, or None where it is unknown."""
-        return self._user_index.get(user_id)
+    def user_number(self, user_id: Any) -> int | None:
+        """Return the number of a user id (text, or a number as `values.id_text` spells it), or None where unknown."""
+        number = self._user_index.get(user_id) if isinstance(user_id, str) else None
+        return number if number is not None else self._user_index.get(id_text(user_id) or "")
 
     def sequence(self, user: int) -> np.ndarray:
         """Return all catalogue indices (int64) of a user in time order: train, validation and test."""

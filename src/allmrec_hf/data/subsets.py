@@ -13,6 +13,7 @@ import polars as pl
 
 from ..catalog import ItemCatalog
 from ..errors import DataError
+from ..values import id_text
 from .candidates import Touched, sample_candidates, title_groups
 from .interactions import ITEM_ID, SPLIT, USER_ID
 from .prepared import TARGET_SPLITS, PreparedData
@@ -21,7 +22,7 @@ from .splits import MIN_INTERACTIONS, SPLITS, leave_one_out
 UNSAVED = "(not saved)"  # the directory of data that were made in memory; `save` puts the real one
 
 
-def with_users(data: PreparedData, user_ids: Collection[str], note: Mapping[str, Any] | None = None) -> PreparedData:
+def with_users(data: PreparedData, user_ids: Collection[Any], note: Mapping[str, Any] | None = None) -> PreparedData:
     """Return the data of some users, in the order of the original, with their very candidates.
 
     Args:
@@ -39,7 +40,7 @@ def with_users(data: PreparedData, user_ids: Collection[str], note: Mapping[str,
         raise DataError(
             f"{data.name}: {len(unknown)} of {len(user_ids)} user ids are not in the data, first {unknown[:5]}"
         )
-    chosen = pl.Series(list(user_ids), dtype=pl.String).implode()
+    chosen = pl.Series([data.user_ids[data.user_number(user_id) or 0] for user_id in user_ids]).implode()
     interactions = data.interactions.filter(data.interactions[USER_ID].is_in(chosen))
     candidates = data.candidate_frame.filter(data.candidate_frame[USER_ID].is_in(chosen))
     return _part(data, interactions, data.catalog, candidates, note)
@@ -67,8 +68,8 @@ def with_recent(data: PreparedData, num_interactions: int, note: Mapping[str, An
 
 def without(
     data: PreparedData,
-    user_ids: Collection[str],
-    item_ids: Collection[str],
+    user_ids: Collection[Any],
+    item_ids: Collection[Any],
     seed: int,
     note: Mapping[str, Any] | None = None,
 ) -> PreparedData:
@@ -86,7 +87,7 @@ def without(
     Raises:
         DataError: when no user with three interactions is left, or too few items for the candidates.
     """
-    gone_users, gone_items = (pl.Series(list(ids), dtype=pl.String).implode() for ids in (user_ids, item_ids))
+    gone_users, gone_items = (_spellings(ids) for ids in (user_ids, item_ids))
     frame = data.interactions
     kept = frame.filter(~frame[USER_ID].is_in(gone_users) & ~frame[ITEM_ID].is_in(gone_items))
     longest = kept.group_by(USER_ID).len()["len"].max()
@@ -141,6 +142,13 @@ def users_with_targets(data: PreparedData) -> list[str]:
 def num_interactions(data: PreparedData) -> dict[str, int]:
     """Return how many interactions each user has in all, by user id."""
     return dict(zip(data.user_ids, (len(data.sequence(user)) for user in range(data.num_users)), strict=True))
+
+
+def _spellings(ids: Collection[Any]) -> pl.Series:
+    """Return ids as they are and as `values.id_text` spells them, as one list."""
+    texts = [value for value in ids if isinstance(value, str)]
+    spelt = [text for value in ids if (text := id_text(value)) is not None]
+    return pl.Series([*texts, *spelt], dtype=pl.String).implode()
 
 
 def _prefixed(prefix: str, column: str) -> pl.Expr:

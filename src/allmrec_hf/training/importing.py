@@ -20,6 +20,7 @@ from torch import Tensor
 from ..catalog import ItemCatalog
 from ..cf_encoder import build_cf_encoder
 from ..errors import ALLMRecError, CheckpointError, DataError
+from ..values import id_text
 from .backbones import FittedBackbone, MissingItems, fit_to_catalog
 from .torch_archive import TorchArchive, as_mapping
 
@@ -256,7 +257,7 @@ def read_item_ids(path: Path, num_items: int) -> list[str | None]:
             )
         if ids[row - 1] is not None:
             raise DataError(f"{path} gives the row {row} to two items, {ids[row - 1]!r} and {item_id!r}")
-        ids[row - 1] = None if item_id is None else str(item_id)
+        ids[row - 1] = id_text(item_id)
     known = [item_id for item_id in ids if item_id is not None]
     if len(set(known)) != len(known):
         twice = [item_id for item_id, count in Counter(known).items() if count > 1][:5]
