@@ -140,7 +140,7 @@ def id_text(value: Any) -> str | None:
     if isinstance(value, str):
         return unicodedata.normalize("NFC", value).strip(SPACE)
     is_bool = isinstance(value, bool) or type(value).__name__ in ("bool_", "bool")
-    whole = not is_bool and isinstance(value, (numbers.Real, Decimal)) and math.isfinite(value) and value == int(value)
+    whole = not is_bool and isinstance(value, (numbers.Real, Decimal)) and math.isfinite(value) and value % 1 == 0
     if not whole:
         raise DataError(f"{value!r} ({type(value).__name__}) is no id; ids are text or integers")
     return number_text(value)
@@ -287,6 +287,7 @@ def records_frame(records: Iterable[Mapping[str, Any]], ids: Sequence[str], text
 def _any_column(name: str, values: Sequence[Any]) -> pl.Series:
     """Return values as a column of the type they share, NaN as null; as text where they share none."""
     clean = [None if isinstance(value, float) and math.isnan(value) else value for value in values]
+    column: pl.Series | None
     try:
         column = pl.Series(name, clean, strict=True)
     except (pl.exceptions.PolarsError, TypeError, OverflowError):
@@ -330,6 +331,6 @@ def as_frame(table: Any, where: str) -> pl.DataFrame:
 def _pandas_column(name: str, column: Any) -> pl.Series:
     """Return a column of pandas."""
     try:
-        return pl.from_pandas(column.rename(name), nan_to_null=True)
+        return pl.Series(name, pl.from_pandas(column, nan_to_null=True))
     except (TypeError, ValueError, pl.exceptions.PolarsError):  # pyarrow's errors are TypeError and ValueError
         return pl.Series(name, [value_text(value) for value in column.tolist()], dtype=pl.String)

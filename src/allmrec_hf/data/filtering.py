@@ -60,7 +60,7 @@ def with_rating(interactions: pl.DataFrame, min_rating: float) -> pl.DataFrame:
         highest = interactions[RATING].max()
         raise DataError(
             f"min_rating {min_rating:g} leaves nothing of {interactions.height} interactions; the highest rating is "
-            f"{highest}"
+            f"{highest!r}"
         )
     return kept
 

@@ -262,9 +262,8 @@ def _run(raw: RawData, settings: _Settings, steps: Steps) -> PreparedData:
             "is the test target. Results mean nothing where the file is sorted by something else"
         )
     if raw.items is not None:
-        raw = replace(
-            raw, **dict(zip(("interactions", "items"), with_matching_ids(raw.interactions, raw.items), strict=True))
-        )
+        interactions, items = with_matching_ids(raw.interactions, raw.items)
+        raw = replace(raw, interactions=interactions, items=items)
     everything = _encoded(raw.interactions)
     steps.add("read", everything, f"{raw.bad_lines} bad lines left out" if raw.bad_lines else "")
     duplicates = 0
