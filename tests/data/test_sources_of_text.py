@@ -223,10 +223,11 @@ def test_empty_values_of_every_type_give_way(tmp_path: Path) -> None:
             "price": [float("nan"), None, 2.0],
             "tags": [[], None, ["t"]],
             "year": [None, 1999, 2000],
+            "brand": ["nan", "NULL", "Acme"],
         }
     )
     merged, dropped = validate_items(frame, "T")
     assert merged.to_dicts() == [
-        {"item_id": "x", "title": "T", "description": None, "price": 2.0, "tags": ["t"], "year": 1999}
+        {"item_id": "x", "title": "T", "description": None, "price": 2.0, "tags": ["t"], "year": 1999, "brand": "Acme"}
     ]
     assert dropped == 2

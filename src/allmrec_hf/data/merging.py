@@ -7,6 +7,7 @@ from typing import Literal
 import polars as pl
 
 from ..errors import DataError
+from ..values import NULL_WORDS, SPACE
 
 ITEM_ID = "item_id"
 TOLD_APART = ("title", "description")  # columns in which rows of one item must not differ, where that is refused
@@ -16,8 +17,8 @@ _ROW = "__row__"
 def merge_items(items: pl.DataFrame, where: str, conflicts: Literal["error", "first"]) -> tuple[pl.DataFrame, int]:
     """Return one row for each item id, at the place of its first row, and the number of rows that went into others.
 
-    Each column holds the first value that is not empty, in the order of the rows; null, NaN, blank text and empty lists
-    are empty.
+    Each column holds the first value that is not empty, in the order of the rows; null, NaN, blank text, the words of
+    `NULL_WORDS` and empty lists are empty.
 
     Args:
         items: Items with `item_id`, which is never null.
@@ -47,7 +48,7 @@ def _holds(name: str, kind: pl.DataType) -> pl.Expr:
     """Return where a column is not empty."""
     column = pl.col(name)
     if kind == pl.String:
-        return column.is_not_null() & (column.str.strip_chars() != "")
+        return column.is_not_null() & ~column.str.strip_chars(SPACE).is_in(["", *sorted(NULL_WORDS)])
     if isinstance(kind, pl.List):
         return column.is_not_null() & (column.list.len() > 0)
     if kind.is_float():
