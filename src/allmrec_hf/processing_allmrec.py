@@ -149,13 +149,14 @@ class ALLMRecProcessor(ProcessorMixin):
 
     def _tokenize(self, text: str, start: bool = False) -> list[int]:
         """Tokenize text as it stands after a slot, like the inside of a sentence, or as it begins a prompt."""
-        key = (text, start)
-        kept = self._segments.get(key)
+        if start:
+            return self._slot_text.at_start(text)
+        kept = self._segments.get(text)
         if kept is not None:
             return list(kept)
-        tokens = self._slot_text.at_start(text) if start else self._slot_text.inside(text)
+        tokens = self._slot_text.inside(text)
         if len(text) <= LONGEST_CACHED_TEXT:
-            self._segments.put(key, array("i", tokens))  # 4 bytes a token; a list of Python integers takes 36
+            self._segments.put(text, array("i", tokens))  # 4 bytes a token; a list of Python integers takes 36
         return tokens
 
     def answer_tokens(self, index: int, title_limit: int | None = None) -> list[int]:
