@@ -26,7 +26,7 @@ from allmrec_hf.cf_encoder import BUILT_IN, MODEL_TYPE_PREFIX, cf_encoder_class
 from allmrec_hf.data.prepare import prepare_frames
 from allmrec_hf.data.prepared import PreparedData
 from allmrec_hf.data.synthetic import SyntheticWorld
-from allmrec_hf.evaluation.evaluator import evaluate
+from allmrec_hf.evaluation.evaluator import REPORT_FORMAT, evaluate
 from allmrec_hf.evaluation.llm_ranker import ALLMRecRanker
 from allmrec_hf.evaluation.protocol import Ranker
 from allmrec_hf.evaluation.rankers import CFRanker, PopularityRanker
@@ -121,6 +121,11 @@ def _mean(rows: list[dict[str, float]]) -> str:
     return " / ".join(parts)
 
 
+def _is_done(path: Path) -> bool:
+    """Tell whether a cell is there, with metrics of today's meaning."""
+    return path.exists() and json.loads(path.read_text(encoding="utf-8"))["format"] >= REPORT_FORMAT
+
+
 def main() -> None:
     """Run the cells that are not there yet, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -134,7 +139,7 @@ def main() -> None:
     for seed in options.seeds:
         for name in options.backbones:
             path = options.output / f"{name}-{seed}.json"
-            if not path.exists():
+            if not _is_done(path):
                 folder = Path(tempfile.mkdtemp())
                 report = cell(name, seed, options.max_users, folder)
                 shutil.rmtree(folder)

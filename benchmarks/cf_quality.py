@@ -49,6 +49,7 @@ from allmrec_hf.training import loop
 from allmrec_hf.training.arguments import preset
 from allmrec_hf.training.cf_encoder import train_cf_encoder
 
+FORMAT = 2  # of a cell; 1 had metrics at the mean place of ties
 HERE = Path(__file__).resolve().parent
 DATASETS = ("ml_100k", "amazon_electronics_2023_sub")
 OTHERS = {
@@ -223,10 +224,12 @@ def limit_of(library: str, options: argparse.Namespace) -> float:
 
 
 def is_done(path: Path, time_limit_s: float) -> bool:
-    """Tell whether a cell is there and was not cut short by a smaller limit than the one allowed now."""
+    """Tell whether a cell is there, in today's form, and was not cut short by a smaller limit than is allowed now."""
     if not path.exists():
         return False
     cell = json.loads(path.read_text(encoding="utf-8"))
+    if cell.get("format", 1) < FORMAT:
+        return False
     return cell.get("stopped_by") != "time_limit" or cell["time_limit_s"] >= time_limit_s
 
 
@@ -256,6 +259,10 @@ def check(problem: Problem, data: PreparedData, pythons: dict[str, str], options
 def write_report(options: argparse.Namespace) -> None:
     """Write the JSON of all cells and the Markdown page."""
     cells = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((options.output / "cells").glob("*.json"))]
+    older = [cell for cell in cells if cell.get("format", 1) < FORMAT]
+    if older:
+        print(f"{len(older)} cells of an older form, before ties were averaged, are left out")
+    cells = [cell for cell in cells if cell not in older]
     if not cells:
         print("no cell yet, so nothing to report")
         return
@@ -327,7 +334,13 @@ def main() -> None:
                 failures.append(f"{path.stem}: {error}")
                 print(failures[-1], flush=True)
                 continue
-            cell = {**vars(run), "library": run.library + options.suffix, "machine": options.machine, **result}
+            cell = {
+                "format": FORMAT,
+                **vars(run),
+                "library": run.library + options.suffix,
+                "machine": options.machine,
+                **result,
+            }
             with written_whole(path) as temporary:
                 temporary.write_text(json.dumps(cell, indent=1) + "\n", encoding="utf-8")
             facts = f"{result.get('epochs')} epochs, {result.get('seconds')} s, {result.get('stopped_by')}"

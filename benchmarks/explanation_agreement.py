@@ -39,7 +39,7 @@ def one_route(found: list[Contribution], route: str) -> list[Contribution]:
     ]
 
 
-def measured(found: list[Contribution]) -> dict[str, dict[str, float | int]]:
+def measured(found: list[Contribution]) -> dict[str, dict[str, float | int | None]]:
     """Return the agreement of the user vectors, of the history items and of their two routes."""
     history = [one for one in found if one.source == "history"]
     return {
@@ -48,6 +48,10 @@ def measured(found: list[Contribution]) -> dict[str, dict[str, float | int]]:
         "through the user vector": sign_agreement(one_route(history, "through_user_vector")),
         "user vectors": sign_agreement([one for one in found if one.source == "user"]),
     }
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
 
 
 def main() -> None:
@@ -91,10 +95,10 @@ def main() -> None:
     ]
     for name, result in results.items():
         for what, value in result["pooled"].items():
-            seeds = " · ".join(f"{result['seeds'][str(seed)][what]['agreement']:.2f}" for seed in options.seeds)
+            seeds = " · ".join(_share(result["seeds"][str(seed)][what]["agreement"]) for seed in options.seeds)
             lines.append(
-                f"| {name} | {what} | {value['contributions']} | {value['agreement']:.2f} | "
-                f"{value['always_one_sign']:.2f} | {seeds} |"
+                f"| {name} | {what} | {value['contributions']} | {_share(value['agreement'])} | "
+                f"{_share(value['always_one_sign'])} | {seeds} |"
             )
     for suffix, text in (("json", json.dumps(report, indent=1)), ("md", "\n".join(lines))):
         with written_whole(options.output / f"explanation_agreement.{suffix}") as temporary:

@@ -12,6 +12,7 @@ from typing import Any
 
 import polars as pl
 
+from allmrec_hf.evaluation.evaluator import REPORT_FORMAT
 from allmrec_hf.evaluation.report import format_markdown
 
 ROOT = Path(__file__).parents[1]
@@ -80,6 +81,10 @@ def tables() -> dict[str, str]:
 
 def main() -> None:
     """Replace what stands between `<!-- NAME -->` and `<!-- /NAME -->` in the pages."""
+    for path in sorted(RESULTS.glob("*.json")):
+        report = json.loads(path.read_text(encoding="utf-8"))
+        if "methods" in report and report["format"] < REPORT_FORMAT:
+            print(f"{path.name} was computed before ties were averaged (format {report['format']}): evaluate again")
     for page in (ROOT / "README.md", RESULTS / "README.md", ROOT / "docs" / "explaining.md"):
         text = page.read_text(encoding="utf-8")
         for name, table in tables().items():

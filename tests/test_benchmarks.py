@@ -80,8 +80,10 @@ def test_popularity_needs_no_other_library(cf_quality: ModuleType, small_data: P
 def test_a_cell_is_computed_again_only_where_more_time_is_allowed(cf_quality: ModuleType, tmp_path: Path) -> None:
     path = tmp_path / "cell.json"
     assert not cf_quality.is_done(path, 10.0)
-    path.write_text('{"stopped_by": "time_limit", "time_limit_s": 90.0}', encoding="utf-8")
+    path.write_text('{"stopped_by": "early_stopping", "time_limit_s": 90.0}', encoding="utf-8")
+    assert not cf_quality.is_done(path, 1.0)  # of the form before ties were averaged
+    path.write_text('{"format": 2, "stopped_by": "time_limit", "time_limit_s": 90.0}', encoding="utf-8")
     assert cf_quality.is_done(path, 90.0)
     assert not cf_quality.is_done(path, 91.0)
-    path.write_text('{"stopped_by": "early_stopping", "time_limit_s": 90.0}', encoding="utf-8")
+    path.write_text('{"format": 2, "stopped_by": "early_stopping", "time_limit_s": 90.0}', encoding="utf-8")
     assert cf_quality.is_done(path, 1000.0)

@@ -10,7 +10,7 @@ from torch import nn
 from allmrec_hf.cf_encoder import CFEncoder, CFEncoderConfig
 from allmrec_hf.errors import ALLMRecError
 from allmrec_hf.evaluation.protocol import Ranker
-from allmrec_hf.evaluation.rankers import CFRanker, PopularityRanker, TextCosineRanker, best_unseen
+from allmrec_hf.evaluation.rankers import CFRanker, PopularityRanker, TextCosineRanker, best_unseen, reranked_scores
 
 
 class LastItemEncoder(CFEncoder):
@@ -41,6 +41,19 @@ CANDIDATES = np.array([[6, 7, 8], [9, 1, 2], [3, 4, 11]])
 def rankers(cf_encoder):
     text = np.random.default_rng(0).normal(size=(13, 5))
     return [PopularityRanker(np.arange(13)), CFRanker(cf_encoder, name="last"), TextCosineRanker(text)]
+
+
+def test_reranked_items_keep_the_ties_of_both_scores():
+    items = np.array([[4, 2, 7, 5, 1], [3, 6, 0, 0, 0]])
+    scores = np.array([[9.0, 8, 5, 5, 1], [2.0, 2, -np.inf, -np.inf, -np.inf]])
+    found, places = reranked_scores(items, scores, np.array([[0.0, 1.0], [0.5, 0.5]]), "any")
+    assert found.tolist() == [[2, 4, 7, 5, 1], [3, 6, 0, 0, 0]]
+    assert places.tolist() == [[-1, -2, -3, -3, -5], [-1, -1, -np.inf, -np.inf, -np.inf]]
+
+
+def test_reranking_does_not_hide_scores_that_are_no_numbers():
+    with pytest.raises(ALLMRecError, match="'any' has NaN scores for 1 of 1"):
+        reranked_scores(np.array([[4, 2]]), np.array([[9.0, 8]]), np.array([[0.0, np.nan]]), "any")
 
 
 def test_every_method_keeps_the_protocol(cf_encoder):

@@ -179,4 +179,9 @@ def test_sign_agreement_counts_clear_contributions_only():
 
     found = sign_agreement(effects((1, 1), (-1, -2), (0.5, -1), (0.09, -1)))
     assert found == {"contributions": 3, "agreement": pytest.approx(2 / 3), "always_one_sign": pytest.approx(2 / 3)}
-    assert np.isnan(sign_agreement(effects((0.01, 1)))["agreement"])
+    nothing = {"contributions": 0, "agreement": None, "always_one_sign": None}
+    assert sign_agreement(effects((0.01, 1))) == nothing
+    assert sign_agreement(effects((1, 0), (-1, -1)))["agreement"] == 0.75  # no sign is right half the time
+    for pair in ((np.nan, 1), (1, np.nan), (np.inf, 1)):
+        with pytest.raises(ALLMRecError, match="1 of 2 contributions are no finite numbers"):
+            sign_agreement(effects((1, 1), pair))

@@ -133,6 +133,8 @@ def test_scores_that_differ_by_noise_share_a_rank():
     scores = torch.tensor([-3.0, -1.0, -2.00004, -2.0, -5.0, -2.00008], dtype=torch.float64)
     assert _ranks(scores, SAME_NATS) == [5, 1, 2, 2, 6, 2]
     assert _ranks(scores[:1], SAME_NATS) == [1]
+    with pytest.raises(ALLMRecError, match="1 of 3 candidates' scores are no finite numbers"):
+        _ranks(torch.tensor([1.0, float("nan"), 2.0]), SAME_NATS)
 
 
 def test_characters_that_the_font_lacks_are_named_once_without_a_warning(model, tmp_path, caplog):

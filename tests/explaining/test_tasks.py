@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
-from allmrec_hf import DataError
+from allmrec_hf import ALLMRecError, DataError
 from allmrec_hf.explaining import favourite
 from allmrec_hf.explaining.tasks import TASKS, TextTask, answer_scores, find_task, generate_answers
 from tests.tiny import tiny_model, tiny_processor
@@ -87,6 +88,21 @@ def test_the_favourite_is_the_most_frequent_category_and_of_equals_the_latest():
     assert favourite._favourite([["a"], ["b"], ["a", "c"]]) == "a"
     assert favourite._favourite([["a"], ["b"]]) == "b"
     assert favourite._favourite([[], []]) is None
+
+
+def test_of_tied_categories_one_is_answered_at_random():
+    names, right, targets = ["a", "b", "c", "d"], ["a", "b"], [{"c"}, {"a", "b"}]
+    constant = favourite._accuracy(favourite._best(np.zeros((2, 4)), names), right, targets)
+    assert constant == {"history": 1 / 4, "target": (1 / 4 + 2 / 4) / 2}  # chance, whatever comes first by name
+    answers = favourite._best(np.array([[1.0, 1.0, 0.0, 0.0], [0.0, 1.0, 0.5, 0.0]]), names)
+    assert answers == [["a", "b"], ["b"]]
+    assert favourite._accuracy(answers, right, targets)["history"] == (1 / 2 + 1) / 2
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_scores_that_are_no_numbers_name_no_favourite(bad):
+    with pytest.raises(ALLMRecError, match="scores of 1 of 2 users are no finite numbers"):
+        favourite._best(np.array([[0.0, bad], [0.0, 1.0]]), ["a", "b"])
 
 
 def test_favourite_category_reports_controls_beside_the_llm(finished_run, small_data):

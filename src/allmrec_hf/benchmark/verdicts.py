@@ -123,13 +123,18 @@ def _scenes(cells: Sequence[Cell], tables: Tables, reference: str | None) -> lis
         present = labels_in_order(members)
         found = reference if reference in present else None
         means = {row["label"]: row for row in tables.results.filter(**place).iter_rows(named=True)}
-        broken = [label for label, row in means.items() if not all(isfinite(row[part]) for part in ("mean", "low"))]
-        if broken:
-            raise DataError(f"{dataset}, {scenario}: {metric} of {', '.join(broken)} is no finite number")
         rows = tables.comparisons.filter(**place, reference=reference) if found else tables.comparisons.clear()
         against = {row["label"]: row for row in rows.iter_rows(named=True)}
+        broken = [label for label, row in means.items() if not _finite(row, "mean", "low", "high")]
+        broken += [label for label, row in against.items() if not _finite(row, "difference", "low", "high", "p_holm")]
+        if broken:
+            raise DataError(f"{dataset}, {scenario}: {metric} of {', '.join(broken)} is no finite number")
         scenes.append(_Scene(f"{dataset}, {scenario}", present, means, against, found, metric))
     return scenes
+
+
+def _finite(row: Mapping[str, Any], *names: str) -> bool:
+    return all(isfinite(row[name]) for name in names)
 
 
 def _leak(scene: _Scene) -> Verdict:

@@ -165,7 +165,7 @@ def evaluate(
         bool, typer.Option(help="Also the backbone trained on train + validation, which stage 2 has seen.")
     ] = False,
     output: Annotated[Path | None, typer.Option(help="Write the JSON report here.")] = None,
-    per_user: Annotated[Path | None, typer.Option(help="Write every user's rank here, as parquet.")] = None,
+    per_user: Annotated[Path | None, typer.Option(help="Write every user's rank and ties here, as parquet.")] = None,
     update_card: Annotated[bool, typer.Option(help="Put the numbers into the run folder's model card.")] = False,
     json_output: JsonOption = False,
     config: ConfigOption = None,

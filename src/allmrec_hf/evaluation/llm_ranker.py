@@ -13,6 +13,7 @@ from ..indices import check_padded
 from ..modeling_allmrec import ALLMRecModel
 from ..processing_allmrec import ALLMRecProcessor
 from .protocol import History
+from .rankers import reranked_scores
 
 Scores = NDArray[np.floating[Any]]
 LONGEST_ANSWER = 64
@@ -84,20 +85,16 @@ class ALLMRecRanker:
     def retrieve(self, histories: Sequence[History], top_k: int) -> tuple[NDArray[np.int64], Scores]:
         """Return unseen items: the best `num_ranked` of the CF encoder by the LLM, then the rest in its order."""
         items: list[NDArray[np.int64]] = []
+        values: list[Scores] = []
         for start in range(0, len(histories), 256):
             part = histories[start : start + 256]
             tensors = {n: t.to(self.model.device) for n, t in self.processor.history_tensors(part).items()}
             found = self.model.retrieve(**tensors, top_k=top_k)
             items.append(found.item_indices.cpu().numpy())
+            values.append(found.scores.float().cpu().numpy())
         retrieved = np.concatenate(items)
-        ranked = min(self.num_ranked, retrieved.shape[1])
-        scores = self.score(histories, retrieved[:, :ranked])
-        order = np.argsort(-scores, axis=1, kind="stable")
-        retrieved[:, :ranked] = np.take_along_axis(retrieved[:, :ranked], order, axis=1)
-        places = -np.arange(
-            1, retrieved.shape[1] + 1, dtype=np.float64
-        )  # the place is the score: one order, two scales
-        return retrieved, np.where(retrieved > 0, places, -np.inf)
+        by_llm = self.score(histories, retrieved[:, : self.num_ranked])
+        return reranked_scores(retrieved, np.concatenate(values), by_llm, self.name)
 
     def generate_titles(self, histories: Sequence[History], candidates: NDArray[np.int64]) -> list[str]:
         """Return the title that the LLM writes for each user, greedily, without its quotes (the paper's protocol)."""

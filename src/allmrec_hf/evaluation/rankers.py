@@ -56,6 +56,46 @@ def best_unseen(scores: Scores, histories: Sequence[History], top_k: int) -> tup
     return np.where(np.isneginf(values), 0, top), values
 
 
+def reranked_scores(
+    items: NDArray[np.int64], scores: Scores, second: Scores, name: str
+) -> tuple[NDArray[np.int64], Scores]:
+    """Return what was retrieved with its first items in the order of another score, and one scale for both orders.
+
+    Args:
+        items: `(B, k)` retrieved catalogue indices, best first; 0 where there are fewer.
+        scores: `(B, k)` by which they were retrieved.
+        second: `(B, r)` the other score of the first r.
+        name: The ranker's name, for the error.
+
+    Returns:
+        `(B, k)` catalogue indices and scores: places, counted down from -1, shared by items tied in their part;
+        `-inf` where the index is 0.
+
+    Raises:
+        ALLMRecError: when one of the other scores is NaN, which the places would hide.
+    """
+    count = second.shape[1]
+    second = np.where(items[:, :count] > 0, second, -np.inf)
+    broken = int(np.isnan(second).any(axis=1).sum())
+    if broken:
+        raise ALLMRecError(
+            f"ranker {name!r} has NaN scores for {broken} of {len(second)} users of a batch; its weights are broken or "
+            "its numbers overflow (try float32)"
+        )
+    order = np.argsort(-second, axis=1, kind="stable")
+    first = np.take_along_axis(items[:, :count], order, axis=1)
+    items = np.concatenate([first, items[:, count:]], axis=1)
+    places = [_shared_places(np.take_along_axis(second, order, axis=1)), count + _shared_places(scores[:, count:])]
+    return items, np.where(items > 0, -np.concatenate(places, axis=1), -np.inf)
+
+
+def _shared_places(scores: Scores) -> NDArray[np.float64]:
+    """Return places `(B, k)` from 1 of scores in descending order; equal ones have the first of theirs."""
+    starts = np.ones(scores.shape, dtype=bool)
+    starts[:, 1:] = scores[:, 1:] != scores[:, :-1]
+    return np.maximum.accumulate(np.where(starts, np.arange(1.0, scores.shape[1] + 1), 0.0), axis=1)
+
+
 class PopularityRanker:
     """Rank by the number of interactions in the known data, the same for every user.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from math import isfinite
 from typing import Any, Literal, get_args
 
 import torch
@@ -96,7 +97,8 @@ def contributions(
         batch_size: Variants that the LLM reads at once.
 
     Raises:
-        ALLMRecError: when there are no steps, or the item is not among the candidates.
+        ALLMRecError: when there are no steps, the item is not among the candidates, or a contribution is no finite
+            number.
     """
     if gradient_steps < 1 or batch_size < 1:
         raise ALLMRecError(f"gradient_steps and batch_size must be at least 1, got {gradient_steps} and {batch_size}")
@@ -113,6 +115,7 @@ def contributions(
     shorter = reading.user_vectors([read[:place] + read[place + 1 :] for place in range(len(read))])  # (L, d_llm)
     left_out = _leave_one_out(reading, shorter, removal)
     gradients = _gradient_x_input(reading, shorter, gradient_steps)
+    _refuse_not_finite([(left.total, right.total) for left, right in zip(left_out, gradients, strict=True)])
     offset = len(history) - len(read)
     found: list[Contribution] = []
     if reading.user_place is not None:
@@ -180,7 +183,16 @@ def _path_gradient(reading: Reading, baseline: Tensor, steps: int) -> Tensor:
     return total / steps
 
 
-def sign_agreement(found: Iterable[Contribution], clear: float = CLEAR) -> dict[str, float | int]:
+def _refuse_not_finite(pairs: Sequence[tuple[float, float]]) -> None:
+    broken = sum(not (isfinite(left) and isfinite(right)) for left, right in pairs)
+    if broken:
+        raise ALLMRecError(
+            f"{broken} of {len(pairs)} contributions are no finite numbers; the weights are broken or numbers overflow "
+            "(try float32)"
+        )
+
+
+def sign_agreement(found: Iterable[Contribution], clear: float = CLEAR) -> dict[str, float | int | None]:
     """Return how often the two methods agree in sign where leave-one-out is clear, and what guessing would reach.
 
     Args:
@@ -189,7 +201,11 @@ def sign_agreement(found: Iterable[Contribution], clear: float = CLEAR) -> dict[
 
     Returns:
         `contributions` (how many are clear), `agreement` (share of equal signs), `always_one_sign` (the share a method
-        would reach that always says the more frequent sign).
+        would reach that always says the more frequent sign); the shares are None where nothing is clear. A gradient of
+        exactly 0 has no sign and agrees half the time.
+
+    Raises:
+        ALLMRecError: when a contribution is no finite number.
 
     Example:
         >>> effects = [(1.0, 0.4), (0.5, -0.1), (0.02, -3.0)]
@@ -197,9 +213,10 @@ def sign_agreement(found: Iterable[Contribution], clear: float = CLEAR) -> dict[
         {'contributions': 2, 'agreement': 0.5, 'always_one_sign': 1.0}
     """
     pairs = [(one.leave_one_out.total, one.gradient_x_input.total) for one in found]
+    _refuse_not_finite(pairs)
     pairs = [pair for pair in pairs if abs(pair[0]) >= clear]
     if not pairs:
-        return {"contributions": 0, "agreement": float("nan"), "always_one_sign": float("nan")}
+        return {"contributions": 0, "agreement": None, "always_one_sign": None}
     positive = sum(left > 0 for left, _ in pairs) / len(pairs)
-    equal = sum((left > 0) == (right > 0) for left, right in pairs) / len(pairs)
+    equal = sum(0.5 if right == 0 else float((left > 0) == (right > 0)) for left, right in pairs) / len(pairs)
     return {"contributions": len(pairs), "agreement": equal, "always_one_sign": max(positive, 1 - positive)}

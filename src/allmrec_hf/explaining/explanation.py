@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..catalog import ItemCatalog
-from ..errors import CheckpointError, DataError
+from ..errors import ALLMRecError, CheckpointError, DataError
 from ..files import written_whole
 from ..item_lookup import find_items
 from ..modeling_allmrec import ALLMRecModel
@@ -261,7 +261,16 @@ def _scores(model: ALLMRecModel, reading: Reading, history: list[int], rows: lis
 
 
 def _ranks(scores: Tensor, same: float) -> list[int]:
-    """Return the ranks of scores `(C,)`, 1 the best; a score at most `same` below the next better shares its rank."""
+    """Return the ranks of scores `(C,)`, 1 the best; a score at most `same` below the next better shares its rank.
+
+    Raises:
+        ALLMRecError: when a score is no finite number.
+    """
+    if not scores.isfinite().all():
+        raise ALLMRecError(
+            f"{int((~scores.isfinite()).sum())} of {len(scores)} candidates' scores are no finite numbers; the model's "
+            "weights are broken or its numbers overflow (try float32)"
+        )
     ordered, places = scores.sort(descending=True)
     ranks = [1] * len(scores)
     for number in range(1, len(scores)):

@@ -12,12 +12,14 @@ from numpy.typing import NDArray
 
 from ..catalog import ItemCatalog
 from ..data.prepared import PreparedData, TargetSplit
-from ..errors import DataError
+from ..errors import ALLMRecError, DataError
 from ..modeling_allmrec import ALLMRecModel
 from ..processing_allmrec import ALLMRecProcessor
 from .tasks import TASKS, TextTask, answer_scores, choice_task, generate_answers
 
 MOST_LISTED = 40
+SAME_NATS = 1e-6
+"""Mean log-likelihoods this close are tied: less than what another batch changes, more than subtraction leaves."""
 COLUMNS = ("category", "categories", "genre", "genres")
 
 
@@ -74,7 +76,8 @@ def favourite_category(
     The right answer is the most frequent category of the history (of equally frequent ones the most recent); the
     second figure counts an answer that is a category of the target, which the prompt does not hold. Every category of
     the catalogue is an answer, scored by its mean log-likelihood per token. `centred` subtracts each category's mean
-    score over the measured users, which takes out that some words are likely for everybody; it uses no labels.
+    score over the measured users, which takes out that some words are likely for everybody; it uses no labels. Of
+    categories tied for the best, one is answered at random: their mean counts.
 
     Besides the task, up to 40 categories are asked for in the words of the recommendation prompt that stage 2 trained,
     in the place of the candidates ("categories as candidates").
@@ -116,11 +119,11 @@ def favourite_category(
     if generate:
         for name, question in asked.items():
             texts = generate_answers(model, processor, question, histories, batch_size=batch_size)
-            methods[f"{name}, generated"] = _accuracy([_named(text, names) for text in texts], right, targets)
+            methods[f"{name}, generated"] = _accuracy([[_named(text, names)] for text in texts], right, targets)
     counts = Counter(name for row in data.sequences("train") for item in row for name in categories[int(item) - 1])
     majority = min(counts, key=lambda name: (-counts[name], name))
-    methods["most frequent category of all"] = _accuracy([majority] * len(right), right, targets)
-    methods["counted in the history"] = _accuracy(right, right, targets)
+    methods["most frequent category of all"] = _accuracy([[majority]] * len(right), right, targets)
+    methods["counted in the history"] = _accuracy([[name] for name in right], right, targets)
     methods["chance"] = {
         "history": 1 / len(names),
         "target": float(np.mean([len(row) / len(names) for row in targets])),
@@ -165,8 +168,20 @@ def _favourite(history: list[list[str]]) -> str | None:
     return min(counts, key=lambda name: (-counts[name], -last[name], name)) if counts else None
 
 
-def _best(scores: NDArray[np.float64], names: list[str]) -> list[str]:
-    return [names[place] for place in scores.argmax(axis=1)]
+def _best(scores: NDArray[np.float64], names: list[str]) -> list[list[str]]:
+    """Return for each user the categories of the highest score, more than one where they are tied.
+
+    Raises:
+        ALLMRecError: when a score is no finite number.
+    """
+    broken = int((~np.isfinite(scores)).any(axis=1).sum())
+    if broken:
+        raise ALLMRecError(
+            f"the LLM's scores of {broken} of {len(scores)} users are no finite numbers; its weights are broken or its "
+            "numbers overflow (try float32)"
+        )
+    highest = scores.max(axis=1, keepdims=True)
+    return [[names[place] for place in np.flatnonzero(row)] for row in scores >= highest - SAME_NATS]
 
 
 def _named(text: str, names: list[str]) -> str:
@@ -175,10 +190,12 @@ def _named(text: str, names: list[str]) -> str:
     return max((name for name in names if start.startswith(name.casefold())), key=len, default="")
 
 
-def _accuracy(answers: Sequence[str], right: Sequence[str], targets: Sequence[set[str]]) -> dict[str, float]:
+def _accuracy(answers: Sequence[Sequence[str]], right: Sequence[str], targets: Sequence[set[str]]) -> dict[str, float]:
+    """Return the shares of right answers; of several that are tied, one is given at random: their mean counts."""
+    wanted = {"history": [{name} for name in right], "target": targets}
     return {
-        "history": float(np.mean([answer == wanted for answer, wanted in zip(answers, right, strict=True)])),
-        "target": float(np.mean([answer in wanted for answer, wanted in zip(answers, targets, strict=True)])),
+        name: float(np.mean([np.mean([one in row for one in given]) for given, row in zip(answers, rows, strict=True)]))
+        for name, rows in wanted.items()
     }
 
 

@@ -71,6 +71,11 @@ def nearest_tokens(model: ALLMRecModel, tokenizer: Any, vectors: Tensor, top_k: 
         raise ALLMRecError(
             f"nearest tokens need vectors (n, d_llm = {width}) and top_k >= 1; got {tuple(vectors.shape)} and {top_k}"
         )
+    if not vectors.isfinite().all():
+        raise ALLMRecError(
+            f"{int((~vectors.isfinite()).any(dim=1).sum())} of {len(vectors)} projected vectors hold numbers that are "
+            "not finite; the projectors' training has diverged"
+        )
     directions = F.normalize(vectors.float(), dim=-1)
     # A slice of the vocabulary at a time: a whole table in fp32 may be as large as the LLM.
     cosines = torch.cat(

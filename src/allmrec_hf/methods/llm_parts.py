@@ -14,7 +14,7 @@ from transformers import AutoConfig
 from ..data.prepared import PreparedData
 from ..errors import ALLMRecError
 from ..evaluation.protocol import History, Ranker
-from ..evaluation.rankers import best_unseen
+from ..evaluation.rankers import best_unseen, reranked_scores
 from ..indices import check_histories, check_padded
 from ..language_model import config_width, context_length
 from ..processing_allmrec import ALLMRecProcessor
@@ -131,15 +131,10 @@ def reranked(
 ) -> tuple[NDArray[np.int64], Scores]:
     """Return what another ranker retrieves, its best `num_ranked` items in the order of this one, then the rest.
 
-    The scores `(B, k)` are the places, counted down from -1: one order of two scales.
+    The scores `(B, k)` are places, see `evaluation.rankers.reranked_scores`.
     """
-    items, _ = retriever.retrieve(histories, top_k)
-    ranked = min(num_ranked, items.shape[1])
-    scores = np.where(items[:, :ranked] > 0, ranker.score(histories, items[:, :ranked]), -np.inf)
-    order = np.argsort(-scores, axis=1, kind="stable")
-    items[:, :ranked] = np.take_along_axis(items[:, :ranked], order, axis=1)
-    places = -np.arange(1, items.shape[1] + 1, dtype=np.float64)
-    return items, np.where(items > 0, places, -np.inf)
+    items, scores = retriever.retrieve(histories, top_k)
+    return reranked_scores(items, scores, ranker.score(histories, items[:, :num_ranked]), ranker.name)
 
 
 class VectorRanker:
