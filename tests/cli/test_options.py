@@ -13,6 +13,8 @@ COMMANDS = {
     "benchmark": ("--data", NOWHERE, "--methods", "popularity", "--output", NOWHERE),
     "recommend": ("--model", NOWHERE, "--history", "1"),
     "demo": ("--output", NOWHERE),
+    "prepare": ("--interactions", NOWHERE, "--output", NOWHERE),
+    "explain": ("--model", NOWHERE, "--history", "1", "--item", "2"),
 }
 
 
@@ -41,6 +43,12 @@ COMMANDS = {
         ("recommend", "num-permutations", "-2"),
         ("demo", "max-users", "0"),
         ("demo", "seed", "-1"),
+        ("prepare", "k-core", "0"),
+        ("prepare", "num-candidates", "1"),
+        ("prepare", "seed", "-1"),
+        ("prepare", "max-bad-lines", "1.5"),
+        ("explain", "removal", "all"),
+        ("explain", "category-column", "genre"),
     ],
 )
 def test_impossible_numbers_are_refused_by_name(command, option, value):
@@ -86,3 +94,13 @@ def test_an_llm_is_asked_for_before_data_are_read():
 )
 def test_evaluation_options_that_cannot_work_are_refused_before_data_are_read(options, message):
     assert message in refused("evaluate", *COMMANDS["evaluate"], *options)
+
+
+def test_a_rating_that_only_counts_for_one_filter_is_refused_with_another():
+    message = refused("prepare", *COMMANDS["prepare"], "--count-min-rating", "3")
+    assert "count_min_rating belongs to filter 'a-llmrec', not to 'k-core'" in message
+
+
+def test_a_picture_of_a_text_task_is_refused_before_a_model_is_loaded():
+    message = refused("explain", *COMMANDS["explain"], "--task", "why-this", "--picture", "why.svg")
+    assert "leave them out with --task" in message

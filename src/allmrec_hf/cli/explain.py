@@ -64,6 +64,7 @@ def explain(
     """
     with user_errors():
         from ..errors import DataError
+        from ..files import check_writable
 
         if data is not None and task is None:
             raise DataError("--data is for --task favourite-category; without a task give --history and --item")
@@ -71,6 +72,17 @@ def explain(
             raise DataError("the history is empty; give --history ID,ID,... or --titles TITLE")
         if data is None and task is None and item is None and item_title is None:
             raise DataError("give --item, the item to explain (or --item-title), or --task")
+        if removal not in ("neutral", "delete"):
+            raise DataError(f"--removal is neutral or delete, not {removal!r}")
+        if category_column is not None and data is None:
+            raise DataError("--category-column names a column of the catalogue of --data; give both or none")
+        if task is not None and (contrast or picture is not None):
+            raise DataError(
+                "--contrast and --picture are of one recommendation's explanation; leave them out with --task"
+            )
+        for path in (output, picture):
+            if path is not None:
+                check_writable(path)
         if picture is not None and picture.suffix.lower() not in (".svg", ".png", ".html"):
             raise DataError(f"--picture {picture} must end in .svg, .png or .html")
         pipe = load_pipeline(model)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from .options import ColumnOption, ConfigOption, JsonOption, column_map, emit, say, user_errors
+from .options import ColumnOption, ConfigOption, JsonOption, SeedOption, column_map, emit, say, user_errors
 
 
 class Source(str, Enum):
@@ -67,7 +67,7 @@ def prepare(
         str | None, typer.Option(help="File or Hub data set of items: item_id, title, description.")
     ] = None,
     source: Annotated[Source, typer.Option(help="Layout of the files.")] = Source.table,
-    k_core: Annotated[int, typer.Option(help="Least interactions of a user and of an item.")] = 5,
+    k_core: Annotated[int, typer.Option(min=1, help="Least interactions of a user and of an item.")] = 5,
     filter: Annotated[Filter, typer.Option(help="Iterative k-core, the paper's one pass, or none.")] = Filter.k_core,
     count_min_rating: Annotated[
         float | None, typer.Option(help="With a-llmrec: lower ratings do not count towards k (beauty, toys: 3).")
@@ -93,9 +93,11 @@ def prepare(
     column: ColumnOption = None,
     name: Annotated[str | None, typer.Option(help="Name of the data in reports; the file's by default.")] = None,
     domain: Annotated[str | None, typer.Option(help="movie, game or item: the words of the prompt.")] = None,
-    num_candidates: Annotated[int, typer.Option(help="Candidates in a set, target included.")] = 20,
-    seed: Annotated[int, typer.Option(help="Seed of the candidates.")] = 0,
-    max_bad_lines: Annotated[float, typer.Option(help="Share of lines that may be broken: no JSON, or ragged.")] = 0.01,
+    num_candidates: Annotated[int, typer.Option(min=2, help="Candidates in a set, target included.")] = 20,
+    seed: SeedOption = 0,
+    max_bad_lines: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of lines that may be broken: no JSON, or ragged.")
+    ] = 0.01,
     delimiter: Annotated[
         str | None, typer.Option(help="Between fields of text tables: `;`, `::`, tab, ...; told from the files.")
     ] = None,

@@ -14,6 +14,20 @@ FilterName = Literal["k-core", "a-llmrec", "none"]
 Repeats = Literal["keep", "first", "last"]
 
 
+def check_filter(name: str, k: int, count_min_rating: float | None) -> None:
+    """Check, before anything is read, that a filter and its settings can work together.
+
+    Raises:
+        DataError: when the filter is unknown, k is below 1, or a rating is given that the filter does not count by.
+    """
+    if name not in get_args(FilterName):
+        raise DataError(f"there is no filter {name!r}; choose one of {list(get_args(FilterName))}")
+    if k < 1:
+        raise DataError(f"k_core is {k}; it must be at least 1")
+    if count_min_rating is not None and name != "a-llmrec":
+        raise DataError(f"count_min_rating belongs to filter 'a-llmrec', not to {name!r}; leave it out")
+
+
 def apply_filter(
     interactions: pl.DataFrame, name: FilterName, k: int, count_min_rating: float | None = None
 ) -> pl.DataFrame:
@@ -29,12 +43,7 @@ def apply_filter(
     Raises:
         DataError: when the name is unknown, k is below 1, ratings are needed but missing, or nothing is left.
     """
-    if name not in get_args(FilterName):
-        raise DataError(f"there is no filter {name!r}; choose one of {list(get_args(FilterName))}")
-    if k < 1:
-        raise DataError(f"k_core is {k}; it must be at least 1")
-    if count_min_rating is not None and name != "a-llmrec":
-        raise DataError(f"count_min_rating belongs to filter 'a-llmrec', not to {name!r}; leave it out")
+    check_filter(name, k, count_min_rating)
     if name == "none":
         return interactions
     kept = k_core(interactions, k) if name == "k-core" else one_pass(interactions, k, count_min_rating)

@@ -76,6 +76,7 @@ class _Settings:
             raise DataError("name and domain must not be empty")
         if self.repeats not in get_args(Repeats):
             raise DataError(f"repeats is {self.repeats!r}; choose one of {list(get_args(Repeats))}")
+        check_filter(self.filter, self.k_core, self.count_min_rating)
         for what, rating in (("min_rating", self.min_rating), ("count_min_rating", self.count_min_rating)):
             if rating is not None and not math.isfinite(rating):
                 raise DataError(f"{what} is {rating}; it must be a finite number")
