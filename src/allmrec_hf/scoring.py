@@ -23,7 +23,16 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from .errors import ALLMRecError
-from .language_model import accepted, input_device, last_logits, local_limits, num_token_rows, positions, special_layers
+from .language_model import (
+    accepted,
+    input_device,
+    last_logits,
+    local_limits,
+    num_token_rows,
+    positions,
+    special_layers,
+    text_config,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -210,9 +219,10 @@ def packed_length(prefix_mask: torch.Tensor, answer_mask: torch.Tensor) -> int:
 
 def _refused_beforehand(language_model: Any, method: str) -> str | None:
     if method == "tree":
-        implementation = getattr(language_model.config, "_attn_implementation", None) or ""
-        if "flash" in implementation or "flex" in implementation:
-            return f"{implementation} takes no mask of our own"
+        for config in (language_model.config, text_config(language_model)):
+            implementation = getattr(config, "_attn_implementation", None) or ""
+            if "flash" in implementation or "flex" in implementation:
+                return f"{implementation} takes no mask of our own"
         limits = local_limits(language_model)
         if limits:
             names = ", ".join(f"{name} {size}" for name, size in limits.items())
