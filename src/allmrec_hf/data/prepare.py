@@ -16,7 +16,7 @@ from .._version import __version__
 from ..catalog import ItemCatalog
 from ..errors import DataError
 from .candidates import SampledCandidates, Touched, sample_candidates, title_groups
-from .filtering import FilterName, Repeats, apply_filter, with_rating, without_repeats
+from .filtering import FilterName, Repeats, apply_filter, check_filter, with_rating, without_repeats
 from .interactions import (
     ITEM_ID,
     SPLIT,
