@@ -21,6 +21,8 @@ FLOORS = [
         "prompt",
         "language_model",
     },
+    {"part_sources"},
+    {"sharing", "llm_files"},
     {"cf_losses", "aligner", "projector", "losses", "scoring", "retrieval", "checkpoint_code", "item_table"}
     | {"language_model_checks", "slot_text"},
     {"cf_encoder"},

@@ -233,9 +233,10 @@ def test_llm_arguments_reach_the_llm_and_not_the_light_part(checkpoint, monkeypa
         seen.update(kwargs, name=name)
         return tiny_llm("llama")
 
-    monkeypatch.setattr("allmrec_hf.modeling_pretrained.AutoModelForCausalLM.from_pretrained", load)
+    monkeypatch.setattr("allmrec_hf.llm_files.AutoModelForCausalLM.from_pretrained", load)
     model = ALLMRecModel.from_pretrained(checkpoint, attn_implementation="eager", **given)
-    assert seen == {**given, "attn_implementation": "eager", "name": model.config.base_model_name_or_path}
+    expected = {"attn_implementation": "eager", "name": model.config.base_model_name_or_path}
+    assert seen == {**given, **expected, "trust_remote_code": False}
 
 
 def test_attention_implementation_reaches_the_llm_through_the_auto_class(checkpoint):

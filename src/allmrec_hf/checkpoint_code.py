@@ -21,6 +21,8 @@ from huggingface_hub.utils import validate_repo_id
 
 from .errors import ALLMRecError, CheckpointError
 from .files import written_whole
+from .part_sources import DEMO
+from .sharing import refuse_local_parts, refuse_machine_paths
 
 ENTRY_MODULE = "allmrec_remote"
 README_FILE = "README.md"
@@ -102,14 +104,17 @@ def _flat_module(cf_class: type) -> str:
     return Path(file).stem
 
 
-def _update_json(path: Path, changes: dict[str, Any]) -> None:
+def update_json(path: Path, changes: dict[str, Any]) -> None:
+    """Change values of a JSON file, whole or not at all."""
     content = json.loads(path.read_text(encoding="utf-8"))
     content.update(changes)
     with written_whole(path) as temporary:
         temporary.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def write_checkpoint_code(directory: Path, export_code: bool, cf_class: type) -> None:
+def write_checkpoint_code(
+    directory: Path, export_code: bool, cf_class: type, values: Mapping[str, Any] | None = None
+) -> None:
     """Write the entry module, and name it in `config.json`.
 
     Args:
@@ -117,6 +122,7 @@ def write_checkpoint_code(directory: Path, export_code: bool, cf_class: type) ->
         export_code: False: the entry imports the installed package, and says `pip install allmrec_hf` where it is
             missing. True: the flat core of this package is copied, so that the checkpoint works without it.
         cf_class: The class of the checkpoint's CF encoder.
+        values: What else `config.json` says in place of what is in it.
 
     Raises:
         CheckpointError: when the code of a CF encoder from outside this package is to be exported.
@@ -128,16 +134,21 @@ def write_checkpoint_code(directory: Path, export_code: bool, cf_class: type) ->
         for name in needed_modules(classes):
             shutil.copyfile(Path(__file__).parent / f"{name}.py", directory / f"{name}.py")
     (directory / f"{ENTRY_MODULE}.py").write_text(entry, encoding="utf-8")
-    _update_json(
+    update_json(
         directory / "config.json",
-        {"auto_map": _AUTO_MAP, "code_exported": export_code, "custom_pipelines": {"recommendation": _TASK}},
+        {
+            **(values or {}),
+            "auto_map": _AUTO_MAP,
+            "code_exported": export_code,
+            "custom_pipelines": {"recommendation": _TASK},
+        },
     )
 
 
 def name_processor_class(directory: Path) -> None:
     """Name the entry module in `processor_config.json`: transformers looks nowhere else for a processor's class."""
     auto_map = {"AutoProcessor": _AUTO_MAP["AutoProcessor"]}
-    _update_json(directory / "processor_config.json", {"auto_map": auto_map})
+    update_json(directory / "processor_config.json", {"auto_map": auto_map})
 
 
 # -- weights
@@ -237,7 +248,7 @@ def generated_card(base_model: str | None, backbone: str, num_items: int, langua
     if base_model is not None:
         try:
             validate_repo_id(base_model)
-            repository = None if Path(base_model).exists() else base_model
+            repository = None if base_model == DEMO or Path(base_model).exists() else base_model
         except HFValidationError:
             pass
         llm = _shown(base_model) if repository else f"{_shown(PureWindowsPath(base_model).name)}, a local folder"
@@ -259,6 +270,11 @@ def generated_card(base_model: str | None, backbone: str, num_items: int, langua
 
 
 # -- to the Hub
+
+_REMEDIES = {
+    "llm": "pass include_llm=True, or set config.base_model_name_or_path to the id of the same LLM on the Hub",
+    "text_encoder": "set config.text_encoder_included = True, or config.text_encoder_name_or_path to its id on the Hub",
+}
 
 
 def push_saved(
@@ -290,11 +306,14 @@ def push_saved(
         The address of the commit.
 
     Raises:
-        ALLMRecError: when the id is malformed, or the Hub refuses.
+        ALLMRecError: when the id is malformed, the Hub refuses, a text file names a path of this machine, or the LLM
+            or text encoder of a light checkpoint lies in a folder of this machine.
     """
     api = HfApi(token=token)
     with tempfile.TemporaryDirectory() as folder:
         save(folder)
+        refuse_local_parts(Path(folder), _REMEDIES)
+        refuse_machine_paths(Path(folder), (path.relative_to(folder).as_posix() for path in Path(folder).rglob("*")))
         try:
             repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
             if revision is not None and not revision.startswith("refs/pr"):

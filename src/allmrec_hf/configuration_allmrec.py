@@ -3,7 +3,7 @@
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
 from .cf_encoder import cf_config_from_dict
 from .errors import CheckpointError
@@ -19,10 +19,13 @@ class ALLMRecConfig(PreTrainedConfig):
         joint_dim: d_joint, width of the joint collaborative-text space (the paper's d', 128).
         text_dim: d_text, width of the text encoder's embeddings.
         llm_dim: d_llm, width of the LLM's input embeddings; None until stage 2 has been trained.
-        base_model_name_or_path: Where the frozen LLM comes from.
+        base_model_name_or_path: Where the frozen LLM comes from: a Hub id, the path of a folder, or `demo`. In a file
+            a path inside the checkpoint starts with `./`; where the checkpoint carries the LLM, `./NAME` is what its
+            folder was called.
         base_model_revision: Its revision on the Hub.
         language_model_included: Whether the checkpoint carries the LLM in `language_model/`.
-        text_encoder_name_or_path: The text encoder that stage 1 started from.
+        language_model_adapter: Whether the LLM that it carries has an adapter, in `language_model/adapter/`.
+        text_encoder_name_or_path: The text encoder that stage 1 started from, in the same spelling.
         text_encoder_included: Whether the checkpoint carries the (fine-tuned) text encoder in `text_encoder/`.
         item_embedding: Which joint embedding stands for an item: `"cf"` `e_i`, `"text"` `q_i`, `"auto"` `q_i` for items
             with fewer than `min_interactions` training interactions and `e_i` for the others; `"random"` (an ablation)
@@ -55,6 +58,7 @@ class ALLMRecConfig(PreTrainedConfig):
     base_model_name_or_path: str | None = None
     base_model_revision: str | None = None
     language_model_included: bool = False
+    language_model_adapter: bool = False
     text_encoder_name_or_path: str | None = None
     text_encoder_included: bool = False
     item_embedding: Literal["cf", "text", "auto", "random"] = "auto"
@@ -78,7 +82,7 @@ class ALLMRecConfig(PreTrainedConfig):
             model_type = values.pop("model_type", None)
             if model_type is None:
                 raise CheckpointError("text_config has no model_type; it must be the configuration of a causal LM")
-            self.text_config = AutoConfig.for_model(model_type, **values)
+            self.text_config = _text_config(model_type, values)
         if not __name__.startswith("transformers_modules."):
             # The package registers the task; this key would make transformers ask for remote code. The copy of this
             # file that a checkpoint carries has nothing but the key.
@@ -88,3 +92,11 @@ class ALLMRecConfig(PreTrainedConfig):
     @classmethod
     def register_for_auto_class(cls, auto_class: Any = "AutoConfig") -> None:
         """Do nothing: `save_pretrained` writes what a checkpoint needs to be found again."""
+
+
+def _text_config(model_type: str, values: dict[str, Any]) -> PreTrainedConfig:
+    """Return the LLM's configuration; of a type that transformers does not know (code of its own), the values alone."""
+    if model_type in CONFIG_MAPPING:
+        return AutoConfig.for_model(model_type, **values)
+    config_class: Any = type("ForeignConfig", (PreTrainedConfig,), {"model_type": model_type})
+    return config_class(**values)

@@ -11,7 +11,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import cached_file
 
@@ -32,19 +32,28 @@ from .configuration_allmrec import ALLMRecConfig
 from .errors import CheckpointError
 from .files import folder_written_whole
 from .item_table import ItemTable
+from .llm_files import (
+    ADAPTER_FOLDER,
+    LOADING_OPTIONS,
+    LLMSource,
+    find_llm,
+    has_adapter,
+    load_llm_files,
+    save_llm_files,
+)
+from .part_sources import (
+    CHECKPOINT_PART,
+    LANGUAGE_MODEL_PART,
+    TEXT_ENCODER_PART,
+    located,
+    one_line,
+    recorded,
+    require_found,
+    stored,
+)
 
 logger = logging.getLogger(__name__)
 
-_LANGUAGE_MODEL_KWARGS = (
-    "attn_implementation",
-    "device_map",
-    "dtype",
-    "max_memory",
-    "offload_buffers",
-    "offload_folder",
-    "quantization_config",
-    "torch_dtype",
-)
 _DAMAGED = (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError, StrictDataclassError)
 _HUB_KWARGS = ("cache_dir", "force_download", "local_files_only", "token")
 _PUSH_ARGUMENTS = ("private", "token", "revision", "commit_message", "commit_description", "create_pr")
@@ -82,6 +91,10 @@ class ALLMRecPreTrainedModel(PreTrainedModel):
     _card_data: bytes | None = None
     _text_encoder: Any = None
     _source: tuple[str, dict[str, Any]] | None = None
+    _encoder_given: bool = False
+    _trusts_code: bool = False  # given by who loads, never stored
+    load_error: CheckpointError | None = None
+    """Why the checkpoint could not be loaded, where `pipeline()` asked for it; the pipeline raises it."""
 
     def attach_language_model(
         self, language_model: Any, scoring_method: str = "auto", allow_other_llm: bool = False
@@ -104,28 +117,44 @@ class ALLMRecPreTrainedModel(PreTrainedModel):
                 from sentence_transformers import SentenceTransformer
             except ImportError as error:
                 raise CheckpointError("new texts need `pip install sentence-transformers`") from error
-            where = self.config.text_encoder_name_or_path
-            if where is None and not self.config.text_encoder_included:
+            name = self.config.text_encoder_name_or_path
+            if name is None and not self.config.text_encoder_included:
                 raise CheckpointError(
                     "this checkpoint names no text encoder; give the one of stage 1 to model.attach_text_encoder"
                 )
             try:
-                if self.config.text_encoder_included and self._source is not None:
+                if self.config.text_encoder_included and self._source is not None and not self._encoder_given:
                     where = self._fetch_text_encoder(*self._source)
-                self.attach_text_encoder(SentenceTransformer(where, device="cpu"))
-            except _DAMAGED as error:
-                raise CheckpointError(f"cannot load the text encoder {where!r}: {error}") from error
+                else:
+                    where = located(str(name), TEXT_ENCODER_PART, self._folder)
+                    require_found(where)
+                trust = self._trusts_code
+                self.attach_text_encoder(SentenceTransformer(where, device="cpu", trust_remote_code=trust))
+            except (*_DAMAGED, ImportError) as error:
+                raise CheckpointError(
+                    f"cannot load the text encoder {name!r} of this checkpoint: {one_line(error)}. Pass text_encoder= "
+                    "(a path, an id or a loaded SentenceTransformer) to from_pretrained, --text-encoder on the command "
+                    "line"
+                ) from error
         return self._text_encoder
+
+    @property
+    def _folder(self) -> Path | None:
+        """The folder that this model was loaded from, where it was one."""
+        if self._source is None or not Path(self._source[0]).is_dir():
+            return None
+        return Path(self._source[0]) / self._source[1].get("subfolder", "")
 
     @staticmethod
     def _fetch_text_encoder(path: str, hub: dict[str, Any]) -> str:
+        hub = dict(hub)
+        inner = Path(hub.pop("subfolder", "")) / TEXT_ENCODER_FOLDER
         if Path(path).is_dir():
-            folder = Path(path) / TEXT_ENCODER_FOLDER
+            folder = Path(path) / inner
         else:
-            folder = Path(snapshot_download(path, allow_patterns=f"{TEXT_ENCODER_FOLDER}/*", **hub))
-            folder /= TEXT_ENCODER_FOLDER
+            folder = Path(snapshot_download(path, allow_patterns=f"{inner.as_posix()}/*", **hub)) / inner
         if not folder.is_dir():
-            raise FileNotFoundError(f"{path} has no folder {TEXT_ENCODER_FOLDER}/, which its config.json promises")
+            raise FileNotFoundError(f"{path} has no folder {inner.as_posix()}/, which its config.json promises")
         return str(folder)
 
     def attach_text_encoder(self, text_encoder: Any) -> None:
@@ -163,21 +192,29 @@ class ALLMRecPreTrainedModel(PreTrainedModel):
             self._require_language_model()
         if self.config.text_encoder_included:
             _ = self.text_encoder
-        if self.language_model is not None and not include_llm and self.config.base_model_name_or_path is None:
+        base = self._light_base() if not include_llm else self.config.base_model_name_or_path
+        if self.language_model is not None and not include_llm and base is None:
             logger.warning(
                 "The saved checkpoint will not find its LLM again: set config.base_model_name_or_path, or save with "
                 "include_llm=True."
             )
+        self.config.base_model_name_or_path = base
         self.config.language_model_included, self.config.code_exported = include_llm, export_code
+        self.config.language_model_adapter = include_llm and has_adapter(self.language_model)
         directory = Path(save_directory)
         needed = (self.config.base_model_name_or_path, self.config.text_encoder_name_or_path)
+        encoder_included = self.config.text_encoder_included
+        names = {
+            "base_model_name_or_path": stored(base, LANGUAGE_MODEL_PART, directory, include_llm),
+            "text_encoder_name_or_path": stored(needed[1], TEXT_ENCODER_PART, directory, encoder_included),
+        }
         with folder_written_whole(save_directory) as folder:
             super().save_pretrained(str(folder), **kwargs)
-            write_checkpoint_code(folder, export_code, type(self.cf_encoder))
+            write_checkpoint_code(folder, export_code, type(self.cf_encoder), names)
             if include_llm:
-                self.language_model.save_pretrained(str(folder / LANGUAGE_MODEL_FOLDER))
-            if self.config.text_encoder_included:
-                self.text_encoder.save_pretrained(str(folder / TEXT_ENCODER_FOLDER))
+                save_llm_files(self.language_model, folder / LANGUAGE_MODEL_FOLDER)
+            if encoder_included:  # without a card: it would name where the encoder started from, such as a folder here
+                self.text_encoder.save_pretrained(str(folder / TEXT_ENCODER_FOLDER), create_model_card=False)
             (folder / README_FILE).write_text(self.model_card or self._generated_card(), encoding="utf-8")
             if self.model_card is not None and self._card_data is not None:
                 (folder / CARD_DATA_FILE).write_bytes(self._card_data)
@@ -187,6 +224,15 @@ class ALLMRecPreTrainedModel(PreTrainedModel):
         if push_to_hub:
             save = {"include_llm": include_llm, "export_code": export_code}
             self.push_to_hub(repo_id or directory.name, **hub, **save, **kwargs)
+
+    def _light_base(self) -> str | None:
+        """Return where a light checkpoint of this model finds its LLM; None where that is not known."""
+        name = self.config.base_model_name_or_path
+        if name is None or not name.startswith("./") or Path(name).is_dir():
+            return name
+        folder = self._folder  # `./NAME` says what the LLM's folder was called when a checkpoint took the LLM in
+        carried = None if folder is None else folder / LANGUAGE_MODEL_FOLDER
+        return recorded(str(carried), LANGUAGE_MODEL_PART) if carried is not None and carried.is_dir() else None
 
     def _generated_card(self) -> str:
         config = self.config
@@ -229,6 +275,8 @@ class ALLMRecPreTrainedModel(PreTrainedModel):
         *model_args: Any,
         config: Any = None,
         language_model: Any = "auto",
+        text_encoder: Any = None,
+        trust_remote_code: bool | None = None,
         output_loading_info: bool = False,
         allow_other_llm: bool = False,
         **kwargs: Any,
@@ -236,27 +284,60 @@ class ALLMRecPreTrainedModel(PreTrainedModel):
         """Load the light part in fp32, then the frozen LLM, and join them.
 
         Args:
-            pretrained_model_name_or_path: A folder or a Hub repository.
+            pretrained_model_name_or_path: A folder, a Hub repository, or `demo`.
             config: An `ALLMRecConfig` to use instead of the saved one.
             language_model: `"auto"` loads the LLM that the checkpoint names; None loads none; a causal LM is attached;
-                a string names where to load the LLM from instead.
+                a string is an LLM to load instead: the same one at another place, or an adapter of it. What is saved
+                afterwards names that place.
+            text_encoder: A `SentenceTransformer`, or its id or path, instead of the one that the checkpoint names.
+            trust_remote_code: Run code that comes with the LLM or the text encoder; refused where not given, never
+                asked for on a terminal and never stored.
             output_loading_info: Return the loading info too, as transformers does.
             allow_other_llm: Take an LLM that is not the one of the training, see `attach_language_model`.
             **kwargs: `dtype`, `device_map`, `quantization_config`, `attn_implementation`, `max_memory` and `offload_*`
-                go to the LLM; the rest goes to transformers.
+                go to the LLM; the rest, such as `subfolder` and `revision`, goes to transformers.
 
         Raises:
             CheckpointError: when a file is missing, damaged or of another model, or the LLM cannot be found.
         """
-        path = str(pretrained_model_name_or_path)
-        llm_kwargs = {key: kwargs.pop(key) for key in _LANGUAGE_MODEL_KWARGS if key in kwargs}
+        given = {"config": config, "language_model": language_model, "text_encoder": text_encoder}
+        given["allow_other_llm"] = allow_other_llm
+        path, asked_by = str(pretrained_model_name_or_path), kwargs.get("_from_pipeline")
+        try:
+            model, info = cls._loaded(path, *model_args, trust=bool(trust_remote_code), **given, **kwargs)
+        except CheckpointError as error:
+            if asked_by is None or not isinstance(config, ALLMRecConfig):
+                raise
+            with torch.device("meta"):  # pipeline() would bury the reason under the tracebacks that it collects
+                model, info = cls(config), {}
+            model.load_error = error
+        return (model, info) if output_loading_info else model
+
+    @classmethod
+    def _loaded(
+        cls,
+        path: str,
+        *model_args: Any,
+        config: Any,
+        language_model: Any,
+        text_encoder: Any,
+        trust: bool,
+        allow_other_llm: bool,
+        **kwargs: Any,
+    ) -> tuple[Any, dict[str, Any]]:
+        llm_kwargs = {key: kwargs.pop(key) for key in LOADING_OPTIONS if key in kwargs}
         hub = {key: kwargs[key] for key in _HUB_KWARGS if kwargs.get(key)}
-        revision = {"revision": kwargs["revision"]} if kwargs.get("revision") else {}
+        within = {key: kwargs[key] for key in ("revision", "subfolder") if kwargs.get(key)}
         if config is not None and getattr(config, "_attn_implementation_internal", None):
             llm_kwargs.setdefault("attn_implementation", config._attn_implementation_internal)
-        kwargs.pop("trust_remote_code", None)
-        if config is None and not kwargs.get("subfolder"):
-            cls._check_model_type(path, {**hub, **revision})
+        try:
+            path = located(path, CHECKPOINT_PART)
+            if config is None:
+                require_found(path, **hub, **within)
+        except FileNotFoundError as error:
+            raise CheckpointError(f"cannot load the checkpoint {path}: {one_line(error)}") from error
+        if config is None:
+            cls._check_model_type(path, {**hub, **within})
         try:
             loaded: Any = super().from_pretrained(
                 path, *model_args, config=config, output_loading_info=True, dtype=torch.float32, **kwargs
@@ -266,52 +347,75 @@ class ALLMRecPreTrainedModel(PreTrainedModel):
                 f"the weights of {path} are damaged ({error}); download or save them again"
             ) from error
         except (OSError, StrictDataclassError) as error:
-            raise CheckpointError(f"cannot load the checkpoint {path}: {error}") from error
+            raise CheckpointError(f"cannot load the checkpoint {path}: {one_line(error)}") from error
         except RuntimeError as error:
-            raise CheckpointError(f"the weights of {path} do not fit its config.json: {error}") from error
+            raise CheckpointError(f"the weights of {path} do not fit its config.json: {one_line(error)}") from error
         model, info = loaded
         refuse_other_weights(path, info)
         if getattr(model.config, "_commit_hash", None):
-            revision = {"revision": model.config._commit_hash}  # all files of one state of the repository
-        model._source = (path, {key: value for key, value in {**hub, **revision}.items() if key != "force_download"})
+            within["revision"] = model.config._commit_hash  # all files of one state of the repository
+        model._source = (path, {**{key: value for key, value in hub.items() if key != "force_download"}, **within})
+        model._trusts_code = trust
         model._read_card(*model._source)
+        if isinstance(text_encoder, str):
+            model.config.text_encoder_name_or_path = recorded(text_encoder, TEXT_ENCODER_PART)
+            model._encoder_given = True
+        elif text_encoder is not None:
+            model.attach_text_encoder(text_encoder)
         if isinstance(language_model, str) and model.config.llm_dim is not None:
-            language_model = model._load_language_model(language_model, path, {**llm_kwargs, **hub}, revision)
+            language_model = model._load_language_model(language_model, {**hub, **within}, llm_kwargs)
         elif isinstance(language_model, str):
             language_model = None  # trained to stage 1 only: there is no LLM to load
         if language_model is not None:
             model.attach_language_model(language_model, allow_other_llm=allow_other_llm)
         model.eval()
-        return (model, info) if output_loading_info else model
+        return model, info
 
     @staticmethod
     def _check_model_type(path: str, hub: dict[str, Any]) -> None:
         try:
-            file = str(cached_file(path, "config.json", **hub))
+            file = cached_file(path, "config.json", **hub)
+            if file is None:
+                raise FileNotFoundError("it has no config.json")
             found = json.loads(Path(file).read_text(encoding="utf-8")).get("model_type")
         except (OSError, ValueError, AttributeError) as error:
-            raise CheckpointError(f"cannot load the checkpoint {path}: {error}") from error
+            raise CheckpointError(f"cannot load the checkpoint {path}: {one_line(error)}") from error
         if found != ALLMRecConfig.model_type:
             raise CheckpointError(
                 f"{path} is a checkpoint of the model type {found!r}, not {ALLMRecConfig.model_type!r}; load it with "
                 "AutoModel, or give the folder or id of an A-LLMRec model"
             )
 
-    def _load_language_model(self, name: str, path: str, kwargs: dict[str, Any], revision: dict[str, Any]) -> Any:
-        if name == "auto" and self.config.language_model_included:
-            name, where = path, {"subfolder": LANGUAGE_MODEL_FOLDER, **revision}
-        elif name == "auto":
-            if self.config.base_model_name_or_path is None:
-                raise CheckpointError(f"{path} names no base LLM; pass language_model=, or None to load without it")
-            name, where = self.config.base_model_name_or_path, {}
-            if self.config.base_model_revision is not None:
-                where["revision"] = self.config.base_model_revision
-        else:
-            where = {}
+    def _load_language_model(self, wanted: str, hub: dict[str, Any], options: dict[str, Any]) -> Any:
+        name = self.config.base_model_name_or_path if wanted == "auto" else wanted
         try:
-            return AutoModelForCausalLM.from_pretrained(name, **where, **kwargs)
+            if wanted == "auto" and self.config.language_model_included:
+                source = self._carried_llm()
+            elif name is None:
+                raise FileNotFoundError("its config.json names none")
+            else:
+                revision = self.config.base_model_revision if wanted == "auto" else None
+                hub = {key: value for key, value in hub.items() if key in _HUB_KWARGS}
+                name = located(name, LANGUAGE_MODEL_PART, self._folder)
+                source = find_llm(name, revision, **hub)
+            llm = load_llm_files(source, self._trusts_code, **options)
         except (*_DAMAGED, ImportError) as error:
+            of = "of this checkpoint " if wanted == "auto" else ""
             raise CheckpointError(
-                f"the base LLM {name!r} of this checkpoint cannot be loaded: {error}. Check the name, your access "
-                "to it and the network; or pass language_model= (a path, an id or a loaded LM) to from_pretrained"
+                f"the base LLM {name!r} {of}cannot be loaded: {one_line(error)}. Check the name, your access to it "
+                "and the network; or pass language_model= (a path, an id or a loaded LM) to from_pretrained, --llm on "
+                "the command line"
             ) from error
+        if wanted != "auto":
+            self.config.base_model_name_or_path = recorded(wanted, LANGUAGE_MODEL_PART)
+            self.config.base_model_revision = None
+        elif not self.config.language_model_included:  # as it is called wherever the process runs
+            self.config.base_model_name_or_path = recorded(str(name), LANGUAGE_MODEL_PART)
+        return llm
+
+    def _carried_llm(self) -> LLMSource:
+        path, where = self._source if self._source is not None else ("", {})
+        inner = f"{where['subfolder']}/{LANGUAGE_MODEL_FOLDER}" if where.get("subfolder") else LANGUAGE_MODEL_FOLDER
+        adapter = f"{inner}/{ADAPTER_FOLDER}" if self.config.language_model_adapter else None
+        base = {**where, "subfolder": inner}
+        return LLMSource(path, base, path if adapter else None, {**where, "subfolder": adapter} if adapter else {})

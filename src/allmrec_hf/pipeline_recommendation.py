@@ -100,6 +100,9 @@ class RecommendationPipeline(Pipeline):
     _pipeline_calls_generate = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        error = getattr(kwargs.get("model") or (args[0] if args else None), "load_error", None)
+        if error is not None:
+            raise error
         super().__init__(*args, **kwargs)
         if self.processor is None:
             raise CheckpointError(

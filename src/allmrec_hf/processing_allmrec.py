@@ -21,6 +21,7 @@ from .errors import CheckpointError, DataError
 from .files import folder_written_whole
 from .histories import pad_histories, seen_items
 from .indices import checked_index, checked_indices
+from .part_sources import CHECKPOINT_PART, located, one_line, require_found
 from .prompt import NO_SLOT, ForbiddenTexts, PromptTemplate, Segment, Title, clean_title
 from .slot_text import SlotText
 
@@ -32,6 +33,7 @@ CACHED_TITLES = 2**16  # cleaned titles kept
 CACHED_TEXTS = 2**16  # tokenized pieces of prompts kept
 LONGEST_CACHED_TEXT = 512  # characters; a longer piece names a user's whole history and hardly comes twice
 _MODEL_KWARGS = ("attn_implementation", "device_map", "dtype", "max_memory", "quantization_config", "torch_dtype")
+_HUB_KWARGS = ("cache_dir", "revision", "token", "local_files_only", "subfolder")
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:
@@ -386,13 +388,21 @@ class ALLMRecProcessor(ProcessorMixin):
     ) -> "ALLMRecProcessor":
         """Load tokenizer, settings and catalogue from a folder or a Hub repository.
 
+        Args:
+            pretrained_model_name_or_path: A folder, a Hub repository, or `demo`.
+            **kwargs: `subfolder`, `revision`, `token` and the like; `trust_remote_code` for a tokenizer with code of
+                its own, which is refused where it is not given and never asked for on a terminal.
+
         Raises:
             CheckpointError: when tokenizer, settings or catalogue cannot be read.
         """
         for name in _MODEL_KWARGS:  # pipeline() gives the model's arguments to the processor too
             kwargs.pop(name, None)
-        hub = {key: kwargs[key] for key in ("cache_dir", "revision", "token", "local_files_only") if kwargs.get(key)}
+        hub = {key: kwargs[key] for key in _HUB_KWARGS if kwargs.get(key)}
+        kwargs["trust_remote_code"] = bool(kwargs.get("trust_remote_code"))
         try:
+            pretrained_model_name_or_path = located(str(pretrained_model_name_or_path), CHECKPOINT_PART)
+            require_found(pretrained_model_name_or_path, PROCESSOR_NAME, **hub)
             cached_file(pretrained_model_name_or_path, PROCESSOR_NAME, **hub)  # never a default prompt in silence
             processor = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         except CheckpointError:
@@ -400,7 +410,7 @@ class ALLMRecProcessor(ProcessorMixin):
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(
                 f"tokenizer and processor of {pretrained_model_name_or_path} cannot be loaded: "
-                f"{error or repr(error)}; download or save them again"
+                f"{one_line(error)}; download or save them again"
             ) from error
         path = cached_file(
             pretrained_model_name_or_path, CATALOG_FILE, _raise_exceptions_for_missing_entries=False, **hub

@@ -12,7 +12,6 @@ import pytest
 
 from allmrec_hf import ItemCatalog, __version__
 from allmrec_hf.cli.recommend import as_titles
-from allmrec_hf.training.parts import DEMO_PARTS
 from tests.command_line import in_own_process, refused, run, succeeded
 from tests.small_run import write_data
 
@@ -111,8 +110,8 @@ def test_the_word_demo_stands_for_the_tiny_parts_of_the_package(small_parts, tmp
     options = train_options(small_parts, **{"--llm": "demo", "--text-encoder": "demo", "--output": tmp_path / "run"})
     succeeded("train", "--data", small_parts / "data", *options)
     used = json.loads((tmp_path / "run" / "run.json").read_text())["settings"]
-    assert used["llm"] == str(DEMO_PARTS / "language_model")
-    assert used["text_encoder"] == str(DEMO_PARTS / "text_encoder")
+    assert used["llm"] == "demo"
+    assert used["text_encoder"] == "demo"
     succeeded("recommend", "--model", tmp_path / "run", "--history", "M0001")
 
 

@@ -61,11 +61,13 @@ class Place:
         output: Its folder.
         data_root: Folder of the raw files that the suite names.
         allow_other_counts: Go on where data are not the published ones.
+        trust_remote_code: Run code that comes with LLMs, their tokenizers or text encoders; no file remembers it.
     """
 
     output: Path
     data_root: Path | None = None
     allow_other_counts: bool = False
+    trust_remote_code: bool = False
 
 
 @dataclass
@@ -125,7 +127,8 @@ def run_suite(
 def _run_suite(
     suite: Suite, place: Place, processes: int, keep_parts: bool, prepare_process: Callable[[], None] | None
 ) -> Outcome:
-    outcome = Outcome(plan(suite))
+    trust = place.trust_remote_code
+    outcome = Outcome([replace(job, setting=replace(job.setting, trust_remote_code=trust)) for job in plan(suite)])
     to_do = [job for job in outcome.jobs if not is_done(place.output, job.key)]
     logger.info("%d cells, %d of them done already", len(outcome.jobs), len(outcome.jobs) - len(to_do))
     discard_unfinished(place.output)
@@ -315,10 +318,11 @@ def _check_llms(jobs: Iterable[Job]) -> None:
     needing = [job for job in jobs if method(job.method.method).reads_llm]
     for job in needing:
         job.setting.required_llm(job.key.label)
-    seen: list[tuple[str, str | None, dict[str, Any]]] = []
+    seen: list[tuple[str, str | None, dict[str, Any], bool]] = []
     for job in needing:
         options = job.setting.options
-        asked = (str(job.setting.llm), options.get("llm_revision"), dict(options.get("llm_options") or {}))
+        own = dict(options.get("llm_options") or {})
+        asked = (str(job.setting.llm), options.get("llm_revision"), own, job.setting.trust_remote_code)
         if asked not in seen:
             seen.append(asked)
             check_llm(*asked)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..training.arguments import LARGEST_SEED
+from .loading import TrustOption
 from .options import ConfigOption, JsonOption, emit, say, setup_process, stderr, user_errors
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ def benchmark(
         bool, typer.Option("--allow-other-counts", help="Go on where data are not the published ones.")
     ] = False,
     keep_parts: Annotated[bool, typer.Option("--keep-parts", help="Keep trained backbones and alignments.")] = False,
+    trust_remote_code: TrustOption = False,
     only_report: Annotated[bool, typer.Option("--only-report", help="Compute nothing; report what is there.")] = False,
     list_cells: Annotated[bool, typer.Option("--list", help="Show suites, or the cells of one, and stop.")] = False,
     json_output: JsonOption = False,
@@ -76,7 +78,8 @@ def benchmark(
             return
         if output is None:
             raise ALLMRecError("give the folder of the benchmark: --output DIR")
-        outcome = _run(chosen, Place(output, data_root, allow_other_counts), jobs, keep_parts, only_report)
+        place = Place(output, data_root, allow_other_counts, trust_remote_code)
+        outcome = _run(chosen, place, jobs, keep_parts, only_report)
         emit(_summary(outcome)) if json_output else _tell(outcome)
         if outcome.failed:
             raise typer.Exit(FAILED)

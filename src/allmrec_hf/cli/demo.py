@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .loading import TrustOption, load_pipeline
 from .options import ConfigOption, JsonOption, SeedOption, emit, say, stderr, user_errors
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ def demo(
     ] = None,
     seed: SeedOption = 0,
     max_users: Annotated[int | None, typer.Option(min=1, help="A seeded sample of test users.")] = None,
+    trust_remote_code: TrustOption = False,
     overwrite: Annotated[bool, typer.Option(help="Remove an earlier demo in the output folder first.")] = False,
     json_output: JsonOption = False,
     config: ConfigOption = None,
@@ -53,19 +55,19 @@ def demo(
     `allmrec demo --data data/games --llm facebook/opt-125m --text-encoder sentence-transformers/all-MiniLM-L6-v2`
     """
     with user_errors():
-        from ..training.parts import DEMO, check_llm, named_part
+        from ..training.parts import DEMO, check_llm
 
         started = time.monotonic()
-        check_llm(named_part(llm or DEMO, "language_model"), None, {})
+        check_llm(llm or DEMO, None, {}, trust_remote_code)
         _clear(output, overwrite)
         tell = (lambda text: stderr.print(text, markup=False)) if json_output else say
         prepared = _data(data, output, seed, tell)
         settings, arguments, preset = _settings(llm, text_encoder, prepared, data is None, seed)
-        _train(prepared, output, settings, arguments, preset, tell)
-        result = _evaluate(prepared, output, max_users, tell)
+        _train(prepared, output, settings, arguments, preset, trust_remote_code, tell)
+        result = _evaluate(prepared, output, max_users, trust_remote_code, tell)
         _write_card(output, result, invented=data is None, tiny=llm is None)
         tell(f"\n{result.to_table()}\n\n{MEANING if data is None and llm is None else ''}".rstrip())
-        recommended = _recommend(prepared, output, tell)
+        recommended = _recommend(prepared, output, trust_remote_code, tell)
         tell(f"\nThe checkpoint is in {output} ({_size(output)}). Took {time.monotonic() - started:.0f} s.")
         if json_output:
             emit({"output": str(output), "evaluation": result.to_dict(), "recommendations": recommended})
@@ -119,7 +121,7 @@ def _settings(
     llm: str | None, text_encoder: str | None, data: PreparedData, invented: bool, seed: int
 ) -> tuple[RunSettings, dict[str, StageArguments], str]:
     from ..training.arguments import STAGES, preset
-    from ..training.parts import DEMO, named_part
+    from ..training.parts import DEMO
     from ..training.settings import run_settings
 
     name = "demo" if invented and llm is None else "quick"
@@ -127,8 +129,8 @@ def _settings(
     settings = replace(
         settings,
         num_candidates=min(settings.num_candidates, int(data.info["num_candidates"])),
-        llm=named_part(llm or DEMO, "language_model"),
-        text_encoder=named_part(text_encoder or DEMO, "text_encoder"),
+        llm=llm or DEMO,
+        text_encoder=text_encoder or DEMO,
         fine_tune_text_encoder=text_encoder is None,
         include_llm=llm is None,
     )
@@ -141,13 +143,14 @@ def _train(
     settings: RunSettings,
     arguments: dict[str, StageArguments],
     preset: str,
+    trust: bool,
     tell: Any,
 ) -> None:
     from ..training.run import STAGES, train
 
     for stage in STAGES:
         before = time.monotonic()
-        train(data, output, settings, (stage,), arguments, preset, resume=True)
+        train(data, output, settings, (stage,), arguments, preset, resume=True, trust_remote_code=trust)
         record = _record(output, stage)
         tell(
             f"{stage:<8} {record['steps']:,} steps, {record['epochs']} epochs{_best(record)}, "
@@ -164,7 +167,7 @@ def _record(output: Path, stage: str) -> dict[str, Any]:
     return dict(record["result"])
 
 
-def _evaluate(data: PreparedData, output: Path, max_users: int | None, tell: Any) -> EvaluationResult:
+def _evaluate(data: PreparedData, output: Path, max_users: int | None, trust: bool, tell: Any) -> EvaluationResult:
     from transformers import AutoModel
 
     from ..evaluation.evaluator import evaluate
@@ -177,8 +180,8 @@ def _evaluate(data: PreparedData, output: Path, max_users: int | None, tell: Any
     from ..training.fair import fair_backbone
 
     before = time.monotonic()
-    model = AutoModel.from_pretrained(output)
-    processor = ALLMRecProcessor.from_pretrained(output)
+    model = AutoModel.from_pretrained(output, trust_remote_code=trust)
+    processor = ALLMRecProcessor.from_pretrained(output, trust_remote_code=trust)
     words_only = ALLMRecProcessor(
         processor.tokenizer,
         PromptTemplate.from_dict(processor.prompt).without_vectors().to_dict(),
@@ -218,15 +221,15 @@ def _write_card(output: Path, result: EvaluationResult, invented: bool, tiny: bo
     write_card(card, output)
 
 
-def _recommend(data: PreparedData, output: Path, tell: Any) -> list[dict[str, Any]]:
+def _recommend(data: PreparedData, output: Path, trust: bool, tell: Any) -> list[dict[str, Any]]:
     """Recommend for two test users from the checkpoint as anyone would load it."""
-    from transformers import AutoModel, pipeline
+    from transformers import AutoModel
 
     from ..prompt import clean_title
 
-    model = AutoModel.from_pretrained(output)
+    model = AutoModel.from_pretrained(output, trust_remote_code=trust)
     tell(f"\nLoaded again: AutoModel gives {type(model).__name__}; pipeline('recommendation') recommends")
-    pipe: Any = pipeline("recommendation", model=str(output))  # type: ignore[call-overload]
+    pipe = load_pipeline(str(output), trust_remote_code=trust)
     shown = []
     for user in data.candidates("test").users[:2]:
         history = [data.catalog.item_id(int(index)) for index in data.history(int(user), "test")]

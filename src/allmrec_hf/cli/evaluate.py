@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import Iterator
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .loading import LlmOption, TrustOption, an, checkpoint_errors, checkpoint_type, located_checkpoint
 from .options import ConfigOption, JsonOption, PermutationsOption, SeedOption, emit, say, stderr, user_errors
 
 if TYPE_CHECKING:
@@ -34,60 +33,50 @@ class Split(str, Enum):
     validation = "validation"
 
 
-@contextlib.contextmanager
-def checkpoint_errors(model: str) -> Iterator[None]:
-    """Say of any error of loading which checkpoint it is about."""
-    from huggingface_hub.errors import StrictDataclassError
-    from safetensors import SafetensorError
-
-    from ..errors import ALLMRecError, CheckpointError
-
-    try:
-        yield
-    except ALLMRecError as error:
-        if model in str(error):
-            raise
-        raise type(error)(f"{model}: {error}") from error
-    except (OSError, ValueError, RuntimeError, SafetensorError, StrictDataclassError) as error:
-        raise CheckpointError(f"{model} is no checkpoint that can be loaded, or a damaged one: {error}") from error
-    except (KeyError, TypeError, AttributeError) as error:  # what transformers raises of JSON of another shape
-        raise CheckpointError(f"{model} is a damaged checkpoint: {error!r}") from error
-
-
 def load_rankers(
-    model: str, data: PreparedData, batch_size: int, num_permutations: int, fair: bool = False, whole: bool = False
+    model: str,
+    data: PreparedData,
+    batch_size: int,
+    num_permutations: int,
+    fair: bool = False,
+    whole: bool = False,
+    llm: str | None = None,
+    trust_remote_code: bool = False,
 ) -> list[Ranker]:
     """Return the model, its CF backbone alone and popularity, for a checkpoint of either kind.
 
     Args:
-        model: Folder or Hub id.
+        model: Folder, Hub id or `demo`.
         data: Prepared data.
         batch_size: Users that the LLM reads at once.
         num_permutations: Candidate orders whose scores are averaged.
         fair: Whether to add the backbone trained on train + validation, which stage 2 has seen.
         whole: Whether the whole catalogue will be ranked; the checkpoint's may then not be larger than the data's.
+        llm: An LLM in place of the one that the checkpoint names.
+        trust_remote_code: Run code that comes with it.
 
     Raises:
         CheckpointError: when the checkpoint cannot be loaded, or its catalogue is not that of the data.
     """
-    from transformers import AutoConfig, AutoModel, PreTrainedConfig
+    from transformers import AutoConfig
 
     from ..catalog import ItemCatalog
     from ..cf_encoder import MODEL_TYPE_PREFIX, cf_encoder_types
     from ..errors import CheckpointError
     from ..evaluation.llm_ranker import ALLMRecRanker
     from ..evaluation.rankers import CFRanker, PopularityRanker
+    from ..modeling_allmrec import ALLMRecModel
     from ..processing_allmrec import ALLMRecProcessor
     from ..training.backbones import load_backbone_alone
     from ..training.fair import fair_backbone
 
     with checkpoint_errors(model):
-        kind = PreTrainedConfig.get_config_dict(model)[0].get("model_type")
-        if isinstance(kind, str) and kind not in ("a-llmrec", *cf_encoder_types()):
+        model = located_checkpoint(model)
+        kind = checkpoint_type(model)
+        if kind is not None and kind not in ("a-llmrec", *cf_encoder_types()):
             known = ", ".join(name.removeprefix(MODEL_TYPE_PREFIX) for name in cf_encoder_types())
-            article = "an" if kind[:1] in "aeiou" else "a"
             raise CheckpointError(
-                f"{model} is {article} {kind} model, neither A-LLMRec nor a CF backbone; known ones: {known}; "
+                f"{model} is {an(kind)} model, neither A-LLMRec nor a CF backbone; known ones: {known}; "
                 "`allmrec --cf-module NAME evaluate` imports one of your own"
             )
         config = AutoConfig.from_pretrained(model)
@@ -102,9 +91,10 @@ def load_rankers(
                 f"{model} is trained to stage 1 only; run `allmrec train --stage project` into the same folder first, "
                 "or evaluate its folder cf/"
             )
-        processor = ALLMRecProcessor.from_pretrained(model)
+        trust = trust_remote_code
+        processor = ALLMRecProcessor.from_pretrained(model, trust_remote_code=trust)
         check_catalogs(processor.catalog, data, whole)
-        loaded = AutoModel.from_pretrained(model)
+        loaded = ALLMRecModel.from_pretrained(model, language_model=llm or "auto", trust_remote_code=trust)
         backbone = Path(model) / "cf"  # as trained, before cold items got embeddings from their texts
         alone = CFRanker(load_backbone_alone(str(backbone)) if backbone.is_dir() else loaded.cf_encoder)
         if not backbone.is_dir():
@@ -148,7 +138,7 @@ def _trained_on_validation(model: str) -> bool:
 
 
 def evaluate(
-    model: Annotated[str, typer.Option(help="Run folder or Hub id; A-LLMRec or a CF backbone alone.")],
+    model: Annotated[str, typer.Option(help="Run folder, Hub id, or `demo`; A-LLMRec or a CF backbone alone.")],
     data: Annotated[Path, typer.Option(help="Folder of `allmrec prepare`.")],
     protocol: Annotated[
         Protocol,
@@ -167,6 +157,8 @@ def evaluate(
     output: Annotated[Path | None, typer.Option(help="Write the JSON report here.")] = None,
     per_user: Annotated[Path | None, typer.Option(help="Write every user's rank and ties here, as parquet.")] = None,
     update_card: Annotated[bool, typer.Option(help="Put the numbers into the run folder's model card.")] = False,
+    llm: LlmOption = None,
+    trust_remote_code: TrustOption = False,
     json_output: JsonOption = False,
     config: ConfigOption = None,
 ) -> None:
@@ -210,7 +202,8 @@ def evaluate(
                 soft_wrap=True,
             )
         prepared = PreparedData.load(data)
-        rankers = load_rankers(model, prepared, batch_size, num_permutations, fair_backbone, protocol is Protocol.full)
+        whole, trust = protocol is Protocol.full, trust_remote_code
+        rankers = load_rankers(model, prepared, batch_size, num_permutations, fair_backbone, whole, llm, trust)
         for ranker in rankers:
             if isinstance(ranker, ALLMRecRanker):
                 tell_evaluation_cost(ranker, prepared, protocol.value, split.value, max_users, seed)

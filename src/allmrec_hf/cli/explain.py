@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .loading import LlmOption, ModelOption, TrustOption, load_pipeline
 from .options import ConfigOption, JsonOption, emit, say, stderr, user_errors, visible
-from .recommend import CandidateTitlesOption, ModelOption, TitlesOption, as_titles, load_pipeline
+from .recommend import CandidateTitlesOption, TitlesOption, as_titles
 
 if TYPE_CHECKING:
     from ..pipeline_recommendation import RecommendationPipeline
@@ -47,6 +48,8 @@ def explain(
         str | None, typer.Option(help="The catalogue's column of categories, for favourite-category with --data.")
     ] = None,
     max_users: Annotated[int, typer.Option(min=1, help="A seeded sample of users, with --data.")] = 200,
+    llm: LlmOption = None,
+    trust_remote_code: TrustOption = False,
     json_output: JsonOption = False,
     config: ConfigOption = None,
 ) -> None:
@@ -85,7 +88,7 @@ def explain(
                 check_writable(path)
         if picture is not None and picture.suffix.lower() not in (".svg", ".png", ".html"):
             raise DataError(f"--picture {picture} must end in .svg, .png or .html")
-        pipe = load_pipeline(model)
+        pipe = load_pipeline(model, llm, trust_remote_code=trust_remote_code)
         named = as_titles(pipe.processor.catalog, titles)
         if task is not None:
             asked: dict[str, Any] = {"history": _ids(history), "titles": named, "item": item, "item_title": item_title}

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import click
 import typer
 
+from .loading import LlmOption, ModelOption, TextEncoderOption, TrustOption, load_pipeline, located_checkpoint
 from .options import (
     ColumnOption,
     ConfigOption,
@@ -29,11 +30,9 @@ if TYPE_CHECKING:
     from ..catalog import ItemCatalog
     from ..pipeline_recommendation import RecommendationPipeline
 
+DEMO = "demo"
 logger = logging.getLogger(__name__)
 MAX_BAD_LINES = 0.01
-ModelOption = Annotated[
-    str | None, typer.Option(help="Run folder or Hub id; the demo checkpoint of this package by default.")
-]
 
 
 class OnError(str, Enum):
@@ -48,32 +47,6 @@ TitlesOption = Annotated[
     typer.Option(help="The history by title in place of ids, oldest first; once for each title, or commas between."),
 ]
 CandidateTitlesOption = Annotated[list[str] | None, typer.Option(help="The candidates by title in place of ids.")]
-
-
-def load_pipeline(model: str | None) -> RecommendationPipeline:
-    """Return the recommendation pipeline of a checkpoint, or of the default one.
-
-    Raises:
-        CheckpointError: when it cannot be loaded.
-    """
-    from transformers import AutoConfig, pipeline
-
-    from ..errors import CheckpointError
-    from .evaluate import checkpoint_errors
-
-    with checkpoint_errors(str(model)):
-        config = None if model is None else AutoConfig.from_pretrained(model)
-        if config is not None and config.model_type != "a-llmrec":
-            article = "an" if config.model_type[:1] in "aeio" else "a"
-            raise CheckpointError(
-                f"{model} is {article} {config.model_type} model; only an A-LLMRec model can recommend, explain and "
-                "take new items: give the folder of a run with all stages"
-            )
-        if config is not None and config.llm_dim is None:
-            raise CheckpointError(
-                f"{model} is trained to stage 1 only; run `allmrec train --stage project` into the same folder first"
-            )
-        return pipeline("recommendation", model=model)  # type: ignore[call-overload, no-any-return]
 
 
 def _split(ids: str) -> list[str]:
@@ -115,6 +88,8 @@ def recommend(
     top_k: Annotated[int, typer.Option(min=1, help="Items to recommend.")] = 10,
     num_permutations: PermutationsOption = 1,
     batch_size: Annotated[int, typer.Option(min=1, help="Requests that the LLM reads at once, with --requests.")] = 16,
+    llm: LlmOption = None,
+    trust_remote_code: TrustOption = False,
     json_output: JsonOption = False,
     config: ConfigOption = None,
 ) -> None:
@@ -146,9 +121,11 @@ def recommend(
             raise DataError("the history is empty; give --history ID,ID,..., --titles TITLE or --requests FILE")
         settings: dict[str, Any] = {"top_k": top_k, "num_permutations": num_permutations, "on_error": on_error.value}
         if requests is not None:
-            _recommend_all(load_pipeline(model), requests, output, batch_size, settings)
+            _recommend_all(
+                load_pipeline(model, llm, trust_remote_code=trust_remote_code), requests, output, batch_size, settings
+            )
             return
-        pipe = load_pipeline(model)
+        pipe = load_pipeline(model, llm, trust_remote_code=trust_remote_code)
         catalog = pipe.processor.catalog
         request = {
             "history": None if history is None else _split(history),
@@ -233,10 +210,13 @@ def _lines(path: Path, on_error: str) -> Iterator[Any]:
 
 
 def add_items(
-    model: Annotated[str, typer.Option(help="Run folder or Hub id.")],
+    model: Annotated[str, typer.Option(help="Run folder, Hub id, or `demo`.")],
     items: Annotated[Path, typer.Option(help="CSV, parquet or JSON lines with item_id, title, description.")],
     output: Annotated[Path | None, typer.Option(help="Write the grown checkpoint here; in place by default.")] = None,
     column: ColumnOption = None,
+    llm: LlmOption = None,
+    text_encoder: TextEncoderOption = None,
+    trust_remote_code: TrustOption = False,
     json_output: JsonOption = False,
     config: ConfigOption = None,
 ) -> None:
@@ -253,7 +233,7 @@ def add_items(
         from ..data.readers.tables import item_names, read_table
         from ..errors import ALLMRecError
 
-        if output is None and not Path(model).is_dir():
+        if output is None and (model == DEMO or not Path(model).is_dir()):
             raise ALLMRecError(f"{model} is no folder that could be changed in place; give --output")
         if output is not None and output.exists() and not output.is_dir():
             raise ALLMRecError(f"the output {output} is a file; give a folder")
@@ -263,7 +243,7 @@ def add_items(
         with told_of_column_map(columns):
             frame, _ = read_table(items, MAX_BAD_LINES, lambda names: item_names(names, columns, items))
         records, _ = validate_items(frame, str(items))
-        pipe = load_pipeline(model)
+        pipe = load_pipeline(model, llm, text_encoder, trust_remote_code)
         added = pipe.add_items(records.to_dicts())
         _warn_of_untitled(pipe, added)
         target = output or Path(model)
@@ -289,21 +269,50 @@ def _warn_of_untitled(pipe: RecommendationPipeline, added: list[str]) -> None:
 
 
 def push(
-    model: Annotated[Path, typer.Option(help="Run folder.")],
+    model: Annotated[str, typer.Option(help="Run folder, or `demo`.")],
     repo: Annotated[str, typer.Option(help="Repository on the Hub, such as org/a-llmrec-games.")],
     private: Annotated[bool, typer.Option(help="Make a new repository private.")] = False,
     revision: Annotated[str | None, typer.Option(help="Branch to push to.")] = None,
+    include_llm: Annotated[bool, typer.Option("--include-llm", help="Upload the LLM's weights too.")] = False,
+    llm_id: Annotated[
+        str | None, typer.Option(help="Hub id of the LLM, where the run has it from a folder: others load it there.")
+    ] = None,
+    include_text_encoder: Annotated[
+        bool, typer.Option("--include-text-encoder", help="Upload the text encoder too, where the run has it not.")
+    ] = False,
+    text_encoder_id: Annotated[
+        str | None, typer.Option(help="Hub id of the text encoder, where the run has it from a folder.")
+    ] = None,
+    llm: LlmOption = None,
+    text_encoder: TextEncoderOption = None,
+    trust_remote_code: TrustOption = False,
     json_output: JsonOption = False,
     config: ConfigOption = None,
 ) -> None:
-    """Upload a run folder's checkpoint to the Hub, model card included.
+    """Upload a run folder's checkpoint to the Hub, model card included; no path of this machine goes with it.
 
-    **Example**
+    **Examples**
 
     `allmrec push --model runs/games --repo org/a-llmrec-games`
+
+    `allmrec push --model runs/games --repo org/a-llmrec-games --include-llm`
+
+    `allmrec push --model runs/games --repo org/a-llmrec-games --llm-id facebook/opt-1.3b`
     """
     with user_errors():
         from ..hub.publish import push_checkpoint
 
-        address = push_checkpoint(model, repo, private=private or None, revision=revision)
+        address = push_checkpoint(
+            located_checkpoint(model) if model == DEMO else model,
+            repo,
+            private=private or None,
+            revision=revision,
+            include_llm=include_llm,
+            llm_id=llm_id,
+            include_text_encoder=include_text_encoder,
+            text_encoder_id=text_encoder_id,
+            llm=llm,
+            text_encoder=text_encoder,
+            trust_remote_code=trust_remote_code,
+        )
         emit({"url": address}) if json_output else say(address)

@@ -12,6 +12,7 @@ import typer
 
 from ..cf_encoder import MODEL_TYPE_PREFIX, cf_encoder_types
 from .import_cf import MissingItems, import_users_module
+from .loading import TrustOption
 from .options import ConfigOption, JsonOption, SeedOption, emit, say, user_errors
 
 if TYPE_CHECKING:
@@ -116,7 +117,8 @@ def train(
         typer.Option(help="Python module with a backbone of your own, imported first; this runs its code."),
     ] = None,
     llm: Annotated[
-        str | None, typer.Option(help="Hub id or folder of the frozen causal LM; `demo`: the package's tiny one.")
+        str | None,
+        typer.Option(help="Hub id or folder of the frozen causal LM or its adapter; `demo`: the package's tiny one."),
     ] = None,
     text_encoder: Annotated[
         str | None,
@@ -195,6 +197,7 @@ def train(
     dtype: Annotated[str | None, typer.Option(help="dtype of the LLM, such as bfloat16.")] = None,
     device_map: Annotated[str | None, typer.Option(help="device_map of the LLM, such as auto.")] = None,
     load_in_8bit: Annotated[bool, typer.Option(help="Quantize the LLM (extra `quantization`).")] = False,
+    trust_remote_code: TrustOption = False,
     checkpoint_activations: Annotated[bool, typer.Option(help="Stage 2: less memory, more time.")] = False,
     include_llm: Annotated[bool, typer.Option(help="Save the LLM's weights too.")] = False,
     json_output: JsonOption = False,
@@ -222,7 +225,6 @@ def train(
         from ..training.arguments import STAGES
         from ..training.arguments import preset as stage_preset
         from ..training.devices import process_state
-        from ..training.parts import named_part
         from ..training.run import train as run
         from ..training.settings import DEFAULT_BACKBONE, run_settings
 
@@ -242,7 +244,7 @@ def train(
                 raise ALLMRecError("--load-in-8bit needs bitsandbytes: pip install 'allmrec-hf[quantization]'")
             llm_options["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
         given: dict[str, Any] = {
-            "text_encoder": text_encoder and named_part(text_encoder, "text_encoder"),
+            "text_encoder": text_encoder,
             "fine_tune_text_encoder": fine_tune_text_encoder,
             "targets": targets and targets.value,
             "item_embedding": item_embedding and item_embedding.value,
@@ -259,7 +261,7 @@ def train(
             cf_checkpoint=cf_checkpoint,
             missing_items=missing_items.value,
             cf_module=cf_module,
-            llm=llm and named_part(llm, "language_model"),
+            llm=llm,
             llm_options=llm_options,
             joint_dim=joint_dim,
             alpha=alpha,
@@ -303,7 +305,8 @@ def train(
         prepared = prepared if share is None else share.trial(prepared).training
         count = num_candidates or min(settings.num_candidates, int(prepared.info["num_candidates"]))
         settings = replace(settings, num_candidates=count)
-        run(prepared, output, settings, stages, arguments, preset.value, resume)
+        trust = trust_remote_code
+        run(prepared, output, settings, stages, arguments, preset.value, resume, trust_remote_code=trust)
         state = process_state()
         if state.num_processes > 1:  # else a process that ends first may take the others' connections with it
             state.wait_for_everyone()

@@ -11,6 +11,7 @@ import polars as pl
 
 from ..catalog import CATALOG_FILE, ItemCatalog
 from ..errors import DataError
+from ..sharing import refuse_machine_paths
 from .interactions import SPLIT
 from .prepared import CANDIDATE_SCHEMA, INFO_FILE, TARGET_SPLITS, PreparedData, read_info, read_parquet
 from .splits import SPLITS, sort_by_user
@@ -101,13 +102,18 @@ def push(
     revision: str | None = None,
     commit_message: str = "Upload prepared data",
 ) -> str:
-    """Upload prepared data to a data set repository, which is created where there is none; return its address."""
+    """Upload prepared data to a data set repository, which is created where there is none; return its address.
+
+    Raises:
+        ALLMRecError: when name or source of the data, or another text of `dataset.json`, is a path of this machine.
+    """
     from huggingface_hub import HfApi
 
     api = HfApi(token=token)
-    url = api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
     with tempfile.TemporaryDirectory() as directory:
         write_layout(data, Path(directory), repo_id)
+        refuse_machine_paths(Path(directory), (INFO_FILE, "README.md"))
+        url = api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
         api.upload_folder(
             folder_path=directory,
             repo_id=repo_id,

@@ -8,12 +8,13 @@ import os
 import warnings
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
-from typing import cast
+from typing import Any, cast
 
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from ..errors import ALLMRecError, CheckpointError
+from .staging import Sharing, shareable
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +42,7 @@ TOP_LEVEL_PATTERNS = (
     "*.py",
 )
 SUBFOLDERS = ("text_encoder", "language_model")
-SUBFOLDER_SUFFIXES = (".json", ".safetensors", ".txt", ".model", ".jinja", ".md")
+SUBFOLDER_SUFFIXES = (".json", ".safetensors", ".txt", ".model", ".jinja", ".md", ".py")
 # The base is of httpx or httpx2, whichever the installed huggingface_hub uses.
 _TransportError = cast("type[Exception]", HfHubHTTPError.__bases__[0])
 _REPLACED_WEIGHTS = ["*.safetensors", "*.safetensors.index.json"]
@@ -92,8 +93,12 @@ def push_checkpoint(
     revision: str | None = None,
     endpoint: str | None = None,
     commit_message: str = "Upload an A-LLMRec checkpoint",
+    **sharing: Any,
 ) -> str:
     """Upload a checkpoint to a model repository, made where it does not exist, and return its address.
+
+    A light checkpoint whose LLM or text encoder lies in a folder of this machine is refused: nobody else could load it.
+    No path of this machine is published: a text file that names one is refused too.
 
     The repository then holds the weights of this checkpoint only: weight files of an earlier push that it does not
     have are removed. Other files of the repository stay.
@@ -106,11 +111,29 @@ def push_checkpoint(
         revision: The branch, made from `main` where it does not exist; None is `main`.
         endpoint: The address of a Hub of one's own; None takes `HF_ENDPOINT` or huggingface.co.
         commit_message: The first line of the commit.
+        **sharing: Fields of `staging.Sharing`: `include_llm` and `include_text_encoder` upload these parts too,
+            `llm_id` and `text_encoder_id` name them on the Hub.
 
     Raises:
-        CheckpointError: when the folder is no checkpoint.
-        ALLMRecError: when the id is malformed, or the Hub refuses.
+        CheckpointError: when the folder is no checkpoint, or a part to be included cannot be loaded.
+        ALLMRecError: when others could not load it, a file names a path of this machine, the id is malformed, or the
+            Hub refuses.
     """
+    choices = Sharing(**sharing)
+    files = checkpoint_files(directory)
+    with shareable(Path(directory), files, choices) as folder:
+        return _upload(folder, repo_id, private, token, revision, endpoint, commit_message)
+
+
+def _upload(
+    directory: Path,
+    repo_id: str,
+    private: bool | None,
+    token: str | None,
+    revision: str | None,
+    endpoint: str | None,
+    commit_message: str,
+) -> str:
     files = checkpoint_files(directory)
     if "README.md" not in files:
         logger.warning("%s has no README.md: the repository will have no model card", directory)
@@ -123,7 +146,7 @@ def push_checkpoint(
             warnings.filterwarnings("ignore", message=".*commit a data file")  # the catalogue belongs to the model
             api.upload_folder(
                 repo_id=url.repo_id,
-                folder_path=Path(directory),
+                folder_path=directory,
                 revision=revision,
                 commit_message=commit_message,
                 allow_patterns=[_literal(name) for name in files],

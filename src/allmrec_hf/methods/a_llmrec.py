@@ -13,6 +13,7 @@ from ..files import folder_written_whole
 from ..language_model import input_width
 from ..modeling_allmrec import ALLMRecModel
 from ..processing_allmrec import ALLMRecProcessor
+from ..training.parts import without_trust
 from ..training.run import train
 from ..training.settings import RunSettings
 from .llm_parts import on_device, required_llm, run_options
@@ -50,7 +51,7 @@ class ALLMRec(Method):
 
 def fit_run(data: PreparedData, setting: Setting, settings: RunSettings, name: str) -> Ranker:
     """Return the ranker of a run with these settings, trained in the setting's folder."""
-    model, processor = load_run(train_run(data, setting, settings), settings)
+    model, processor = load_run(train_run(data, setting, settings), settings, setting.trust_remote_code)
     permutations = int(setting.options.get("num_permutations", 1))
     return ALLMRecRanker(model, processor, name=name, num_permutations=permutations)
 
@@ -71,13 +72,17 @@ def train_run(data: PreparedData, setting: Setting, settings: RunSettings) -> Pa
         with folder_written_whole(folder) as temporary:
             shutil.copytree(shared, temporary, dirs_exist_ok=True, ignore=_HEAVY)
     arguments = {"project": stage_arguments(setting, "project")}
-    return train(data, folder, settings, ("project",), arguments, setting.preset, resume=started)
+    trust = setting.trust_remote_code
+    return train(data, folder, settings, ("project",), arguments, setting.preset, started, trust_remote_code=trust)
 
 
-def load_run(folder: Path, settings: RunSettings) -> tuple[ALLMRecModel, ALLMRecProcessor]:
+def load_run(
+    folder: Path, settings: RunSettings, trust_remote_code: bool = False
+) -> tuple[ALLMRecModel, ALLMRecProcessor]:
     """Return the model, with its LLM as it was loaded for training, and the processor of a finished run."""
-    model = ALLMRecModel.from_pretrained(folder, **(settings.llm_options or {}))
-    return on_device(model), ALLMRecProcessor.from_pretrained(folder)
+    options, trust = without_trust(settings.llm_options, trust_remote_code)
+    model = ALLMRecModel.from_pretrained(folder, trust_remote_code=trust, **options)
+    return on_device(model), ALLMRecProcessor.from_pretrained(folder, trust_remote_code=trust)
 
 
 def facts(ranker: Ranker) -> dict[str, Any]:

@@ -12,14 +12,16 @@ import torch
 from filelock import FileLock
 from torch import nn
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from ..data.prepared import PreparedData
 from ..evaluation.protocol import Ranker
 from ..evaluation.rankers import CFRanker
 from ..files import folder_written_whole
 from ..histories import pad_histories
+from ..llm_files import find_llm, load_config, load_tokenizer
 from ..modeling_allmrec import ALLMRecModel
+from ..part_sources import LANGUAGE_MODEL_PART, located
 from ..training.loop import run_stage
 from ..training.parts import check_llm
 from ..training.settings import RunSettings
@@ -125,7 +127,7 @@ class NoLLM(Method):
         for name in ("item_embedding", "projector", "projector_tokens"):
             setattr(model.config, name, getattr(settings, name))
         model.config.item_embedding_seed = setting.seed
-        width = WIDTH_WITHOUT_LLM if settings.llm is None else input_width(settings.llm, settings.llm_revision)
+        width = WIDTH_WITHOUT_LLM if settings.llm is None else _width(settings, setting)
         module = TwoTowers(model, width, setting.seed)
         own = stage_arguments(setting, "project")
         arguments = own.replaced(
@@ -145,24 +147,29 @@ class NoLLM(Method):
         return module.ranker(self.name)
 
 
+def _width(settings: RunSettings, setting: Setting) -> int:
+    return input_width(str(settings.llm), settings.llm_revision, setting.trust_remote_code)
+
+
 def with_random_llm(settings: RunSettings, setting: Setting) -> RunSettings:
     """Return the settings with another LLM: the same architecture and tokenizer, weights drawn with the setting's seed.
 
     It is kept in the setting's `common`, so that every control of every scenario takes the same one.
     """
-    where = {} if settings.llm_revision is None else {"revision": settings.llm_revision}
     facts = f"{settings.llm}|{settings.llm_revision}|{setting.seed}"
     folder = (setting.common or setting.parts) / f"random-llm-{hashlib.sha256(facts.encode()).hexdigest()[:12]}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):
         if not (folder / "config.json").exists():
             name = str(settings.llm)
-            check_llm(name, settings.llm_revision, {})
+            trust = setting.trust_remote_code
+            check_llm(name, settings.llm_revision, {}, trust)
+            source = find_llm(located(name, LANGUAGE_MODEL_PART), settings.llm_revision)
             with torch.random.fork_rng():
                 torch.manual_seed(setting.seed)
-                language_model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(name, **where))
+                language_model = AutoModelForCausalLM.from_config(load_config(source, trust), trust_remote_code=trust)
             with folder_written_whole(folder) as temporary:
-                AutoTokenizer.from_pretrained(name, **where).save_pretrained(str(temporary))
+                load_tokenizer(source, trust).save_pretrained(str(temporary))
                 language_model.save_pretrained(str(temporary))
     return replace(settings, llm=str(folder), llm_revision=None)
 

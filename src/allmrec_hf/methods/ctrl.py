@@ -184,7 +184,7 @@ class CTRL(Method):
         """Return `(S, d_text)`, encoded once and kept in the method's folder."""
         path = setting.folder / PROMPTS_FILE
         if not path.exists():
-            encoder = load_text_encoder(setting.text_encoder)
+            encoder = load_text_encoder(setting.text_encoder, setting.trust_remote_code)
             table = text_embedding_table(encoder, prompt_texts(samples, data.catalog, data.domain))[1:]
             with written_whole(path) as temporary:
                 save_file({"prompts": table.cpu().contiguous()}, temporary)

@@ -72,7 +72,8 @@ def words_ranker(data: PreparedData, settings: RunSettings, name: str, setting: 
         name: The ranker's name.
         setting: Its option `num_permutations`.
     """
-    language_model, tokenizer = load_llm(str(settings.llm), settings.llm_revision, settings.llm_options or {})
+    options, trust = settings.llm_options or {}, setting.trust_remote_code
+    language_model, tokenizer = load_llm(str(settings.llm), settings.llm_revision, options, trust)
     config = ALLMRecConfig(
         cf_config=SASRecConfig(num_items=data.num_items, hidden_size=UNUSED_WIDTH, num_layers=1),
         joint_dim=UNUSED_WIDTH,

@@ -9,7 +9,6 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import AutoConfig
 
 from ..data.prepared import PreparedData
 from ..errors import ALLMRecError
@@ -17,6 +16,8 @@ from ..evaluation.protocol import History, Ranker
 from ..evaluation.rankers import best_unseen, reranked_scores
 from ..indices import check_histories, check_padded
 from ..language_model import config_width, context_length
+from ..llm_files import find_llm, load_config
+from ..part_sources import LANGUAGE_MODEL_PART, located
 from ..processing_allmrec import ALLMRecProcessor
 from ..prompt import PromptTemplate
 from ..training.devices import place, process_state
@@ -115,9 +116,9 @@ def own_prompt(settings: RunSettings, data: PreparedData) -> PromptTemplate:
     return PromptTemplate.for_domain(data.domain)
 
 
-def input_width(llm: str, revision: str | None = None) -> int:
+def input_width(llm: str, revision: str | None = None, trust_remote_code: bool = False) -> int:
     """Return d_llm, the width of an LLM's input embeddings, by its config alone."""
-    return config_width(AutoConfig.from_pretrained(llm, **({} if revision is None else {"revision": revision})))
+    return config_width(load_config(find_llm(located(llm, LANGUAGE_MODEL_PART), revision), trust_remote_code))
 
 
 def on_device(model: Any) -> Any:

@@ -281,7 +281,8 @@ class LLMSRec(Method):
         settings = required_llm(self, setting)
         refuse_other_settings(self, setting, settings.llm)
         backbone = load_backbone(run_until(data, setting, settings, "cf") / "cf")
-        language_model, tokenizer = load_llm(str(settings.llm), settings.llm_revision, settings.llm_options or {})
+        options, trust = settings.llm_options or {}, setting.trust_remote_code
+        language_model, tokenizer = load_llm(str(settings.llm), settings.llm_revision, options, trust)
         known = torch.from_numpy(data.item_counts("train") > 0)
         with torch.random.fork_rng():
             torch.manual_seed(setting.seed)

@@ -51,6 +51,7 @@ class Setting:
         budget: Settings of any stage's loop, by stage (`"cf"`, `"align"`, `"project"`), that replace the preset's:
             a method trained by a loop of its own takes those of the stage nearest to it.
         options: What the suite says of this method alone; an unknown option is refused.
+        trust_remote_code: Run code that comes with the LLM, its tokenizer or the text encoder.
     """
 
     folder: Path
@@ -63,6 +64,7 @@ class Setting:
     preset: str = "default"
     budget: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
+    trust_remote_code: bool = False
 
     def required_llm(self, method: str) -> str:
         """Return the LLM.

@@ -87,7 +87,8 @@ class MLPLLM(Method):
 def _untrained(data: PreparedData, setting: Setting, settings: RunSettings) -> tuple[ALLMRecModel, Any]:
     """Return the model around the trained backbone and the LLM, with fresh projectors, and the LLM's tokenizer."""
     backbone = load_backbone(run_until(data, setting, settings, "cf") / "cf")
-    language_model, tokenizer = load_llm(str(settings.llm), settings.llm_revision, settings.llm_options or {})
+    options, trust = settings.llm_options or {}, setting.trust_remote_code
+    language_model, tokenizer = load_llm(str(settings.llm), settings.llm_revision, options, trust)
     width = backbone.config.hidden_size
     config = ALLMRecConfig(
         cf_config=backbone.config,

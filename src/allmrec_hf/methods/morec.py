@@ -155,5 +155,5 @@ class MoRec(Method):
     def _items(self, data: PreparedData, setting: Setting, width: int, fine_tune: bool) -> TextItems:
         if not fine_tune:
             return TextItems(text_embeddings(data, setting).cpu(), width)
-        encoder = load_text_encoder(setting.text_encoder)
+        encoder = load_text_encoder(setting.text_encoder, setting.trust_remote_code)
         return TextItems(torch.zeros(data.num_items + 1, text_dim(encoder)), width, encoder, data.catalog.texts())

@@ -232,7 +232,9 @@ class RECFORMER(Method):
             num_heads=options["num_heads"],
             item_tokens=options["item_tokens"],
         )
-        words = text_embedding_table(load_text_encoder(setting.text_encoder), vocabulary)[1:].cpu()
+        words = text_embedding_table(load_text_encoder(setting.text_encoder, setting.trust_remote_code), vocabulary)[
+            1:
+        ].cpu()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(arguments.seed)
             model = Recformer(config, tokens, types, words)

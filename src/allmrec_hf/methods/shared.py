@@ -60,7 +60,7 @@ def text_embeddings(data: PreparedData, setting: Setting) -> torch.Tensor:
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):  # the system lets go of it when its holder dies
         if not path.exists():
-            table = text_embedding_table(load_text_encoder(setting.text_encoder), texts)
+            table = text_embedding_table(load_text_encoder(setting.text_encoder, setting.trust_remote_code), texts)
             with written_whole(path) as temporary:
                 save_file({"texts": table.contiguous()}, temporary)
     return load_file(path)["texts"]
@@ -114,7 +114,8 @@ def run_until(data: PreparedData, setting: Setting, settings: RunSettings, stage
         resume = folder.exists() if stage == "cf" else (folder / "checkpoints" / stage).exists()
         frozen = stage == "align" and not settings.fine_tune_text_encoder
         table = text_embeddings(data, setting) if frozen else None
-        train(data, folder, settings, (stage,), arguments, setting.preset, resume, text_table=table)
+        trust = setting.trust_remote_code
+        train(data, folder, settings, (stage,), arguments, setting.preset, resume, table, trust_remote_code=trust)
     return folder
 
 

@@ -239,7 +239,8 @@ class TALLRec(Method):
         """Tune the LLM's LoRA weights and return the ranker by yes or no."""
         settings = required_llm(self, setting)
         refuse_other_settings(self, setting, settings.llm)
-        language_model, tokenizer = load_llm(str(settings.llm), settings.llm_revision, settings.llm_options or {})
+        options, trust = settings.llm_options or {}, setting.trust_remote_code
+        language_model, tokenizer = load_llm(str(settings.llm), settings.llm_revision, options, trust)
         answers = tuple(setting.options.get("answers", ANSWERS))
         if len(answers) != 2 or answers[0] == answers[1]:
             raise ALLMRecError(f"answers of the method {self.name} must be two different words; got {list(answers)}")

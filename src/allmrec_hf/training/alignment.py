@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -24,17 +24,34 @@ TEXTS_AT_ONCE = 64
 
 
 def encode_texts(text_encoder: Any, texts: Sequence[str]) -> torch.Tensor:
-    """Return text embeddings `(len(texts), d_text)` with gradients, shortest texts first so that little is padding."""
-    prepare = getattr(text_encoder, "preprocess", None) or text_encoder.tokenize
+    """Return text embeddings `(len(texts), d_text)` with gradients, shortest texts first so that little is padding.
+
+    They are those of `text_encoder.encode`: what the encoder puts before a text by default stands before it here too,
+    and only the dimensions that it keeps are returned.
+    """
+    prepare = _preprocess(text_encoder)
+    width = text_encoder.truncate_dim
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
     parts = []
     for start in range(0, len(order), TEXTS_AT_ONCE):
         features = prepare([texts[i] for i in order[start : start + TEXTS_AT_ONCE]])
         features = {k: v.to(text_encoder.device) if torch.is_tensor(v) else v for k, v in features.items()}
-        parts.append(text_encoder(features)["sentence_embedding"])
+        parts.append(text_encoder(features)["sentence_embedding"][:, :width])
     back = torch.empty(len(order), dtype=torch.long)
     back[torch.tensor(order)] = torch.arange(len(order))
     return torch.cat(parts)[back.to(parts[0].device)]
+
+
+def _preprocess(text_encoder: Any) -> Callable[[list[str]], dict[str, Any]]:
+    """Return the encoder's own preparation of texts, its default prompt included."""
+    prompt = text_encoder.prompts.get(text_encoder.default_prompt_name) or None
+    if hasattr(text_encoder, "preprocess"):
+        return lambda texts: text_encoder.preprocess(texts, prompt=prompt)
+    if prompt is None:  # sentence-transformers 5
+        return lambda texts: text_encoder.tokenize(texts)
+    length = text_encoder._get_prompt_length(prompt)
+    extra = {} if length is None else {"prompt_length": length}  # what poolings that leave the prompt out ask for
+    return lambda texts: text_encoder.tokenize([prompt + text for text in texts]) | extra
 
 
 @torch.no_grad()

@@ -25,6 +25,7 @@ from ..cf_encoder import (
 from ..data.prepared import PreparedData
 from ..errors import ALLMRecError, CheckpointError, DataError
 from ..files import folder_written_whole
+from ..part_sources import one_line, require_found
 from .parts import DAMAGED
 
 logger = logging.getLogger(__name__)
@@ -169,9 +170,10 @@ def _plain(name: str) -> str:
 def _class_of(name: str, cf: str | None) -> type[CFEncoder]:
     wanted = None if cf is None else cf_encoder_class(cf)
     try:
+        require_found(name)
         values, _ = PreTrainedConfig.get_config_dict(name)
     except DAMAGED as error:
-        raise CheckpointError(f"there is no CF backbone at {name}: {error}") from error
+        raise CheckpointError(f"there is no CF backbone at {name}: {one_line(error)}") from error
     model_type = str(values.get("model_type", ""))
     if model_type == "a-llmrec":
         raise CheckpointError(f"{name} is a whole A-LLMRec model, not a CF backbone; of a run, give the folder cf/")

@@ -24,6 +24,7 @@ from ..errors import ALLMRecError
 from ..hub.card import write_card
 from ..language_model import context_length
 from ..modeling_allmrec import ALLMRecModel
+from ..part_sources import public_name
 from ..processing_allmrec import ALLMRecProcessor
 from ..prompt import PromptTemplate
 from .alignment import AlignmentModule, AlignmentTask
@@ -41,7 +42,16 @@ from .cf_encoder import train_cf_encoder
 from .cost import projection_cost, tell_projection_cost, warn_of_few_steps
 from .devices import place, process_state
 from .loop import run_stage
-from .parts import check_llm, fill_item_table, load_llm, load_text_encoder, model_card, text_dim
+from .parts import (
+    check_llm,
+    fill_item_table,
+    load_llm,
+    load_text_encoder,
+    model_card,
+    text_dim,
+    with_absolute_paths,
+    without_trust,
+)
 from .projection import ProjectionModule, ProjectionTask
 from .provenance import write_record
 from .run_record import RUN_FILE, plain_settings, read_run, refuse_changes
@@ -60,6 +70,7 @@ def train(
     preset_name: str = "default",
     resume: bool = False,
     text_table: torch.Tensor | None = None,
+    trust_remote_code: bool = False,
 ) -> Path:
     """Train the given stages in order and leave a loadable checkpoint in `output_dir`.
 
@@ -74,11 +85,13 @@ def train(
         resume: Go on where an interrupted run stopped; finished stages are not trained again.
         text_table: `(N + 1, d_text)`, what the frozen text encoder makes of the catalogue, row 0 zeros, where several
             runs share it; where not given, stage 1 encodes every text.
+        trust_remote_code: Run code that comes with the LLM, its tokenizer or the text encoder; no file of the run
+            remembers it.
 
     Raises:
         ALLMRecError: when the folder is not empty, an earlier stage is missing, or a part cannot be loaded.
     """
-    run = _Run(data, Path(output_dir), settings, preset_name, arguments or {}, resume, text_table)
+    run = _Run(data, Path(output_dir), settings, preset_name, arguments or {}, resume, text_table, trust_remote_code)
     stages = run.prepare(stages)
     for stage in STAGES:
         if stage in stages:
@@ -99,15 +112,17 @@ class _Run:
         arguments: dict[str, StageArguments],
         resume: bool,
         text_table: torch.Tensor | None,
+        trust_remote_code: bool,
     ) -> None:
         self.data = data
         self.output = output
-        self.settings = settings
+        self.settings = with_absolute_paths(settings)
         self.preset = preset_name
         self.given_arguments = arguments
         self.arguments: dict[str, StageArguments] = {}
         self.resume = resume
         self.text_table = text_table
+        self._trust = without_trust(settings.llm_options, trust_remote_code)[1]
         self._elsewhere: CFEncoder | None = None
         self.writes = process_state().is_main_process  # of several processes, all train and one writes
 
@@ -223,11 +238,12 @@ class _Run:
     def _check_parts(self, stages: tuple[str, ...]) -> None:
         """Refuse what a later stage would fail on, before hours are spent on an earlier one."""
         if "align" in stages and not self._finished("align"):
-            load_text_encoder(self.settings.text_encoder)
+            load_text_encoder(self.settings.text_encoder, self._trust)
         if "project" not in stages:
             return
-        self._prompt()
-        check_llm(str(self.settings.llm), self.settings.llm_revision, self.settings.llm_options or {})
+        words = self._prompt().to_dict().values()
+        options = self.settings.llm_options or {}
+        check_llm(str(self.settings.llm), self.settings.llm_revision, options, self._trust, words)
         known = int((self.data.item_counts("train+validation") > 0).sum())
         if self.settings.num_candidates > known:
             raise ALLMRecError(
@@ -298,14 +314,14 @@ class _Run:
     def stage_align(self) -> None:
         if self._finished("align"):
             return
-        cf_encoder, text_encoder = self._load_cf(), load_text_encoder(self.settings.text_encoder)
+        cf_encoder, text_encoder = self._load_cf(), load_text_encoder(self.settings.text_encoder, self._trust)
         fine_tune = self.settings.fine_tune_text_encoder
         width = text_dim(text_encoder)
         config = ALLMRecConfig(
             cf_config=cf_encoder.config,
             joint_dim=self.settings.joint_dim,
             text_dim=width,
-            text_encoder_name_or_path=_origin(self.settings.text_encoder, included=fine_tune),
+            text_encoder_name_or_path=self.settings.text_encoder,
             text_encoder_included=fine_tune,
             item_embedding=self.settings.item_embedding,
             score_normalization=self.settings.score_normalization,
@@ -339,11 +355,11 @@ class _Run:
             return
         model = ALLMRecModel.from_pretrained(self.output / "align", language_model=None)
         language_model, tokenizer = load_llm(
-            str(self.settings.llm), self.settings.llm_revision, self.settings.llm_options or {}
+            str(self.settings.llm), self.settings.llm_revision, self.settings.llm_options or {}, self._trust
         )
         arguments = self.arguments["project"]
         torch.manual_seed(arguments.seed)
-        model.config.base_model_name_or_path = _origin(str(self.settings.llm), included=self.settings.include_llm)
+        model.config.base_model_name_or_path = self.settings.llm
         model.config.base_model_revision = self.settings.llm_revision
         for name in ("item_embedding", "score_normalization", "projector", "projector_tokens"):
             setattr(model.config, name, getattr(self.settings, name))
@@ -393,11 +409,6 @@ class _Run:
     def _write_card(self, cf_encoder: CFEncoder, model: ALLMRecModel | None) -> None:
         card = model_card(cf_encoder, model, self.data, self.arguments)
         if self.settings.cf_checkpoint is not None:  # no loop of this run trained it
-            card.training["cf"] = {"trained backbone": _origin(self.settings.cf_checkpoint, included=True)}
+            card.training["cf"] = {"trained backbone": public_name(self.settings.cf_checkpoint)}
             card.seeds.pop("cf", None)
         write_card(card, self.output)
-
-
-def _origin(name: str, included: bool) -> str:
-    """Return what a checkpoint says of a part's origin: of a local folder that it carries, no path of this machine."""
-    return f"./{Path(name).name}" if included and Path(name).is_dir() else name

@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ALLMRecError
+from ..part_sources import CHECKPOINT_PART, LANGUAGE_MODEL_PART, TEXT_ENCODER_PART, same_source
 from .arguments import STAGES, StageArguments
 from .settings import RunSettings
 
 RUN_FILE = "run.json"
+TRUST = "trust_remote_code"
+_PARTS = {"llm": LANGUAGE_MODEL_PART, "text_encoder": TEXT_ENCODER_PART, "cf_checkpoint": CHECKPOINT_PART}
 
 
 def read_run(path: Path) -> dict[str, Any]:
@@ -34,8 +37,10 @@ def read_run(path: Path) -> dict[str, Any]:
 
 
 def plain_settings(settings: RunSettings) -> dict[str, Any]:
-    """Return settings as JSON holds them."""
+    """Return settings as JSON holds them, but whether code of others may run: that is given anew each time."""
     values: dict[str, Any] = json.loads(json.dumps(asdict(settings), default=str))
+    if values["llm_options"]:
+        values["llm_options"].pop(TRUST, None)
     return values
 
 
@@ -51,7 +56,7 @@ def refuse_changes(
         f"{name} {before[key].get(name)!r} -> {now[key].get(name)!r}"
         for key in ("data", "settings")
         for name in sorted({*before[key], *now[key]})
-        if before[key].get(name) != now[key].get(name)
+        if not same_source(before[key].get(name), now[key].get(name), _PARTS.get(name, ""))
     ]
     for stage, own in arguments.items():
         changed += [f"{change} (stage {stage})" for change in own.changes_since(before["stages"][stage])]

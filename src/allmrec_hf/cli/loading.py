@@ -1,0 +1,127 @@
+"""How commands load a checkpoint: the options that say what, and the way from every failure to one line."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from ..pipeline_recommendation import RecommendationPipeline
+
+ModelOption = Annotated[
+    str | None,
+    typer.Option(help="Run folder or Hub id; the demo checkpoint of this package by default, which `demo` names too."),
+]
+LlmOption = Annotated[
+    str | None,
+    typer.Option("--llm", help="Folder or Hub id of the checkpoint's LLM, where it is no longer where it was."),
+]
+TextEncoderOption = Annotated[
+    str | None,
+    typer.Option("--text-encoder", help="Folder or Hub id of the checkpoint's text encoder, likewise."),
+]
+TrustOption = Annotated[
+    bool,
+    typer.Option(
+        "--trust-remote-code",
+        help="Run code that comes with the LLM, its tokenizer or the text encoder: read it first. Never remembered.",
+    ),
+]
+
+
+@contextlib.contextmanager
+def checkpoint_errors(model: str) -> Iterator[None]:
+    """Say of any error of loading which checkpoint it is about, on one line."""
+    from huggingface_hub.errors import StrictDataclassError
+    from safetensors import SafetensorError
+
+    from ..errors import ALLMRecError, CheckpointError
+    from ..part_sources import one_line
+
+    try:
+        yield
+    except ALLMRecError as error:
+        if model in str(error):
+            raise
+        raise type(error)(f"{model}: {error}") from error
+    except (OSError, ValueError, RuntimeError, SafetensorError, StrictDataclassError) as error:
+        raise CheckpointError(
+            f"{model} is no checkpoint that can be loaded, or a damaged one: {one_line(error)}"
+        ) from error
+    except (KeyError, TypeError, AttributeError) as error:  # what transformers raises of JSON of another shape
+        raise CheckpointError(f"{model} is a damaged checkpoint: {error!r}") from error
+
+
+def located_checkpoint(model: str) -> str:
+    """Return the folder or Hub id of `--model`, where it can be found; the Hub is asked once.
+
+    Raises:
+        CheckpointError: when there is no such folder or repository.
+    """
+    from ..errors import CheckpointError
+    from ..part_sources import CHECKPOINT_PART, located, require_found
+
+    try:
+        found = located(model, CHECKPOINT_PART)
+        require_found(found)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"--model {model}: {error}") from error
+    return found
+
+
+def checkpoint_type(path: str) -> str | None:
+    """Return what a checkpoint's config says its model type is."""
+    from transformers import PreTrainedConfig
+
+    found = PreTrainedConfig.get_config_dict(path)[0].get("model_type")
+    return found if isinstance(found, str) else None
+
+
+def an(noun: str) -> str:
+    """Return a noun with its article."""
+    return f"{'an' if noun[:1] in 'aeiou' else 'a'} {noun}"
+
+
+def load_pipeline(
+    model: str | None, llm: str | None = None, text_encoder: str | None = None, trust_remote_code: bool = False
+) -> RecommendationPipeline:
+    """Return the recommendation pipeline of a checkpoint, or of the default one.
+
+    Args:
+        model: Folder, Hub id or `demo`.
+        llm: An LLM in place of the one that the checkpoint names.
+        text_encoder: Likewise.
+        trust_remote_code: Run code that comes with them.
+
+    Raises:
+        CheckpointError: when it cannot be loaded.
+    """
+    from transformers import pipeline
+
+    from .. import DEFAULT_MODEL_VARIABLE, DEMO_CHECKPOINT
+    from ..configuration_allmrec import ALLMRecConfig
+    from ..errors import CheckpointError
+    from ..modeling_allmrec import ALLMRecModel
+    from ..processing_allmrec import ALLMRecProcessor
+
+    name = model or os.environ.get(DEFAULT_MODEL_VARIABLE, DEMO_CHECKPOINT)
+    with checkpoint_errors(name):
+        path = located_checkpoint(name)
+        kind = checkpoint_type(path)
+        if kind is not None and kind != ALLMRecModel.config_class.model_type:
+            raise CheckpointError(
+                f"{name} is {an(kind)} model; only an A-LLMRec model can recommend, explain and take new items: give "
+                "the folder of a run with all stages"
+            )
+        if ALLMRecConfig.from_pretrained(path).llm_dim is None:
+            raise CheckpointError(
+                f"{name} is trained to stage 1 only; run `allmrec train --stage project` into the same folder first"
+            )
+        given: dict[str, Any] = {"text_encoder": text_encoder, "trust_remote_code": trust_remote_code}
+        loaded = ALLMRecModel.from_pretrained(path, language_model=llm or "auto", dtype="auto", **given)
+        processor = ALLMRecProcessor.from_pretrained(path, trust_remote_code=trust_remote_code)
+        return pipeline("recommendation", model=loaded, processor=processor)  # type: ignore[call-overload, no-any-return]

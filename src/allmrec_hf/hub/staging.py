@@ -1,0 +1,166 @@
+"""What others get of a run folder: the checkpoint as it is, or a copy that carries its parts or names their ids."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..checkpoint_code import generated_card, update_json
+from ..errors import ALLMRecError, CheckpointError
+from ..modeling_allmrec import ALLMRecModel
+from ..part_sources import DEMO, is_hub_id
+from ..sharing import local_parts, refuse_local_parts, refuse_machine_paths
+from .card import CARD_DATA_FILE, CARD_FILE, read_card, render_card, write_card
+
+_REMEDIES = {
+    "llm": "upload its weights too with --include-llm (include_llm=True), or name the same LLM on the Hub with "
+    "--llm-id ORG/NAME (llm_id=)",
+    "text_encoder": "upload it too with --include-text-encoder (include_text_encoder=True), or name the same one on "
+    "the Hub with --text-encoder-id ORG/NAME (text_encoder_id=)",
+}
+_NOT_CARRIED = "The checkpoint does not carry the language model; loading fetches it under its own id and licence."
+_CARRIED = "The checkpoint carries the language model's weights."
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """How others get the parts that a light checkpoint takes from elsewhere.
+
+    Attributes:
+        include_llm: Put the LLM into the copy.
+        llm_id: The LLM's id on the Hub.
+        include_text_encoder: Put the text encoder into the copy.
+        text_encoder_id: Its id on the Hub.
+        llm: Where to read the LLM, where it is not where the checkpoint says.
+        text_encoder: Likewise.
+        trust_remote_code: Run code that comes with them.
+    """
+
+    include_llm: bool = False
+    llm_id: str | None = None
+    include_text_encoder: bool = False
+    text_encoder_id: str | None = None
+    llm: str | None = None
+    text_encoder: str | None = None
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        for option, name in (("--llm-id", self.llm_id), ("--text-encoder-id", self.text_encoder_id)):
+            if name is not None and (name == DEMO or not is_hub_id(name)):
+                raise ALLMRecError(f"{option} takes an id of the Hub, such as ORG/NAME, not {name!r}")
+
+
+@contextmanager
+def shareable(directory: Path, files: Sequence[str], sharing: Sharing) -> Iterator[Path]:
+    """Give the folder whose files can be uploaded: `directory`, or a temporary copy with the parts as chosen.
+
+    Args:
+        directory: The checkpoint.
+        files: Its files, as relative POSIX paths.
+        sharing: How others get its parts.
+
+    Raises:
+        ALLMRecError: when others could not load it, or a file names a path of this machine.
+        CheckpointError: when a part that is to be included cannot be loaded.
+    """
+    config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    is_ours = isinstance(config, dict) and config.get("model_type") == "a-llmrec"
+    known = [str(directory), str(directory.resolve()), *local_parts(directory).values(), *_paths_of_the_run(directory)]
+    if not is_ours or sharing == Sharing():
+        refuse_local_parts(directory, _REMEDIES)
+        refuse_machine_paths(directory, files, known)
+        yield directory
+        return
+    given = {
+        "llm": sharing.include_llm or sharing.llm_id is not None,
+        "text_encoder": sharing.include_text_encoder or sharing.text_encoder_id is not None,
+    }
+    refuse_local_parts(directory, _REMEDIES, without=[part for part, choice in given.items() if choice])
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        for name in files:
+            _link(directory / name, folder / name)
+        _change(directory, folder, config, sharing)
+        copied = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+        refuse_machine_paths(folder, copied, known)
+        yield folder
+
+
+def _paths_of_the_run(directory: Path) -> list[str]:
+    try:
+        settings = json.loads((directory / "run.json").read_text(encoding="utf-8"))["settings"]
+        return [value for value in settings.values() if isinstance(value, str) and Path(value).is_absolute()]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return []
+
+
+def _link(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if source.suffix == ".safetensors":  # large, and never changed in place
+        try:
+            os.link(source, target)
+            return
+        except OSError:  # another disk, or one without links
+            pass
+    shutil.copyfile(source, target)
+
+
+def _change(directory: Path, folder: Path, config: dict[str, Any], sharing: Sharing) -> None:
+    before = dict(config)
+    adds_llm = sharing.include_llm and not config.get("language_model_included")
+    adds_encoder = sharing.include_text_encoder and not config.get("text_encoder_included")
+    if adds_llm or adds_encoder:
+        includes_llm = adds_llm or bool(config.get("language_model_included"))
+        wanted = (sharing.llm or "auto") if includes_llm else None
+        trust = sharing.trust_remote_code
+        if adds_llm and config.get("llm_dim") is None:
+            raise CheckpointError(f"{directory} is trained to stage 1 only, so there is no LLM to include")
+        model = ALLMRecModel.from_pretrained(
+            directory, language_model=wanted, text_encoder=sharing.text_encoder, trust_remote_code=trust, dtype="auto"
+        )
+        model.config.text_encoder_included = adds_encoder or model.config.text_encoder_included
+        model.save_pretrained(folder, include_llm=includes_llm)
+    ids = {"base_model_name_or_path": sharing.llm_id, "text_encoder_name_or_path": sharing.text_encoder_id}
+    ids = {name: value for name, value in ids.items() if value is not None}
+    if sharing.llm_id is not None and sharing.llm_id != config.get("base_model_name_or_path"):
+        ids["base_model_revision"] = None
+    update_json(folder / "config.json", ids)
+    _change_card(folder, before, json.loads((folder / "config.json").read_text(encoding="utf-8")))
+
+
+def _change_card(folder: Path, before: dict[str, Any], after: dict[str, Any]) -> None:
+    """Let the card say what the checkpoint now carries and names; words written by hand stay."""
+    readme = folder / CARD_FILE
+    text = readme.read_text(encoding="utf-8") if readme.exists() else None
+    if (folder / CARD_DATA_FILE).exists():
+        card = read_card(folder)
+        rendered = render_card(card)
+        card.base_model, card.base_model_revision = after["base_model_name_or_path"], after["base_model_revision"]
+        card.includes_base_model = after["language_model_included"]
+        card.text_encoder = after["text_encoder_name_or_path"]
+        write_card(card, folder)
+        if text is None or text == rendered:
+            return
+    elif text in (None, _generated(before), _generated(after)):
+        readme.write_text(_generated(after), encoding="utf-8")
+        return
+    if after["language_model_included"]:
+        text = text.replace(_NOT_CARRIED, _CARRIED)
+    readme.write_text(text, encoding="utf-8")
+
+
+def _generated(config: dict[str, Any]) -> str:
+    cf_config = config["cf_config"]
+    return generated_card(
+        config.get("base_model_name_or_path"),
+        str(cf_config["model_type"]),
+        int(cf_config["num_items"]),
+        bool(config.get("language_model_included")),
+    )
