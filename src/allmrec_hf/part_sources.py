@@ -64,8 +64,7 @@ def located(name: str, part: str, folder: str | os.PathLike[str] | None = None) 
             return str((start / path).resolve())
     if is_hub_id(name):
         return name
-    what = "is no folder" if path.exists() else "is not there"
-    raise FileNotFoundError(f"the folder {name} {what}")
+    raise FileNotFoundError(f"{name} is a file" if path.is_file() else f"there is no such folder: {name}")
 
 
 def recorded(name: str, part: str) -> str:
