@@ -207,3 +207,12 @@ def test_a_saved_catalogue_is_taken_as_it_stands(tmp_path: Any) -> None:
     catalog = ItemCatalog.load(tmp_path)
     assert (catalog.item_ids, catalog.title(1), catalog.title(2)) == (["None", " b"], "NULL", "<b>")
     assert catalog.indices(["None", " b"]) == [1, 2]
+
+
+def test_records_may_come_as_a_frame_and_nothing_else_passes_as_records() -> None:
+    frame = pandas.DataFrame({"item_id": [1.0, 2.0], "title": ["Solo", None], "year": [pandas.NA, 1999]})
+    catalog = ItemCatalog.from_records(frame)  # type: ignore[arg-type]
+    assert (catalog.item_ids, catalog.frame["year"].to_list()) == (["1", "2"], [None, 1999])
+    for wrong in ({"item_id": 1}, ["a"], "a", 7):
+        with pytest.raises(DataError, match="expected a list of mappings or a frame"):
+            ItemCatalog.from_records(wrong)  # type: ignore[arg-type]

@@ -18,7 +18,7 @@ from .checkpoint_code import push_saved, replaced_on_the_hub
 from .errors import ALLMRecError, CheckpointError, DataError
 from .files import folder_written_whole
 from .item_lookup import NAMED, Naming, as_entries, find_items
-from .values import as_frame
+from .values import as_frame, as_records
 
 logger = logging.getLogger(__name__)
 
@@ -321,7 +321,7 @@ class RecommendationPipeline(Pipeline):
             DataError: when there are none, an id is missing, known already or given twice, or a further key's values
                 are of another type than the catalogue's column of that name.
         """
-        records = list(items)
+        records = as_records(items, "the items")
         if not records:
             raise DataError("no items were given; add_items takes mappings with item_id, title and description")
         catalog = self.processor.catalog.extended(records)

@@ -167,7 +167,7 @@ def id_texts(series: pl.Series) -> pl.Series:
         texts = None
     if texts is None:
         raise DataError(f"{kind}; ids are text or integers")
-    return present_texts(texts.str.normalize("NFC"))
+    return present_texts(_composed(texts))
 
 
 def _float_ids(series: pl.Series) -> pl.Series:
@@ -200,6 +200,11 @@ def _spelt(series: pl.Series) -> pl.Series:
     return series.replace_strict(old, texts, default=None, return_dtype=pl.String)
 
 
+def _composed(texts: pl.Series) -> pl.Series:
+    """Return texts in Unicode's form NFC, which ASCII is already."""
+    return texts if (texts.str.len_bytes() == texts.str.len_chars()).all() else texts.str.normalize("NFC")
+
+
 def present_texts(texts: pl.Series, words: bool = True) -> pl.Series:
     """Return texts trimmed, null where nothing is left or, with `words`, where a word of `NULL_WORDS` stands."""
     texts = texts.str.strip_chars(SPACE)
@@ -215,13 +220,24 @@ def plain_texts(texts: pl.Series) -> pl.Series:
     """
     for _ in range(2):
         texts = _unescaped(texts)
-    texts = texts.str.replace_all(_CODE, " ").str.replace_all(_TAG, " ").str.normalize("NFC")
-    return present_texts(texts.str.replace_all(r"[\s\x00]+", " "))
+    if texts.str.contains("<", literal=True).any():
+        texts = texts.str.replace_all(_CODE, " ").str.replace_all(_TAG, " ")
+    return present_texts(_composed(texts).str.replace_all(r"[\s\x00]{2,}|[^\S ]|\x00", " "))
 
 
 def _unescaped(texts: pl.Series) -> pl.Series:
     """Replace HTML entities by their characters; each distinct entity is looked up once."""
-    found = texts.str.extract_all(_ENTITY).explode().drop_nulls().unique().sort().to_list()
+    if not texts.str.contains("&", literal=True).any():
+        return texts
+    found = (
+        texts.filter(texts.str.contains("&", literal=True))
+        .str.extract_all(_ENTITY)
+        .explode()
+        .drop_nulls()
+        .unique()
+        .sort()
+        .to_list()
+    )
     known = {entity: html.unescape(entity) for entity in found}
     changed = {entity: text for entity, text in known.items() if text != entity}
     if not changed:
@@ -268,9 +284,9 @@ def records_frame(records: Iterable[Mapping[str, Any]], ids: Sequence[str], text
         texts: Columns of text; lists are joined with spaces.
 
     Raises:
-        DataError: when an id is neither text nor a whole number.
+        DataError: when an id is neither text nor a whole number, or they are no records.
     """
-    rows = [dict(record) for record in records]
+    rows = as_records(records, "the records")
     names = list(dict.fromkeys(str(name) for row in rows for name in row))
     columns = []
     for name in names:
@@ -286,7 +302,8 @@ def records_frame(records: Iterable[Mapping[str, Any]], ids: Sequence[str], text
 
 def _any_column(name: str, values: Sequence[Any]) -> pl.Series:
     """Return values as a column of the type they share, NaN as null; as text where they share none."""
-    clean = [None if isinstance(value, float) and math.isnan(value) else value for value in values]
+    kept = (str, list, tuple, Mapping)
+    clean = [None if not isinstance(value, kept) and is_missing(value) else value for value in values]
     column: pl.Series | None
     try:
         column = pl.Series(name, clean, strict=True)
@@ -296,6 +313,21 @@ def _any_column(name: str, values: Sequence[Any]) -> pl.Series:
     if column is None or column.dtype == pl.Object:
         return pl.Series(name, [value_text(value) for value in clean], dtype=pl.String)
     return column
+
+
+def as_records(table: Any, where: str) -> list[Mapping[str, Any]]:
+    """Return the rows of a list of mappings, or of any table that `as_frame` takes, as mappings.
+
+    Raises:
+        DataError: when it is neither.
+    """
+    library = type(table).__module__.split(".")[0]
+    if library in ("polars", "pandas", "pyarrow", "datasets"):
+        return list(as_frame(table, where).iter_rows(named=True))
+    rows = list(table) if isinstance(table, Iterable) and not isinstance(table, (str, bytes, Mapping)) else None
+    if rows is None or not all(isinstance(row, Mapping) for row in rows):
+        raise DataError(f"{where}: expected a list of mappings or a frame, found {str(table)[:80]!r}")
+    return rows
 
 
 def as_frame(table: Any, where: str) -> pl.DataFrame:

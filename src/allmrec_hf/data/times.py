@@ -22,6 +22,7 @@ EXACT = 2.0**53  # beyond it a float no longer tells neighbouring integers apart
 HOW_TO_FORMAT = "--time-format FORMAT on the command line, time_format='%d/%m/%Y %H:%M' in Python"
 DIGITS_OF_UNITS = (0, 3, 6, 9)  # whole, thousandths, millionths, milliardths
 NANOS = 10**9
+COMMON_DATES = ("%Y-%m-%d", "%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M:%S")
 UNITS = ("seconds", "milliseconds", "microseconds", "nanoseconds")
 FIRST_DIGITS = (10**8, 10**11, 10**14, 10**17)  # unix times from March 1973 on, in each of the units
 
@@ -192,6 +193,10 @@ def _floats(series: pl.Series, where: str, refuse: Refuse) -> pl.Series:
 
 def _texts(series: pl.Series, where: str, refuse: Refuse) -> pl.Series:
     """Return times from texts of numbers or of ISO dates; each text is read by itself, so no other changes it."""
+    times = series.str.strip_chars().cast(pl.Int64, strict=False)
+    if not times.null_count():
+        warn_of_mixed_units(times, where)
+        return times
     texts = present_texts(series)
     refuse(texts.is_null(), series, where, "null times", "an interaction needs a time; drop these rows")
     is_number = texts.str.contains(_NUMBER)
@@ -252,6 +257,10 @@ def _ranks(texts: pl.Series) -> pl.Series:
 
 def _iso_dates(texts: pl.Series, series: pl.Series, where: str, refuse: Refuse) -> pl.Series:
     """Return ISO dates, with or without time of day and offset, as times since 1970 UTC."""
+    for common in COMMON_DATES:  # all alike: faster, and the same times
+        times = texts.str.to_datetime(common, time_unit="ms", strict=False)
+        if not times.null_count():
+            return times.to_physical()
     parts = texts.str.extract_groups(_DATE.replace("?P<", "?<")).struct.unnest()
     date = parts["date"].str.replace_all("/", "-")
     date = date.str.replace(r"^(\d{4})(\d\d)(\d\d)$", "$1-$2-$3")
