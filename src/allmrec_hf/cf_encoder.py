@@ -100,11 +100,13 @@ class CFEncoder(PreTrainedModel):
         trains_on: `"sequences"`: a batch is histories and the item after each position. `"interactions"`: a batch is
             pairs of a user number and an item.
         scores_by_dot_product: Whether a score is the dot product of user representation and item embedding.
+        reads_texts: Whether it is made from the texts of the items.
         training_recipe: Fields of `StageArguments` that suit this backbone, in the presets `default` and `quick`.
     """
 
     trains_on: ClassVar[Literal["sequences", "interactions"]] = "sequences"
     scores_by_dot_product: ClassVar[bool] = True
+    reads_texts: ClassVar[bool] = False
     training_recipe: ClassVar[Mapping[str, Any]] = {}
 
     config_class: type[CFEncoderConfig] = CFEncoderConfig  # type: ignore[assignment]

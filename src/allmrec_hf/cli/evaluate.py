@@ -60,14 +60,14 @@ def load_rankers(
     """
     from transformers import AutoConfig
 
-    from ..catalog import ItemCatalog
+    from ..catalog import CATALOG_FILE, ItemCatalog
     from ..cf_encoder import MODEL_TYPE_PREFIX, cf_encoder_types
     from ..errors import CheckpointError
     from ..evaluation.llm_ranker import ALLMRecRanker
     from ..evaluation.rankers import CFRanker, PopularityRanker
     from ..modeling_allmrec import ALLMRecModel
     from ..processing_allmrec import ALLMRecProcessor
-    from ..training.backbones import load_backbone_alone
+    from ..training.backbones import load_backbone_alone, load_trained_backbone
     from ..training.fair import fair_backbone
 
     with checkpoint_errors(model):
@@ -82,9 +82,8 @@ def load_rankers(
         config = AutoConfig.from_pretrained(model)
         popularity = PopularityRanker(data.item_counts("train"))
         if config.model_type != "a-llmrec":
-            cf_encoder = load_backbone_alone(model)
-            if Path(model).is_dir():
-                check_catalogs(ItemCatalog.load(model), data)
+            cf_encoder, catalog = load_trained_backbone(model)
+            check_catalogs(catalog, data)
             return [CFRanker(cf_encoder), popularity]
         if config.llm_dim is None:
             raise CheckpointError(
@@ -96,6 +95,8 @@ def load_rankers(
         check_catalogs(processor.catalog, data, whole)
         loaded = ALLMRecModel.from_pretrained(model, language_model=llm or "auto", trust_remote_code=trust)
         backbone = Path(model) / "cf"  # as trained, before cold items got embeddings from their texts
+        if (backbone / CATALOG_FILE).exists():
+            check_mixed(model, ItemCatalog.load(backbone), processor.catalog)
         alone = CFRanker(load_backbone_alone(str(backbone)) if backbone.is_dir() else loaded.cf_encoder)
         if not backbone.is_dir():
             alone.name += ", cold items from text"
@@ -112,19 +113,32 @@ def load_rankers(
 
 def check_catalogs(catalog: ItemCatalog, data: PreparedData, whole: bool = True) -> None:
     """Refuse data whose items are not the checkpoint's, in the same order; items added later stand behind them."""
+    from ..data.digests import other_items
     from ..errors import CheckpointError
 
-    if catalog.item_ids[: data.num_items] != data.catalog.item_ids:
-        missing = [item_id for item_id in data.catalog.item_ids if item_id not in catalog]
+    other = other_items(catalog.item_ids, data.catalog.item_ids)
+    if other is not None:
         raise CheckpointError(
             f"the checkpoint's catalogue ({len(catalog)} items) is not that of {data.name} ({data.num_items} items); "
-            f"{len(missing)} items of the data are not in it, first {missing[:5]}; evaluate on the data it "
-            "was trained on"
+            f"{other}; evaluate on the data it was trained on"
         )
     if whole and len(catalog) > data.num_items:
         raise CheckpointError(
             f"the checkpoint's catalogue has {len(catalog) - data.num_items} items that {data.name} lacks, so the "
             "whole catalogue is not the same for every method; use --protocol candidates"
+        )
+
+
+def check_mixed(model: str, backbone: ItemCatalog, catalog: ItemCatalog) -> None:
+    """Refuse a run folder whose backbone and model number the items otherwise; items added later stand behind."""
+    from ..data.digests import other_items
+    from ..errors import CheckpointError
+
+    other = other_items(catalog.item_ids, backbone.item_ids)
+    if other is not None:
+        raise CheckpointError(
+            f"{model} mixes two catalogues: of its backbone (cf/) and of the model, {other}; its stages were trained "
+            "on different data, so train it anew"
         )
 
 

@@ -16,6 +16,7 @@ import polars as pl
 from ..catalog import CATALOG_FILE, ItemCatalog
 from ..errors import DataError
 from ..values import id_text
+from .digests import content_digests
 from .interactions import ITEM_ID, SPLIT, TIMESTAMP, USER_ID
 from .splits import MIN_INTERACTIONS, SPLITS
 from .storage import replaced_folder
@@ -126,6 +127,11 @@ class PreparedData:
     def num_items(self) -> int:
         """Return N, the number of items of the catalogue."""
         return len(self.catalog)
+
+    @cached_property
+    def digests(self) -> dict[str, str]:
+        """Return a digest of each part of the content, see `digests.content_digests`."""
+        return content_digests(self)
 
     def user_number(self, user_id: Any) -> int | None:
         """Return the number of a user id (text, or a number as `values.id_text` spells it), or None where unknown."""

@@ -17,6 +17,7 @@ import polars as pl
 from numpy.typing import ArrayLike, NDArray
 
 from .._version import __version__
+from ..data.digests import other_items
 from ..errors import ALLMRecError, DataError
 from ..files import written_whole
 from ..ranking import Ranks, summarize_ranks, target_ranks
@@ -145,6 +146,7 @@ def evaluate(
             above the number of candidates, or `known` has another catalogue.
     """
     _check_arguments(rankers, protocol, split, max_users, cutoffs, num_retrieved, batch_size)
+    _check_numbering(rankers, data)
     candidates = data.candidates(split)
     rows = select_rows(data, split, candidates, max_users, seed)
     cutoffs = _shown_cutoffs(cutoffs, protocol, rows)
@@ -259,6 +261,22 @@ def _check_arguments(
         raise ALLMRecError(f"num_retrieved = {num_retrieved} cannot show Hit@{max(cutoffs)}; retrieve at least as many")
 
 
+def _check_numbering(rankers: Sequence[Ranker], data: EvaluationData) -> None:
+    """Refuse data whose items are not those that a ranker's model knows by the same numbers."""
+    for ranker in rankers:
+        catalog = getattr(getattr(ranker, "processor", None), "catalog", None)
+        other = None if catalog is None else other_items(catalog.item_ids, _item_ids(data))
+        if other is not None:
+            raise DataError(
+                f"ranker {ranker.name!r} numbers the items otherwise than {data.name}: {other}; evaluate on the data "
+                "it was trained on"
+            )
+
+
+def _item_ids(data: EvaluationData) -> list[str]:
+    return [data.catalog.item_id(index) for index in range(1, data.num_items + 1)]
+
+
 def _shown_cutoffs(cutoffs: tuple[int, ...] | None, protocol: str, rows: Rows) -> tuple[int, ...]:
     """Return the cut-offs; among C candidates every target is within the first C, so a higher one says nothing."""
     num_candidates = rows.items.shape[1]
@@ -279,6 +297,11 @@ def _warmth(data: EvaluationData, known: EvaluationData, split: TargetSplit) -> 
         raise DataError(
             f"the training data {known.name} have {known.num_items} items, the evaluated data {data.name} "
             f"{data.num_items}; both must share one catalogue"
+        )
+    other = None if known is data else other_items(_item_ids(known), _item_ids(data))
+    if other is not None:
+        raise DataError(
+            f"the training data {known.name} and the evaluated data {data.name} must share one catalogue: {other}"
         )
     return WarmthGroups.from_counts(known.item_counts("train"), known.item_counts(SPLITS[split]))
 

@@ -28,9 +28,9 @@ from ..training.samples import Samples, bucketed_batches, drawn, last_of_trainin
 from ..training.settings import run_settings
 from ..training.task import Batch, StageTask
 from .method import Method, Setting
-from .shared import refuse_other_settings, stage_arguments
+from .shared import digest_of_facts, refuse_other_settings, stage_arguments
 
-PROMPTS_FILE = "prompts.safetensors"
+PROMPTS_FILE = "prompts-{digest}.safetensors"
 HISTORY_IN_PROMPT = 10
 DEFAULTS = {"temperature": 0.1, "joint_dim": 64, "alignment_samples": 50_000}
 
@@ -162,6 +162,7 @@ class CTRL(Method):
                 cf_encoder, texts.shape[1], int(options["joint_dim"]), float(options["temperature"])
             )
         task = TowerAlignmentTask(module, samples, texts, arguments)
+        task.content = data.digests
         run_stage(task, arguments, setting.folder / "align", resume=True)
         trained = train_cf_encoder(data, cf_encoder, stage_arguments(setting, "cf"), setting.folder / "cf", resume=True)
         return CFRanker(trained, name=self.name)
@@ -182,16 +183,12 @@ class CTRL(Method):
 
     def _prompt_embeddings(self, data: PreparedData, samples: Samples, setting: Setting) -> Tensor:
         """Return `(S, d_text)`, encoded once and kept in the method's folder."""
-        path = setting.folder / PROMPTS_FILE
+        prompts = prompt_texts(samples, data.catalog, data.domain)
+        facts = {"text_encoder": setting.text_encoder, "prompts": prompts}
+        path = setting.folder / PROMPTS_FILE.format(digest=digest_of_facts(facts))
         if not path.exists():
             encoder = load_text_encoder(setting.text_encoder, setting.trust_remote_code)
-            table = text_embedding_table(encoder, prompt_texts(samples, data.catalog, data.domain))[1:]
+            table = text_embedding_table(encoder, prompts)[1:]
             with written_whole(path) as temporary:
                 save_file({"prompts": table.cpu().contiguous()}, temporary)
-        texts = load_file(path)["prompts"]
-        if len(texts) != len(samples):
-            raise ALLMRecError(
-                f"{path} holds {len(texts)} prompts for {len(samples)} samples: it is of other data or options; choose "
-                "another folder"
-            )
-        return texts
+        return load_file(path)["prompts"]

@@ -84,6 +84,8 @@ class TextSASRec(SASRecModel):
         known: `(K,)` catalogue indices that training holds.
     """
 
+    reads_texts: ClassVar[bool] = True
+
     def __init__(self, config: SASRecConfig, items: TextItems, known: Tensor) -> None:
         super().__init__(config)
         self.item_embedding: TextItems = items  # type: ignore[assignment]

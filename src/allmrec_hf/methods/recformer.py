@@ -108,6 +108,7 @@ class Recformer(CFEncoder):
         words: `(V, d_text)` text embeddings of the words from `SPECIAL` on, which the word embeddings start from.
     """
 
+    reads_texts: ClassVar[bool] = True
     config_class = RecformerConfig
     config: RecformerConfig
 

@@ -22,6 +22,7 @@ from ..training.arguments import StageArguments, preset
 from ..training.fair import fair_backbone
 from ..training.parts import load_backbone, load_text_encoder
 from ..training.run import train
+from ..training.run_record import RUN_FILE, read_run, refuse_other_data
 from ..training.settings import SETTINGS_OF_STAGE, RunSettings, run_settings
 from .method import Method, Setting
 
@@ -55,7 +56,7 @@ def text_embeddings(data: PreparedData, setting: Setting) -> torch.Tensor:
     Each catalogue is encoded once for all who share the setting's `common`: a process that finds another at it waits.
     """
     texts = data.catalog.texts()
-    digest = _digest({"text_encoder": setting.text_encoder, "texts": texts})
+    digest = digest_of_facts({"text_encoder": setting.text_encoder, "texts": texts})
     path = (setting.common or setting.parts) / f"texts-{digest}.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):  # the system lets go of it when its holder dies
@@ -105,7 +106,7 @@ def run_until(data: PreparedData, setting: Setting, settings: RunSettings, stage
         "settings": {name: getattr(settings, name) for name in names},  # apart: `cf` is a setting and a stage
         "stages": {done: loop.to_dict() for done, loop in arguments.items()},
     }
-    folder = setting.parts / f"{stage}-{_digest(facts)}"
+    folder = setting.parts / f"{stage}-{digest_of_facts(facts)}"
     if stage == "align" and not (folder / "cf" / "config.json").exists():
         with folder_written_whole(folder) as temporary:  # the backbone is the same for every alignment
             unneeded = shutil.ignore_patterns("step-*", "best-*", "cf-train-validation*", ".*")
@@ -116,8 +117,11 @@ def run_until(data: PreparedData, setting: Setting, settings: RunSettings, stage
         table = text_embeddings(data, setting) if frozen else None
         trust = setting.trust_remote_code
         train(data, folder, settings, (stage,), arguments, setting.preset, resume, table, trust_remote_code=trust)
+    else:
+        refuse_other_data(folder, read_run(folder / RUN_FILE), data, stages)
     return folder
 
 
-def _digest(facts: dict[str, Any]) -> str:
+def digest_of_facts(facts: dict[str, Any]) -> str:
+    """Return twelve hexadecimal digits over facts that JSON can hold."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:12]

@@ -21,6 +21,8 @@ from .samples import NegativeSampler, Samples, bucketed_batches, drawn, last_of_
 from .task import Batch, StageTask
 
 TEXTS_AT_ONCE = 64
+CHECKED_TEXTS = 16  # of a table that is given, encoded again
+TABLE_TOLERANCE = 0.05  # of a row's length: encoders in half precision round differently in other batches
 
 
 def encode_texts(text_encoder: Any, texts: Sequence[str]) -> torch.Tensor:
@@ -61,6 +63,36 @@ def text_embedding_table(text_encoder: Any, texts: Sequence[str]) -> torch.Tenso
         list(texts), convert_to_tensor=True, show_progress_bar=False, batch_size=TEXTS_AT_ONCE
     )
     return torch.cat([embeddings.new_zeros(1, embeddings.shape[1]), embeddings]).float().clone()
+
+
+def refuse_other_table(table: torch.Tensor, text_encoder: Any, texts: Sequence[str]) -> None:
+    """Refuse a table of text embeddings that is not what an encoder makes of a catalogue's texts, by a few of them.
+
+    Args:
+        table: `(N + 1, d_text)`.
+        text_encoder: A `SentenceTransformer`.
+        texts: N texts in catalogue order.
+
+    Raises:
+        ALLMRecError: when the table has other rows, as of the same items in another order, or values not finite.
+    """
+    if len(table) != len(texts) + 1:
+        raise ALLMRecError(f"text_table has {len(table)} rows, {len(texts)} texts need {len(texts) + 1}")
+    if not torch.isfinite(table).all():
+        raise ALLMRecError("text_table holds values that are not finite; encode the texts again")
+    rows = sorted({round(i * (len(texts) - 1) / max(1, CHECKED_TEXTS - 1)) + 1 for i in range(CHECKED_TEXTS)})
+    expected = text_embedding_table(text_encoder, [texts[row - 1] for row in rows])[1:].cpu()
+    given = table[torch.tensor(rows, device=table.device)].float().cpu()
+    if given.shape != expected.shape:
+        raise ALLMRecError(f"text_table is {table.shape[1]} wide, the text encoder's vectors {expected.shape[1]}")
+    far = (given - expected).norm(dim=1) > TABLE_TOLERANCE * expected.norm(dim=1).clamp(min=1e-12)
+    if far.any():
+        numbers = [row for row, other in zip(rows, far.tolist(), strict=True) if other]
+        raise ALLMRecError(
+            f"text_table is not what the text encoder makes of these texts: {len(numbers)} of {len(rows)} rows that "
+            f"were looked at differ, first rows {numbers[:5]}; it was made of other texts, of the same in another "
+            "order, or by another encoder"
+        )
 
 
 class AlignmentModule(nn.Module):
@@ -187,6 +219,7 @@ class AlignmentTask(StageTask):
         arguments: StageArguments,
     ) -> None:
         self.module: AlignmentModule = module
+        self.content = data.digests
         self.positions = positions
         self.batch_size = arguments.batch_size
         self.seed = arguments.seed

@@ -22,6 +22,7 @@ from ..cf_encoder import (
     cf_encoder_class,
     cf_encoder_types,
 )
+from ..data.digests import other_items
 from ..data.prepared import PreparedData
 from ..errors import ALLMRecError, CheckpointError, DataError
 from ..files import folder_written_whole
@@ -155,11 +156,10 @@ def refuse_other_catalog(run: Path, data: PreparedData) -> None:
     own, given = ItemCatalog.load(run / "cf").item_ids, data.catalog.item_ids
     if own == given:
         return
-    missing = sorted(set(given) - set(own))
-    what = f"it lacks {len(missing)} of them: {missing[:5]}" if missing else "or in another order"
+    what = other_items(own, given) or f"{len(own) - len(given)} of its items are not in the data"
     raise ALLMRecError(
         f"the backbone in {run} was trained on another catalogue than that of {data.name}: {len(own)} items against "
-        f"{len(given)}, {what}; give the data of the earlier stages, or train into another folder"
+        f"{len(given)}; {what}; give the data of the earlier stages, or train into another folder"
     )
 
 

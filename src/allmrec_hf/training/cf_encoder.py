@@ -65,6 +65,8 @@ class CFEncoderTask(StageTask):
             )
         self.module = CFEncoderModule(cf_encoder)
         self.cf_encoder = cf_encoder
+        read = data.digests if cf_encoder.reads_texts else {**data.digests, "texts": "not read"}
+        self.content = {**read, "split": split}
         self.examples: SequenceBatches | InteractionBatches
         layout = SequenceBatches if cf_encoder.trains_on == "sequences" else InteractionBatches
         self.examples = layout(cf_encoder, data, split, arguments)

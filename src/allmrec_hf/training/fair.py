@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from ..catalog import CATALOG_FILE
 from ..cf_encoder import CFEncoder, cf_config_from_dict
 from ..data.prepared import PreparedData
 from ..errors import CheckpointError
 from ..files import folder_written_whole
 from .arguments import StageArguments
+from .backbones import refuse_other_catalog
 from .cf_encoder import train_cf_encoder
 from .parts import load_backbone
+from .run_record import RUN_FILE, read_run, refuse_other_data
 
 FAIR_FOLDER = "cf-train-validation"
 
@@ -26,8 +29,13 @@ def fair_backbone(run: Path, data: PreparedData) -> CFEncoder:
         data: The data of the run.
 
     Raises:
+        ALLMRecError: when the run was trained on other data.
         CheckpointError: when the folder holds no trained stage `cf`.
     """
+    if record := read_run(run / RUN_FILE):
+        refuse_other_data(run, record, data, ["cf"])
+    if (run / "cf" / CATALOG_FILE).exists():
+        refuse_other_catalog(run, data)
     if (run / FAIR_FOLDER / "config.json").exists():
         return load_backbone(run / FAIR_FOLDER)
     try:

@@ -289,6 +289,7 @@ class _StageRun:
         progress = {
             **asdict(self.state), "stage": self.task.name, "processes": self.world, "scaler": scaler,
             "random": [values for _, values in random], "arguments": self.arguments.to_dict(),
+            "content": dict(self.task.content),
         }  # fmt: skip
         ckpt.save_checkpoint(self.folder, everything, progress, self.arguments.keep_checkpoints)
 
@@ -311,6 +312,14 @@ class _StageRun:
     def _check_same_run(self, path: Path, progress: Mapping[str, Any]) -> None:
         if progress.get("stage") != self.task.name:
             raise CheckpointError(f"checkpoint {path} is of stage {progress.get('stage')}, not of {self.task.name}")
+        noted = progress.get("content") or {}  # empty of an earlier version
+        other = [name for name in noted if noted[name] != self.task.content.get(name)]
+        if other:
+            raise CheckpointError(
+                f"checkpoint {path} was trained on other data, which these tell apart: {', '.join(other)} (as many, "
+                "but others or in another order, are other data too); give the data it was trained on, or start anew "
+                "in another folder"
+            )
         changed = self.arguments.changes_since(progress["arguments"])
         if changed:
             raise CheckpointError(

@@ -80,6 +80,7 @@ class CandidateTask(StageTask):
     ) -> None:
         self.processor = processor
         self.num_candidates = num_candidates
+        self.content = {**data.digests, "domain": data.domain}
         self.batch_size = arguments.batch_size
         self.seed = arguments.seed
         self.sampler = NegativeSampler(data)

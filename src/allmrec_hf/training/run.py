@@ -27,7 +27,8 @@ from ..modeling_allmrec import ALLMRecModel
 from ..part_sources import public_name
 from ..processing_allmrec import ALLMRecProcessor
 from ..prompt import PromptTemplate
-from .alignment import AlignmentModule, AlignmentTask
+from . import checkpoint
+from .alignment import AlignmentModule, AlignmentTask, refuse_other_table
 from .arguments import STAGES, StageArguments, preset
 from .backbones import (
     backbone_type,
@@ -41,7 +42,7 @@ from .backbones import (
 from .cf_encoder import train_cf_encoder
 from .cost import projection_cost, tell_projection_cost, warn_of_few_steps
 from .devices import place, process_state
-from .loop import run_stage
+from .loop import CHECKPOINTS_FOLDER, run_stage
 from .parts import (
     check_llm,
     fill_item_table,
@@ -54,7 +55,15 @@ from .parts import (
 )
 from .projection import ProjectionModule, ProjectionTask
 from .provenance import write_record
-from .run_record import RUN_FILE, plain_settings, read_run, refuse_changes
+from .run_record import (
+    RUN_FILE,
+    data_record,
+    plain_settings,
+    read_run,
+    refuse_changes,
+    refuse_other_data,
+    settings_of,
+)
 from .settings import DEFAULT_BACKBONE, SETTINGS_OF_STAGE, RunSettings
 from .warm_start import warm_start
 
@@ -169,7 +178,7 @@ class _Run:
         self.settings = replace(self.settings, cf=self._cf_name(before))
         recipe = cf_encoder_class(str(self.settings.cf)).training_recipe
         for stage in STAGES:
-            if stage in earlier:
+            if stage in earlier and stage in before["stages"]:
                 self.arguments[stage] = StageArguments.from_dict(before["stages"][stage])
             else:
                 chosen = preset(self.preset, stage, recipe if stage == "cf" else None)
@@ -202,18 +211,23 @@ class _Run:
         if "project" in stages and self.settings.llm is None:
             raise ALLMRecError("stage project needs an LLM: --llm ID_OR_PATH, such as facebook/opt-1.3b")
         before = read_run(self.output / RUN_FILE)
+        begun = {stage: self._is_done(stage) for stage in STAGES if self._has_begun(stage)}
+        if before:
+            refuse_other_data(self.output, before, self.data, list(begun))
+        if self.resume and "cf" in begun and (self.output / "cf" / "config.json").exists():
+            refuse_other_catalog(self.output, self.data)
         if self.resume and before:
-            refuse_changes(self.output / RUN_FILE, before, self._record(), self.arguments)
+            now = {"data": data_record(self.data), "settings": plain_settings(self.settings)}
+            refuse_changes(self.output / RUN_FILE, before, now, self.arguments, begun)
         elif self.resume and (self.output / "config.json").exists():
             raise ALLMRecError(f"{self.output} has no {RUN_FILE}, so it is no run to go on with; choose another folder")
-        again = [stage for stage in stages if (self._stage_directory(stage) / "checkpoints").exists()]
+        again = [stage for stage in stages if (self._stage_directory(stage) / CHECKPOINTS_FOLDER).exists()]
         if again and not self.resume:
             raise ALLMRecError(
                 f"{self.output} holds an earlier run of stage {again[0]}; pass --resume to go on with it, or choose "
                 "another folder"
             )
         self._check_parts(stages)
-        write_record(self.output / RUN_FILE, self._record())
 
     def _check_backbone(self, stages: tuple[str, ...]) -> None:
         """Refuse options that the backbone does not have, and a trained one that does not fit the data."""
@@ -262,18 +276,38 @@ class _Run:
         values = {"model_type": config_class.model_type, "num_items": self.data.num_items, **options}
         return cf_config_from_dict(values)
 
-    def _record(self) -> dict[str, Any]:
-        return {
-            "data": {"name": self.data.name, "counts": self.data.info.get("counts", {})},
+    def _note(self, stage: str) -> None:
+        """Write `run.json` before a stage is trained: with its settings, beside those of stages that have begun."""
+        if not self.writes:
+            return
+        before = read_run(self.output / RUN_FILE)
+        others = [other for other in STAGES if other != stage and self._has_begun(other)]
+        own, noted = plain_settings(self.settings), before.get("settings", {})
+        values = settings_of([stage], own) | settings_of(others, own | noted)
+        loops = before.get("stages", {}) | {stage: self.arguments[stage].to_dict()}
+        record = {
+            "data": data_record(self.data),
             "preset": self.preset,
-            "settings": plain_settings(self.settings),
-            "stages": {stage: arguments.to_dict() for stage, arguments in self.arguments.items()},
+            "settings": {name: values[name] for name in own if name in values},
+            "stages": {name: loops[name] for name in STAGES if name in loops and name in (stage, *others)},
         }
+        write_record(self.output / RUN_FILE, record)
+
+    def _is_done(self, stage: str) -> bool:
+        """Tell whether the folder holds a finished stage; `config.json` is the last file of a stage to be written."""
+        where = self.output / stage if stage != "project" else self.output / "project" / "done"
+        return (where / "config.json").exists() or where.is_file()
+
+    def _has_begun(self, stage: str) -> bool:
+        """Tell whether something of a stage was trained that `--resume` would go on with."""
+        folders = ("warm-start", "project") if stage == "project" else (stage,)
+        return self._is_done(stage) or any(
+            checkpoint.latest(self._stage_directory(name) / CHECKPOINTS_FOLDER) for name in folders
+        )
 
     def _finished(self, stage: str) -> bool:
-        """Tell whether a resumed run has this stage behind it; `config.json` is a stage's last file to be written."""
-        where = self.output / stage if stage != "project" else self.output / "project" / "done"
-        return self.resume and ((where / "config.json").exists() or where.is_file())
+        """Tell whether a resumed run has this stage behind it."""
+        return self.resume and self._is_done(stage)
 
     def _stage_directory(self, stage: str) -> Path:
         return self.output / "checkpoints" / stage
@@ -283,6 +317,7 @@ class _Run:
     def stage_cf(self) -> None:
         if self._finished("cf"):
             return
+        self._note("cf")
         if self.settings.cf_checkpoint is not None:
             cf_encoder = self._backbone_from_elsewhere()
         else:
@@ -314,6 +349,7 @@ class _Run:
     def stage_align(self) -> None:
         if self._finished("align"):
             return
+        self._note("align")
         cf_encoder, text_encoder = self._load_cf(), load_text_encoder(self.settings.text_encoder, self._trust)
         fine_tune = self.settings.fine_tune_text_encoder
         width = text_dim(text_encoder)
@@ -332,6 +368,8 @@ class _Run:
         model.cf_encoder.load_state_dict(cf_encoder.state_dict())
         model.attach_text_encoder(text_encoder)
         texts = self.data.catalog.texts()
+        if self.text_table is not None and not fine_tune:
+            refuse_other_table(self.text_table, text_encoder, texts)
         module = AlignmentModule(
             model.cf_encoder,
             model.aligner,
@@ -353,6 +391,7 @@ class _Run:
     def stage_project(self) -> None:
         if self._finished("project"):
             return
+        self._note("project")
         model = ALLMRecModel.from_pretrained(self.output / "align", language_model=None)
         language_model, tokenizer = load_llm(
             str(self.settings.llm), self.settings.llm_revision, self.settings.llm_options or {}, self._trust

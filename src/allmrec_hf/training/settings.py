@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args
 
 from ..cf_encoder import MODEL_TYPE_PREFIX
@@ -22,8 +22,8 @@ CHOICES = {
     "projector": get_args(ProjectorKind),
     "item_embedding": get_args(ItemEmbedding),
 }
-# Settings that a stage leaves in the folder; a later stage run alone takes them over from `run.json`.
-SETTINGS_OF_STAGE = {
+# Settings that a stage is trained with; a later stage run alone takes them over from `run.json`. Stage 2 has the rest.
+SETTINGS_OF_STAGE: dict[str, tuple[str, ...]] = {
     "cf": ("cf", "cf_options", "cf_checkpoint", "cf_module", "missing_items"),
     "align": (
         "text_encoder",
@@ -156,6 +156,13 @@ class RunSettings:
                 "representation or the joint embeddings, or evaluate the LLM alone"
             )
         return template
+
+
+SETTINGS_OF_STAGE["project"] = tuple(
+    field.name
+    for field in fields(RunSettings)
+    if field.name not in (*SETTINGS_OF_STAGE["cf"], *SETTINGS_OF_STAGE["align"])
+)
 
 
 def run_settings(preset_name: str, cf: str | None = None) -> RunSettings:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -23,11 +24,14 @@ class StageTask(ABC):
             any further scalars to log. Only its parameters with `requires_grad` are trained and checkpointed; parts
             whose parameters are all frozen stay in eval mode.
         metric: The validation metric that picks the best weights; one with "loss" in its name is better when lower.
+        content: Digests of what the stage is trained on, by name, such as `PreparedData.digests`: a checkpoint keeps
+            them, and is not gone on with where one of them differs.
     """
 
     name: str
     module: nn.Module
     metric: str = "loss"
+    content: Mapping[str, str] = MappingProxyType({})
 
     @abstractmethod
     def batches(self, epoch: int) -> Sequence[np.ndarray]:
