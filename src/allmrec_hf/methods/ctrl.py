@@ -171,7 +171,7 @@ class CTRL(Method):
         options = {**DEFAULTS, **self.checked(setting)}
         for name, value in options.items():
             kinds = int if isinstance(DEFAULTS[name], int) else (int, float)
-            if isinstance(value, bool) or not isinstance(value, kinds) or value <= 0:
+            if isinstance(value, bool) or not isinstance(value, kinds) or not 0 < value < float("inf"):
                 wanted = "whole number" if kinds is int else "number"
                 raise ALLMRecError(f"the option {name} of {self.name} must be a {wanted} above 0, got {value!r}")
         return options

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
@@ -23,7 +24,7 @@ def validation_ndcg(ranker: Ranker, data: PreparedData, max_users: int | None = 
 
     Args:
         ranker: The method.
-        data: Prepared data; 0 is returned where no user has a validation item.
+        data: Prepared data; 0 is returned where no user has a validation item, and NaN where a score is NaN.
         max_users: A seeded sample of this many users; None takes all.
         seed: Draws the sample.
     """
@@ -35,23 +36,32 @@ def validation_ndcg(ranker: Ranker, data: PreparedData, max_users: int | None = 
     for start in range(0, len(candidates), BATCH):
         part = candidates.take(np.arange(start, min(start + BATCH, len(candidates))))
         histories = [data.history(int(user), "validation") for user in part.users]
-        ranks.append(target_ranks(ranker.score(histories, part.items), part.target_columns))
+        scores = np.asarray(ranker.score(histories, part.items), dtype=np.float64)
+        if np.isnan(scores).any():
+            return math.nan
+        ranks.append(target_ranks(scores, part.target_columns))
     return float(ndcg_at_k(Ranks.concatenate(ranks), 10).mean()) if ranks else 0.0
 
 
 def best_on_validation(rankers: Iterable[R], data: PreparedData, max_users: int | None, seed: int) -> R:
-    """Return the ranker with the highest `validation_ndcg`, the earlier one of equals.
+    """Return the ranker with the highest `validation_ndcg`, the earlier one of equals; never one that scores NaN.
 
     Raises:
         ALLMRecError: when there is none.
     """
     best: tuple[float, R] | None = None
+    broken = []
     for ranker in rankers:
         value = validation_ndcg(ranker, data, max_users, seed)
+        if math.isnan(value):
+            logger.warning("%s: left out, for it scores candidates with NaN", ranker.name)
+            broken.append(ranker.name)
+            continue
         if best is None or value > best[0]:
             best = value, ranker
     if best is None:
-        raise ALLMRecError("there is no ranker to pick from")
+        why = f": the scores of {', '.join(broken)} are not numbers" if broken else ""
+        raise ALLMRecError(f"there is no ranker to pick from{why}")
     logger.info("%s: picked on validation with NDCG@10 %.4f", best[1].name, best[0])
     return best[1]
 

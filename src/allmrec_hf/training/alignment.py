@@ -220,6 +220,7 @@ class AlignmentTask(StageTask):
     ) -> None:
         self.module: AlignmentModule = module
         self.content = data.digests
+        self.varied_lengths = module.text_encoder is not None
         self.positions = positions
         self.batch_size = arguments.batch_size
         self.seed = arguments.seed

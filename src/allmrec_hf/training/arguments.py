@@ -20,13 +20,14 @@ CHOICES = {
 }
 # Settings that do not change what a run ends with; a resumed run may differ in them.
 _FREE_ON_RESUME = {
-    *("keep_checkpoints", "save_every_steps", "log_every_steps", "report_to", "num_workers", "time_limit_s"),
+    *("keep_checkpoints", "save_every_steps", "save_every_minutes", "log_every_steps", "report_to", "num_workers"),
+    "time_limit_s",
 }
 _AT_LEAST_ONE = (
     *("epochs", "min_steps", "max_steps", "batch_size", "gradient_accumulation_steps", "early_stopping_patience"),
     *("eval_every", "max_validation_users", "save_every_steps", "keep_checkpoints", "log_every_steps"),
 )
-_POSITIVE = ("learning_rate", "epsilon", "max_grad_norm", "time_limit_s")
+_POSITIVE = ("learning_rate", "epsilon", "max_grad_norm", "save_every_minutes", "time_limit_s")
 _NOT_NEGATIVE = ("weight_decay", "warmup", "num_workers", "seed")
 
 
@@ -55,6 +56,7 @@ class StageArguments:
         early_stopping_patience: Validations without improvement after which training ends; None for never.
         max_validation_users: Users of a validation at most, drawn once with `seed`; None for all.
         save_every_steps: Optimizer steps between checkpoints within an epoch; None for those at the end of epochs only.
+        save_every_minutes: Minutes of training after which a checkpoint is written whatever the steps; None for never.
         keep_checkpoints: Checkpoints that stay on disk.
         log_every_steps: Optimizer steps between two entries of the tracker.
         report_to: The tracker: `none`, `tensorboard` or `wandb`.
@@ -87,6 +89,7 @@ class StageArguments:
     early_stopping_patience: int | None = None
     max_validation_users: int | None = 10_000
     save_every_steps: int | None = None
+    save_every_minutes: float | None = 10.0
     keep_checkpoints: int = 2
     log_every_steps: int = 20
     report_to: str = "none"

@@ -27,6 +27,7 @@ from ..data.prepared import PreparedData
 from ..errors import ALLMRecError, CheckpointError, DataError
 from ..files import folder_written_whole
 from ..part_sources import one_line, require_found
+from .finite import not_finite
 from .parts import DAMAGED
 
 logger = logging.getLogger(__name__)
@@ -96,7 +97,7 @@ def load_backbone_alone(name: str, cf: str | None = None) -> CFEncoder:
 
     Raises:
         ALLMRecError: when its `model_type` is unknown; the message lists the known ones.
-        CheckpointError: when it is another backbone, or its weights do not fit its config.
+        CheckpointError: when it is another backbone, its weights do not fit its config, or they are not finite.
     """
     cf_class = _class_of(name, cf)
     try:
@@ -105,7 +106,16 @@ def load_backbone_alone(name: str, cf: str | None = None) -> CFEncoder:
         raise
     except DAMAGED as error:
         raise CheckpointError(f"{name} cannot be loaded as a {_short(cf_class)} backbone: {error}") from error
+    _refuse_not_finite(cf_encoder, name)
     return cf_encoder.eval()
+
+
+def _refuse_not_finite(cf_encoder: CFEncoder, where: str) -> None:
+    bad = not_finite(cf_encoder.named_parameters())
+    if bad:
+        raise CheckpointError(
+            f"{where} holds values that are not finite, in {', '.join(bad[:3])}: its training came apart; train it anew"
+        )
 
 
 def backbone_type(name: str) -> str:
@@ -214,8 +224,10 @@ def fit_to_catalog(
         where: What errors call the backbone.
 
     Raises:
+        CheckpointError: when its weights are not finite.
         DataError: when it lacks items of the catalogue, all of them or with `"refuse"` some.
     """
+    _refuse_not_finite(cf_encoder, where)
     row_of = {item_id: row for row, item_id in enumerate(item_ids, start=1) if item_id is not None}
     rows = torch.tensor([row_of.get(item_id, 0) for item_id in catalog.item_ids])  # (N of the catalogue,), 0: unknown
     missing = [item_id for item_id in catalog.item_ids if item_id not in row_of]

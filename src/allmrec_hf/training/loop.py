@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 import math
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,9 @@ from . import checkpoint as ckpt
 from .arguments import StageArguments
 from .batches import BatchShares, Share, step_groups
 from .devices import Entry, is_plain, make_accelerator, place
+from .finite import FiniteWatch, gradient_norm, not_finite
+from .memory import flat_heap, memory_text, return_freed_memory
+from .progress import ProgressLines, Standing, is_terminal
 from .provenance import write_record
 from .task import StageResult, StageTask, set_training_mode
 
@@ -29,6 +32,8 @@ logger = logging.getLogger(__name__)
 
 CHECKPOINTS_FOLDER = "checkpoints"
 RECORD_FILE = "training.json"
+TRIM_EVERY_S = 10.0
+QUICK_LOSS_S = 30.0  # of training that nobody minds to lose: no checkpoint for a first validation before that
 
 
 def run_stage(
@@ -48,14 +53,15 @@ def run_stage(
         arguments: Its settings.
         output_dir: Gets `training.json` and the folder `checkpoints`.
         resume: Go on from the latest checkpoint, or start where there is none.
-        progress: Show a progress bar on standard error; by default only on a terminal.
+        progress: Show a progress bar on standard error, or nothing; by default a bar on a terminal, elsewhere a line
+            every half minute.
 
     Returns:
         How the stage went. Resuming a finished stage trains nothing and returns its result again.
 
     Raises:
-        ALLMRecError: when nothing can be trained, the loss is no longer finite, the disk is full, or the folder holds
-            checkpoints and `resume` is not given.
+        ALLMRecError: when nothing can be trained, a loss, a gradient, a weight or every validation is not finite, the
+            disk is full, or the folder holds checkpoints and `resume` is not given.
         CheckpointError: when the checkpoint is damaged or belongs to other arguments, data or another model.
     """
     device_ids = [torch.cuda.current_device()] if torch.cuda.is_available() else []
@@ -88,7 +94,7 @@ class _StageRun:
         self.folder = output_dir / CHECKPOINTS_FOLDER
         self.show = progress
         self.state = _Progress()
-        self.started = time.monotonic()
+        self.started = self.saved_at = self.trimmed_at = monotonic()
         self.accelerator = make_accelerator(arguments, output_dir)
         self.device = self.accelerator.device
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
@@ -108,6 +114,12 @@ class _StageRun:
         self.sums: dict[str, Tensor] = {}  # kept on the device, so that no step waits for it
         self.sum_dtype = torch.float32 if self.device.type == "mps" else torch.float64
         self.total_steps = 0
+        self.watch = FiniteWatch(self.device)
+        self.lines: ProgressLines | None = None
+        self.last_loss: Any = math.nan
+        self.save_is_due = False  # as the main process finds, and tells the others
+        self.validation_seconds: float | None = None  # of the last one
+        self.keeps_heap_flat = self.device.type == "cpu" and task.varied_lengths
 
     def _optimizer(self, matrices: list[nn.Parameter], vectors: list[nn.Parameter]) -> torch.optim.Optimizer:
         groups = [
@@ -137,9 +149,12 @@ class _StageRun:
             self._restore(latest)
         self._write_record(None)
         self.total_steps = min(self.arguments.max_steps or steps * self.arguments.epochs, steps * self.arguments.epochs)
+        if self.accelerator.is_main_process and self.show is None and not is_terminal():
+            self.lines = ProgressLines(self.task.name, monotonic(), self.state.step)
         try:
-            while not self.state.finished:
-                self._run_epoch()
+            with flat_heap(self.keeps_heap_flat):
+                while not self.state.finished:
+                    self._run_epoch()
         finally:
             for tracker in self.accelerator.trackers:
                 tracker.finish()
@@ -158,24 +173,94 @@ class _StageRun:
             seed = (self.arguments.seed, self.state.epoch)
             shares = BatchShares(self.task, batches, seed, self.state.batch, (self.rank, self.world))
             for group in step_groups(shares, self.arguments, pin_memory=self.device.type == "cuda"):
+                if self.state.stopped_by:  # of a run that died while it validated for the last time
+                    break
                 self._step(group, bar)
                 self.state.batch += len(group)
                 self.state.stopped_by = self._limit_reached()
+                self._after_step()
                 every = self.arguments.save_every_steps
                 if self.state.stopped_by:
                     break
-                if every and self.state.step % every == 0 and self.state.batch < len(batches):
+                by_steps = every and self.state.step % every == 0
+                if (by_steps or self._is_time_to_save()) and self.state.batch < len(batches):
                     self._save()
             bar.refresh()
         self._end_epoch()
+
+    def _after_step(self) -> None:
+        """Stop at what is not finite, tell how it goes, and let go of memory, each as often as it costs little."""
+        if self.world == 1 and (self.device.type == "cpu" or self.state.step % self.arguments.log_every_steps == 0):
+            self._refuse_not_finite(self.watch.first())
+        now = monotonic()
+        if self.lines is not None and self.lines.due(now):
+            self.lines.tell(now, self._standing())
+        self._trim(now)
+
+    def _validated(self, done: int) -> None:
+        """Hear from a validation how many examples this process has behind it."""
+        now, every = monotonic(), self.task.num_validation_examples
+        if self.lines is not None and self.lines.due(now):
+            self.lines.tell(now, self._standing((min(done * self.world, every), every)))
+        self._trim(now)
+
+    def _trim(self, now: float) -> None:
+        if self.keeps_heap_flat and now - self.trimmed_at >= TRIM_EVERY_S:
+            return_freed_memory()
+            self.trimmed_at = monotonic()
+
+    def _standing(self, validated: tuple[int, int] | None = None) -> Standing:
+        limit = self.arguments.time_limit_s
+        left = None if limit is None else limit - self.state.seconds - (monotonic() - self.started)
+        step, total, loss = self.state.step, self.total_steps, float(self.last_loss)
+        return Standing(step, total, loss, memory_text(self.device), left, validated)
+
+    def _is_time_to_save(self) -> bool:
+        """Tell whether the last checkpoint is `save_every_minutes` old, for all processes alike."""
+        return self._minutes_are_over() if self.world == 1 else self.save_is_due
+
+    def _minutes_are_over(self, more: float = 0.0) -> bool:
+        minutes = self.arguments.save_every_minutes
+        return minutes is not None and monotonic() - self.saved_at + more >= 60 * minutes
+
+    def _save_before_validation(self) -> None:
+        """Write a checkpoint where that at the validation's end may come too late; the main process decides."""
+        unsaved = monotonic() - self.saved_at
+        due = self._minutes_are_over(self.validation_seconds or 0.0)
+        if self.validation_seconds is None and unsaved > QUICK_LOSS_S:  # nobody knows how long it takes
+            due = self.arguments.save_every_minutes is not None
+        if self._sum_over_processes(float(due and self.accelerator.is_main_process)):
+            self._save()
+
+    def _refuse_not_finite(self, step: int) -> None:
+        """Raise where a loss or a gradient was not finite at a step; 0 stands for none."""
+        if not step:
+            return
+        latest = ckpt.latest(self.folder)
+        kept = f"its last checkpoint, {latest}, is as it was" if latest else "there is no checkpoint yet"
+        raise ALLMRecError(
+            f"stage {self.task.name}: the loss or its gradient is no longer finite in epoch {self.state.epoch + 1} "
+            f"(step {step}); lower learning_rate, set max_grad_norm, or use mixed_precision no or bf16; {kept}"
+        )
+
+    def _refuse_bad_weights(self) -> None:
+        """Raise rather than save weights or an optimizer's state that are not finite; all processes have the same."""
+        trained = zip(self.names, self.parameters, strict=True)
+        bad = not_finite([*trained, *ckpt.optimizer_tensors(self.optimizer, self.names).items()])
+        if bad:
+            logger.warning("%s: not finite: %s", self.task.name, ", ".join(bad[:5]))
+            self._refuse_not_finite(self.state.step)
 
     def _step(self, group: list[Share], bar: tqdm) -> None:
         """Take one optimizer step on the weighted mean of the losses of all batches and processes."""
         rate = self.arguments.learning_rate_at(self.state.step, self.total_steps)
         for parameters in self.optimizer.param_groups:
             parameters["lr"] = rate
-        total = self._sum_over_processes(sum(weight for _, weight, _ in group))
-        loss: Any = 0.0
+        total = self._agreed(sum(weight for _, weight, _ in group))
+        examples = self.world * sum(examples for _, _, examples in group)
+        if self.world == 1:
+            group = [share for share in group if share[1]]  # a mean over no terms is not a number
+        loss: Any = torch.zeros((), device=self.device)
         for index, (batch, weight, _) in enumerate(group):
             last = index == len(group) - 1
             with nullcontext() if last else self.accelerator.no_sync(self.module):
@@ -184,12 +269,22 @@ class _StageRun:
                 self._backward(outputs["loss"] * share)
             loss = loss + outputs["loss"].detach() * share
             self._count(outputs, weight)
+        seen = [loss]
         if self.arguments.max_grad_norm is not None:
-            self.accelerator.clip_grad_norm_(self.parameters, self.arguments.max_grad_norm)
+            norm = self.accelerator.clip_grad_norm_(self.parameters, self.arguments.max_grad_norm)
+            seen += [] if norm is None else [torch.as_tensor(norm)]
+        elif self.accelerator.scaler is None and group:
+            seen.append(gradient_norm(self.parameters))
+        if self.accelerator.scaler is not None:
+            seen = [loss]  # the scaler skips a step whose gradient overflows
+        self.watch.see(self.state.step + 1, seen)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.state.step += 1
-        bar.update(self.world * sum(examples for _, _, examples in group))
+        self.last_loss = loss
+        bar.update(examples)
+        if self.lines is not None:
+            self.lines.items += examples
         if self.state.step % self.arguments.log_every_steps == 0:
             bar.set_postfix(loss=f"{float(loss):.4f}", refresh=False)
             self.accelerator.log({"train/loss": float(loss), "learning_rate": rate}, step=self.state.step)
@@ -206,43 +301,52 @@ class _StageRun:
     def _end_epoch(self) -> None:
         """Validate, decide whether training ends, and write the checkpoint that says so."""
         state, arguments = self.state, self.arguments
+        self._refuse_not_finite(int(self._most_of_processes(self.watch.first())))
+        last = state.stopped_by is not None or state.epoch + 1 >= arguments.epochs
+        due = (state.epoch + 1) % arguments.eval_every == 0
+        validates = bool(self.task.num_validation_examples) and (last or due)
+        if validates:
+            self._save_before_validation()
         sums = self._gathered_sums()
         weight = sums.pop("weight", 0.0)
         means = {f"train/{name}": value / weight for name, value in sums.items()} if weight else {}
         state.epoch, state.batch, state.sums, self.sums = state.epoch + 1, 0, {}, {}
         entry: dict[str, float] = {"epoch": state.epoch, "step": state.step, **means}
-        if not math.isfinite(means.get("train/loss", 0.0)):
-            raise ALLMRecError(
-                f"stage {self.task.name}: the loss is no longer finite in epoch {state.epoch} (step {state.step}); "
-                "lower learning_rate, set max_grad_norm, or use mixed_precision no or bf16"
-            )
-        last = state.stopped_by is not None or state.epoch >= arguments.epochs
-        due = state.epoch % arguments.eval_every == 0
-        if self.task.num_validation_examples and (last or due):
+        if validates:
             metrics = self._validate()
             entry |= {f"validation/{name}": value for name, value in metrics.items()}
             self._compare(metrics)
             patience = arguments.early_stopping_patience
             if patience is not None and state.bad_validations >= patience and not last:
                 state.stopped_by, last = "early_stopping", True
+            if last and state.best is None:
+                raise ALLMRecError(
+                    f"stage {self.task.name}: no validation of its weights was finite ({self.task.metric} is "
+                    f"{metrics[self.task.metric]}), so none can be called the best; lower learning_rate, or use "
+                    "mixed_precision no or bf16"
+                )
         state.history.append(entry)
         self.accelerator.log({name: value for name, value in entry.items() if "/" in name}, step=state.step)
         logger.info("%s: %s", self.task.name, ", ".join(f"{name} {value:.4g}" for name, value in entry.items()))
         state.finished = last
         if last and state.stopped_by is None:
             state.stopped_by = "epochs"
-        if last or due:  # epochs of a few steps would spend their time on checkpoints
+        if last or due or self._is_time_to_save():  # epochs of a few steps would spend their time on checkpoints
             self._save()
 
     def _compare(self, metrics: Mapping[str, float]) -> None:
-        """Keep the weights where the validation is the best so far."""
+        """Keep the weights where the validation is the best so far; one that is not finite never is."""
         state, name = self.state, self.task.metric
         if name not in metrics:
             raise ALLMRecError(
                 f"stage {self.task.name} is judged by {name!r}, but its validation gave {sorted(metrics)}"
             )
         value = metrics[name]
-        better = state.best is None or (value < state.best if "loss" in name else value > state.best)
+        before = state.best if state.best is not None and math.isfinite(state.best) else None
+        better = math.isfinite(value) and (before is None or (value < before if "loss" in name else value > before))
+        if not math.isfinite(value):
+            logger.warning("%s: validation of epoch %d gave %s %s", self.task.name, state.epoch, name, value)
+            state.best = before  # of an earlier version, which took such a one for the best
         state.bad_validations = 0 if better else state.bad_validations + 1
         if better:
             state.best, state.best_epoch = value, state.epoch
@@ -253,6 +357,9 @@ class _StageRun:
     @torch.no_grad()
     def _validate(self) -> dict[str, float]:
         self.task.module.eval()
+        began = monotonic()
+        self._validated(0)
+        self.task.progressed = self._validated  # type: ignore[method-assign]
         rows = np.arange(self.task.num_validation_examples)
         mine = rows[self.rank :: self.world]
         values: Mapping[str, np.ndarray] = {}
@@ -268,12 +375,16 @@ class _StageRun:
                 if len(numbers):
                     whole[numbers] = part[name]
             metrics[name] = float(whole.mean())
+        self.validation_seconds = monotonic() - began
         return metrics
 
     def _save(self) -> None:
+        self._refuse_not_finite(int(self._most_of_processes(self.watch.first())))
+        self._refuse_bad_weights()
         self.state.sums = self._gathered_sums()
-        self.state.seconds += time.monotonic() - self.started
-        self.started = time.monotonic()
+        self.state.seconds += monotonic() - self.started
+        self.started = self.saved_at = monotonic()
+        self.save_is_due = False
         tensors, values = ckpt.random_state(self.device)
         mine = (ckpt.with_prefix(f"random{self.rank}|", tensors), values)
         random = [mine] if self.world == 1 else gather_object([mine])
@@ -387,8 +498,24 @@ class _StageRun:
             return "max_steps"
         if self.arguments.time_limit_s is None:
             return None
-        late = self.state.seconds + time.monotonic() - self.started > self.arguments.time_limit_s
+        late = self.state.seconds + monotonic() - self.started > self.arguments.time_limit_s
         return "time_limit" if self._sum_over_processes(float(late)) else None
+
+    def _agreed(self, weight: float) -> float:
+        """Return the weight of a step over all processes; on the way they hear what else they must decide alike."""
+        if self.world == 1:
+            return weight
+        main, first = self.accelerator.is_main_process, self.watch.first()
+        told = [weight, float(first > 0), float(main and self._minutes_are_over())]
+        reduced = self.accelerator.reduce(torch.tensor(told, dtype=torch.float32, device=self.device), reduction="sum")
+        total, broken, self.save_is_due = float(reduced[0]), bool(reduced[1]), bool(reduced[2])
+        self._refuse_not_finite(self.state.step if broken else 0)
+        return total
+
+    def _most_of_processes(self, value: float) -> float:
+        if self.world == 1:
+            return value
+        return max(gather_object([value]))
 
     def _sum_over_processes(self, value: float) -> float:
         if self.world == 1:

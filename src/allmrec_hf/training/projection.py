@@ -69,6 +69,7 @@ class CandidateTask(StageTask):
     """
 
     metric = "ndcg@10"
+    varied_lengths = True
 
     def __init__(
         self,

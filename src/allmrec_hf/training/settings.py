@@ -122,6 +122,8 @@ class RunSettings:
             raise ALLMRecError(f"every weight of stage 1's loss is 0 ({', '.join(WEIGHTS)}), so nothing is trained")
         if not 0 < self.matching_temperature < float("inf"):
             raise ALLMRecError(f"matching_temperature must be greater than 0, got {self.matching_temperature}")
+        if not 0 < self.temperature < float("inf"):
+            raise ALLMRecError(f"temperature must be greater than 0, got {self.temperature}")
         if self.projector_tokens < 1:
             raise ALLMRecError(f"projector_tokens must be at least 1, got {self.projector_tokens}")
         for name, known in CHOICES.items():

@@ -24,6 +24,7 @@ class StageTask(ABC):
             any further scalars to log. Only its parameters with `requires_grad` are trained and checkpointed; parts
             whose parameters are all frozen stay in eval mode.
         metric: The validation metric that picks the best weights; one with "loss" in its name is better when lower.
+        varied_lengths: Whether its batches differ much in length, as prompts do, so that the heap must be kept flat.
         content: Digests of what the stage is trained on, by name, such as `PreparedData.digests`: a checkpoint keeps
             them, and is not gone on with where one of them differs.
     """
@@ -31,6 +32,7 @@ class StageTask(ABC):
     name: str
     module: nn.Module
     metric: str = "loss"
+    varied_lengths: bool = False
     content: Mapping[str, str] = MappingProxyType({})
 
     @abstractmethod
@@ -53,6 +55,9 @@ class StageTask(ABC):
     def num_validation_examples(self) -> int:
         """The number of validation examples; 0 where the stage has no validation."""
         return 0
+
+    def progressed(self, done: int) -> None:
+        """Hear from `validate` how many examples are done; the loop puts its own in place, which tells it the user."""
 
     def validate(self, examples: np.ndarray, device: torch.device) -> Mapping[str, np.ndarray]:
         """Return metrics of some validation examples, one value per example; the loop gathers and averages them."""

@@ -142,6 +142,7 @@ class WarmStartTask(CandidateTask):
     """
 
     name = "warm-start"
+    varied_lengths = False
 
     def __init__(
         self,

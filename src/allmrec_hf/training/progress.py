@@ -1,0 +1,91 @@
+"""How a stage goes, where standard error is no terminal: a line every half minute in place of a bar."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+
+from tqdm.auto import tqdm
+
+EVERY_S = 30.0
+
+
+def is_terminal() -> bool:
+    """Tell whether standard error is a terminal, where a bar is shown."""
+    return bool(getattr(sys.stderr, "isatty", lambda: False)())
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where a stage stands.
+
+    Attributes:
+        step: Optimizer steps done.
+        total: Optimizer steps in all, unless the stage ends early.
+        loss: Of the last step.
+        memory: As a text.
+        seconds_left: Of the stage's time limit; None without one.
+        validated: Examples of a validation done, and their number; None while training.
+    """
+
+    step: int
+    total: int
+    loss: float
+    memory: str
+    seconds_left: float | None = None
+    validated: tuple[int, int] | None = None
+
+
+class ProgressLines:
+    """Write a line every half minute.
+
+    Args:
+        name: The stage.
+        now: Seconds of a clock that only goes forward.
+        step: Optimizer steps that were done before, of a resumed run.
+    """
+
+    def __init__(self, name: str, now: float, step: int) -> None:
+        self.name, self.started, self.first_step = name, now, step
+        self.told = now
+        self.items = 0
+
+    def due(self, now: float) -> bool:
+        """Tell whether half a minute has gone since the last line."""
+        return now - self.told >= EVERY_S
+
+    def tell(self, now: float, standing: Standing) -> None:
+        """Write a line; items a second are those since the last one."""
+        parts = [f"{self.name}: step {standing.step:,} of {standing.total:,}"]
+        if standing.validated is not None:
+            parts.append("validated {:,} of {:,}".format(*standing.validated))
+        else:
+            parts += [f"loss {standing.loss:.4f}", f"{self.items / max(now - self.told, 1e-9):.3g} items/s"]
+        left = self._seconds_left(now, standing)
+        parts += [] if left is None else [f"{duration(left)} left"]
+        tqdm.write(", ".join([*parts, f"{standing.memory} of memory"]), file=sys.stderr)
+        sys.stderr.flush()
+        self.told, self.items = now, 0
+
+    def _seconds_left(self, now: float, standing: Standing) -> float | None:
+        """Return what the rest will take, at the pace so far, validations and checkpoints included."""
+        done = standing.step - self.first_step
+        if done <= 0:
+            return standing.seconds_left
+        left = (standing.total - standing.step) * (now - self.started) / done
+        return left if standing.seconds_left is None else min(left, standing.seconds_left)
+
+
+def duration(seconds: float) -> str:
+    """Return a time in the two units that tell it.
+
+    Example:
+        >>> duration(42), duration(754), duration(7500)
+        ('42 s', '12 min 34 s', '2 h 05 min')
+    """
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
