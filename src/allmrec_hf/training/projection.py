@@ -160,7 +160,11 @@ class ProjectionTask(CandidateTask):
     def validate(self, examples: np.ndarray, device: torch.device) -> dict[str, np.ndarray]:
         """Return Hit@1, NDCG@10 and reciprocal rank of some validation users on their candidates."""
         starts = range(0, len(examples), self.batch_size)  # all at once would not fit a device's memory
-        ranks = Ranks.concatenate([self._ranks(examples[start : start + self.batch_size], device) for start in starts])
+        parts = []
+        for start in starts:
+            parts.append(self._ranks(examples[start : start + self.batch_size], device))
+            self.progressed(min(start + self.batch_size, len(examples)))
+        ranks = Ranks.concatenate(parts)
         return {"ndcg@10": ndcg_at_k(ranks, 10), "hit@1": hit_at_k(ranks, 1), "mrr": reciprocal_rank(ranks)}
 
     def _ranks(self, examples: np.ndarray, device: torch.device) -> Ranks:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
+logger = logging.getLogger(__name__)
 Batch = dict[str, Any]
 
 
@@ -58,6 +60,7 @@ class StageTask(ABC):
 
     def progressed(self, done: int) -> None:
         """Hear from `validate` how many examples are done; the loop puts its own in place, which tells it the user."""
+        logger.debug("%s: %d examples validated", self.name, done)
 
     def validate(self, examples: np.ndarray, device: torch.device) -> Mapping[str, np.ndarray]:
         """Return metrics of some validation examples, one value per example; the loop gathers and averages them."""
