@@ -107,7 +107,7 @@ def test_a_batch_without_any_term_is_passed_over(tmp_path):
     assert math.isfinite(result.history[0]["train/loss"])
 
 
-@pytest.mark.parametrize(("metric", "values"), [("ndcg@10", [NAN, 0.3, 0.2]), ("loss", [NAN, 0.2, 0.3])])
+@pytest.mark.parametrize(("metric", "values"), [("ndcg@10", [NAN, 0.5, 0.25]), ("loss", [NAN, 0.25, 0.5])])
 def test_a_first_validation_that_is_not_a_number_is_not_the_best(tmp_path, metric, values):
     task = Scripted(values, metric)
     result = run_stage(task, SHORT, tmp_path)
@@ -117,8 +117,8 @@ def test_a_first_validation_that_is_not_a_number_is_not_the_best(tmp_path, metri
 
 @pytest.mark.parametrize("bad", [NAN, math.inf, -math.inf])
 def test_a_validation_that_is_not_finite_counts_as_no_improvement(tmp_path, bad, caplog):
-    result = run_stage(Scripted([0.1, bad, bad]), SHORT.replaced(epochs=9, early_stopping_patience=2), tmp_path)
-    assert (result.best, result.best_epoch, result.stopped_by, result.epochs) == (0.1, 1, "early_stopping", 3)
+    result = run_stage(Scripted([0.25, bad, bad]), SHORT.replaced(epochs=9, early_stopping_patience=2), tmp_path)
+    assert (result.best, result.best_epoch, result.stopped_by, result.epochs) == (0.25, 1, "early_stopping", 3)
     assert "validation of epoch 2 gave ndcg@10" in caplog.text
 
 

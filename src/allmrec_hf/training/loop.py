@@ -172,9 +172,10 @@ class _StageRun:
         with self._bar(batches) as bar:
             seed = (self.arguments.seed, self.state.epoch)
             shares = BatchShares(self.task, batches, seed, self.state.batch, (self.rank, self.world))
-            for group in step_groups(shares, self.arguments, pin_memory=self.device.type == "cuda"):
-                if self.state.stopped_by:  # of a run that died while it validated for the last time
-                    break
+            groups = step_groups(shares, self.arguments, pin_memory=self.device.type == "cuda")
+            if self.state.stopped_by:  # of a run that died while it validated for the last time
+                groups = iter(())
+            for group in groups:
                 self._step(group, bar)
                 self.state.batch += len(group)
                 self.state.stopped_by = self._limit_reached()
