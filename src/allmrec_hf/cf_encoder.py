@@ -113,6 +113,7 @@ class CFEncoder(PreTrainedModel):
     base_model_prefix = ""
     main_input_name = "item_ids"
     item_embedding: nn.Embedding
+    target_counts: Tensor | None = None  # (N + 1,) targets of one epoch where it was trained here; None: unknown
     _index: FaissIndex | None = None  # of the item table as it stands; dropped where items change
 
     @classmethod

@@ -28,8 +28,8 @@ class ALLMRecConfig(PreTrainedConfig):
         text_encoder_name_or_path: The text encoder that stage 1 started from, in the same spelling.
         text_encoder_included: Whether the checkpoint carries the (fine-tuned) text encoder in `text_encoder/`.
         item_embedding: Which joint embedding stands for an item: `"cf"` `e_i`, `"text"` `q_i`, `"auto"` `q_i` for items
-            with fewer than `min_interactions` training interactions and `e_i` for the others; `"random"` (an ablation)
-            a seeded random vector of the scale of `e_i`, see `item_table.random_joint_embeddings`.
+            that were a target of the backbone's training fewer than `min_interactions` times, else `e_i`; `"random"`
+            (an ablation) a seeded random vector of the scale of `e_i`, see `item_table.random_joint_embeddings`.
         min_interactions: See `item_embedding`.
         item_embedding_seed: Seed of the random vectors.
         projector: What maps a user or item vector into the LLM: `"mlp"` (the paper), `"linear"` or `"resampler"`.

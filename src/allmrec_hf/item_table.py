@@ -8,8 +8,8 @@ from torch import nn
 class ItemTable(nn.Module):
     """What the checkpoint knows of every item beside its CF embedding; inference needs no text encoder for it.
 
-    Buffers: `text_joint_embeddings (N + 1, d_joint)` `q_i`, and `interaction_counts (N + 1,)` training interactions.
-    Row 0 is padding.
+    Buffers: `text_joint_embeddings (N + 1, d_joint)` `q_i`, and `interaction_counts (N + 1,)` how often each was a
+    target in an epoch of the backbone's training. Row 0 is padding.
     """
 
     text_joint_embeddings: torch.Tensor
@@ -36,7 +36,7 @@ def random_joint_embeddings(item_joint: torch.Tensor, known: torch.Tensor, seed:
 
     Args:
         item_joint: `(N + 1, d_joint)` `e_i`; only its known rows are read.
-        known: `(N + 1,)` True for items with training interactions; where there are none, all items count.
+        known: `(N + 1,)` True for items that the backbone was trained on; where there are none, all items count.
         seed: The seed.
 
     Returns:

@@ -36,7 +36,7 @@ FEW_STEPS = {"cf": STEPS, "align": STEPS, "project": STEPS}
 # A minute of training would show more; these show that something is learnt.
 LEARNING: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "a-llmrec": ({"warm_start_steps": 120}, {"max_steps": 8}),
-    "mlp-llm": ({"warm_start_steps": 120}, {"max_steps": 12}),
+    "mlp-llm": ({"warm_start_steps": 120}, {"max_steps": 24}),
     "llm-srec": ({"num_candidates": 6}, {"max_steps": 32, "epochs": 2}),
     "no-llm": ({"steps": 60}, {}),
 }

@@ -152,14 +152,19 @@ def test_last_position_trains_one_target_for_each_user(small_data):
 
 
 def test_all_positions_train_on_what_follows_every_real_item_and_at_no_padding(small_data):
-    task = task_of(small_data, positions="all")
-    batch = batch_of(task, rows=range(20))
-    assert torch.equal(batch["targets"] > 0, batch["attention_mask"])
-    assert torch.equal(batch["negatives"] > 0, batch["attention_mask"])
-    assert not batch["attention_mask"].all()
-    for user in range(20):
-        sequence = small_data.sequences("train")[user]
-        assert batch["targets"][user][batch["attention_mask"][user]].tolist() == sequence[1:][-LENGTH:].tolist()
+    module = module_of(small_data)
+    module.cf_encoder.config.max_history_length = 4
+    task = AlignmentTask(module, small_data, "all", StageArguments(batch_size=8))
+    sequences, found = small_data.sequences("train"), []
+    assert max(map(len, sequences)) > 2 * 4 + 1
+    for rows in task.batches(0):
+        batch = batch_of(task, rows=rows)
+        assert torch.equal(batch["targets"] > 0, batch["attention_mask"])
+        assert torch.equal(batch["negatives"] > 0, batch["attention_mask"])
+        for row, targets, real in zip(rows, batch["targets"], batch["attention_mask"], strict=True):
+            found += [(int(task.samples.users[row]), item) for item in targets[real].tolist()]
+    expected = [(user, item) for user, sequence in enumerate(sequences) for item in sequence[1:].tolist()]
+    assert sorted(found) == sorted(expected)
 
 
 def test_loss_of_all_positions_is_the_mean_over_them_whatever_the_padding(small_data):
@@ -175,14 +180,31 @@ def test_loss_of_all_positions_is_the_mean_over_them_whatever_the_padding(small_
     assert task.loss_weight(batch) == sum(n for _, n in alone)
 
 
-def test_negatives_are_items_the_user_touched_neither_in_training_nor_validation(small_data):
+def test_negatives_are_items_that_the_backbone_was_trained_on_and_the_user_did_not_touch_in_training(small_data):
     task = task_of(small_data, positions="all")
-    known = small_data.sequences("train+validation")
+    sequences, drawn = small_data.sequences("train"), set()
     for seed in range(10):
         batch = batch_of(task, rows=range(40), seed=seed)
-        for user in range(40):
-            drawn = set(batch["negatives"][user].tolist()) - {0}
-            assert not drawn & set(known[user].tolist())
+        for row, negatives in enumerate(batch["negatives"]):
+            own = set(negatives.tolist()) - {0}
+            assert not own & set(sequences[task.samples.users[row]].tolist())
+            drawn |= own
+    targets = {item for sequence in sequences for item in sequence[1:].tolist()}
+    assert drawn <= targets
+    held_out = small_data.candidates("validation")
+    assert any(target in drawn for target in held_out.targets.tolist())  # it is not spared: that would give it away
+    assert set(task.validation.targets.tolist()) <= targets  # another item's row in the backbone means nothing
+
+
+def test_what_the_backbone_says_of_its_training_decides_over_the_data(small_data):
+    module = module_of(small_data)
+    counts = torch.zeros(small_data.num_items + 1, dtype=torch.long)
+    counts[1:21] = 1
+    module.cf_encoder.target_counts = counts
+    task = AlignmentTask(module, small_data, "last", StageArguments(batch_size=8))
+    own = set(range(1, 21)) | set(task.samples.targets.tolist())
+    drawn = {int(i) for seed in range(5) for i in batch_of(task, range(100), seed)["negatives"].flatten()} - {0}
+    assert drawn <= own
 
 
 def test_batches_cover_every_user_once_and_follow_seed_and_epoch(small_data):
@@ -208,7 +230,8 @@ def test_item_table_holds_text_embeddings_and_counts_and_decodes_cold_items(smal
     before = model.cf_encoder.item_embeddings.detach().clone()
     embeddings = text_embedding_table(text_encoder(), small_data.catalog.texts())
     fill_item_table(model, small_data, embeddings)
-    counts = small_data.item_counts("train")
+    targets = np.concatenate([sequence[1:] for sequence in small_data.sequences("train")])
+    counts = np.bincount(targets, minlength=small_data.num_items + 1)
     cold = np.flatnonzero(counts == 0)[1:]
     warm = np.flatnonzero(counts)
     assert len(cold) > 10

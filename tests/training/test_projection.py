@@ -11,7 +11,8 @@ import torch
 from allmrec_hf.errors import DataError
 from allmrec_hf.training.arguments import StageArguments
 from allmrec_hf.training.loop import run_stage
-from allmrec_hf.training.projection import ProjectionModule, ProjectionTask
+from allmrec_hf.training.projection import ProjectionModule, ProjectionTask, candidate_items
+from allmrec_hf.training.samples import Samples
 from tests.tiny import tiny_model, tiny_processor
 
 C = 4
@@ -42,7 +43,7 @@ def candidates_of(batch, row):
 
 def test_candidates_of_a_prompt_hold_the_target_once_and_nothing_touched(fresh, processor, small_data):
     task = task_of(fresh, processor, small_data)
-    known = small_data.sequences("train+validation")
+    known = small_data.sequences("train")
     for seed in range(5):
         rows = np.arange(30)
         batch = task.collate(rows, np.random.default_rng(seed))
@@ -51,6 +52,41 @@ def test_candidates_of_a_prompt_hold_the_target_once_and_nothing_touched(fresh, 
             shown = candidates_of(batch, row)
             assert shown.count(target) == 1
             assert not (set(shown) - {target}) & set(known[user].tolist())
+
+
+@pytest.mark.parametrize("targets", ["train", "validation"])
+def test_candidates_are_items_that_are_targets_in_training(fresh, processor, small_data, targets):
+    task = task_of(fresh, processor, small_data, targets)
+    trained = {item for sequence in small_data.sequences("train") for item in sequence[1:].tolist()}
+    right = trained | set(task.samples.targets.tolist())
+    known = small_data.sequences("train" if targets == "train" else "train+validation")
+    shown = set()
+    for seed in range(20):
+        candidates = task.sampler.candidates(task.samples, C, np.random.default_rng(seed))
+        shown |= set(candidates.flatten().tolist())
+        for user, row, target in zip(task.samples.users, candidates, task.samples.targets, strict=True):
+            assert not (set(row.tolist()) - {target}) & set(known[user].tolist())
+    assert shown <= right
+    touched = set(small_data.item_counts("train+validation").nonzero()[0].tolist())
+    assert touched - right or targets == "validation"  # what was touched, but is never right
+    first = candidate_items(small_data, task.samples.take(np.arange(0)))
+    assert set(first.tolist()) == trained
+    assert {3, *trained} == set(candidate_items(small_data, Samples(np.zeros(1), [], np.array([3]))).tolist())
+
+
+def test_prompts_are_bucketed_without_tokenising_a_title(fresh, processor, small_data, monkeypatch):
+    read = []
+    answer_tokens = processor.answer_tokens
+    monkeypatch.setattr(processor, "answer_tokens", lambda *a, **k: (read.append(a), answer_tokens(*a, **k))[1])
+    task = task_of(fresh, processor, small_data)
+    batches = task.batches(0)
+    assert not read
+    titles = [small_data.catalog.title(index) for index in range(1, small_data.num_items + 1)]
+    lengths = [sum(len(titles[i - 1]) for i in history[-3:]) for history in task.samples.histories]
+    spread = [np.ptp([lengths[row] for row in batch]) for batch in batches]
+    assert np.mean(spread) < np.ptp(lengths) / 4
+    task.collate(batches[0], np.random.default_rng(0))
+    assert len(read) <= 2 * len(batches[0]) * (C + 3)
 
 
 def test_a_target_stands_at_every_place_equally_often(fresh, processor, small_data):
@@ -118,6 +154,7 @@ def test_training_lowers_the_loss_and_changes_the_projectors_alone(fresh, proces
             return float(np.mean([float(task.module(batch)["loss"]) for batch in fixed]))
 
     start = mean_loss()
+    task.validation = task.validation.take(np.arange(0))  # the last weights count, not the best of four other users
     run_stage(task, arguments.replaced(epochs=20), tmp_path)
     assert mean_loss() < start - 0.1
     after = dict([*model.named_parameters(), *model.named_buffers()])
@@ -207,5 +244,5 @@ def test_validation_never_gives_the_llm_more_users_than_a_batch(fresh, processor
 
 def test_more_candidates_than_items_are_refused(fresh, processor, small_data):
     task = task_of(fresh, processor, small_data, num_candidates=200)
-    with pytest.raises(DataError, match="has 109 items, but a candidate set needs 200"):
+    with pytest.raises(DataError, match="has 96 items, but a candidate set needs 200"):
         task.collate(np.arange(2), np.random.default_rng(0))

@@ -238,7 +238,7 @@ def test_a_damaged_run_file_is_named(copied, small_parts, small_data):
         ({"cf_options": {"hiden_size": 8}}, r"sasrec has no options \['hiden_size'\]; it has .*hidden_size"),
         ({"cf_options": {"num_items": 8}}, r"has no options \['num_items'\]"),
         ({"cf_options": {"hidden_size": "wide"}}, "the config of the CF backbone .* is not valid"),
-        ({"num_candidates": 110}, "lists 110 candidates .* but users of small touched 109 items"),
+        ({"num_candidates": 110}, "lists 110 candidates .* but only 108 items of small are targets in training"),
     ],
 )
 def test_impossible_settings_are_refused_before_anything_is_written(

@@ -12,10 +12,13 @@ from allmrec_hf.errors import DataError
 from allmrec_hf.training.samples import (
     NegativeSampler,
     Samples,
+    all_of_training,
     bucketed_batches,
     drawn,
     last_of_training,
+    training_targets,
     validation_targets,
+    windows,
 )
 
 
@@ -70,7 +73,7 @@ def test_a_draw_of_users_is_seeded_and_keeps_their_order(toy):
 
 
 def test_negatives_are_uniform_over_what_others_touched_and_the_user_did_not(toy):
-    sampler = NegativeSampler(toy)
+    sampler = NegativeSampler(toy, "train+validation")
     users = np.array([0, 1] * 3000)
     drawn_items = sampler.negatives(users, np.random.default_rng(0))
     counts = {user: np.bincount(drawn_items[users == user], minlength=8) for user in (0, 1)}
@@ -82,7 +85,7 @@ def test_negatives_are_uniform_over_what_others_touched_and_the_user_did_not(toy
 
 def test_an_item_that_nobody_touched_before_the_test_is_never_drawn():
     data = data_of([[1, 2, 3, 4, 5], [3, 1, 2], [4, 6]])  # 5 is a test item alone, 7 is nobody's
-    sampler = NegativeSampler(data)
+    sampler = NegativeSampler(data, "train+validation")
     drawn_items = sampler.negatives(np.array([1] * 500), np.random.default_rng(0))
     assert set(drawn_items.tolist()) == {2, 4, 6}
     sets = sampler.candidates(last_of_training(data), 2, np.random.default_rng(0))
@@ -90,7 +93,7 @@ def test_an_item_that_nobody_touched_before_the_test_is_never_drawn():
 
 
 def test_candidates_hold_the_target_once_and_nothing_touched(toy):
-    sampler, samples = NegativeSampler(toy), last_of_training(toy)
+    sampler, samples = NegativeSampler(toy, "train+validation"), last_of_training(toy)
     for seed in range(20):
         sets = sampler.candidates(samples, 3, np.random.default_rng(seed))
         assert ((sets == samples.targets[:, None]).sum(axis=1) == 1).all()
@@ -100,11 +103,44 @@ def test_candidates_hold_the_target_once_and_nothing_touched(toy):
 
 def test_a_user_who_touched_everything_is_named():
     data = data_of([[1, 2, 3, 4, 5, 6, 1, 2], [1, 2, 3]])
-    sampler = NegativeSampler(data)
+    sampler = NegativeSampler(data, "train+validation")
     with pytest.raises(DataError, match="user 'u0' touched nearly all of the 6 items"):
         sampler.negatives(np.array([0]), np.random.default_rng(0))
     with pytest.raises(DataError, match="'u0' never touched only 0 of the catalogue's 6 items"):
         sampler.candidates(last_of_training(data), 3, np.random.default_rng(0))
+
+
+def test_only_the_named_items_are_drawn_and_of_these_none_that_the_user_touched(toy):
+    sampler = NegativeSampler(toy, "train", items=np.array([6, 3, 5, 3, 7]))  # 7 is nobody's, 3 is the first user's
+    users = np.array([0, 2] * 400)
+    negatives = sampler.negatives(users, np.random.default_rng(0))
+    assert set(negatives[users == 0].tolist()) == {5, 6, 7}
+    assert set(negatives[users == 2].tolist()) == {3, 5, 7}
+    sets = sampler.candidates(last_of_training(toy).take(np.array([0, 2])), 3, np.random.default_rng(0))
+    assert set(sets[0]) < {3, 5, 6, 7}
+    assert 3 in sets[0]  # the target itself
+
+
+def test_windows_make_each_item_but_the_first_a_target_once():
+    rng = np.random.default_rng(0)
+    lengths = np.concatenate([[0, 1, 2, 3, 4, 5, 6, 7], rng.integers(0, 40, 50)])
+    for width in (1, 2, 3, 50):
+        found = windows(lengths, width)
+        targets = {sequence: [] for sequence in range(len(lengths))}
+        for sequence, end, length in zip(found.sequences, found.ends, found.lengths, strict=True):
+            assert 1 <= length <= width
+            assert length == width or end == length + 1  # a short one begins its sequence
+            targets[sequence] += range(end - length, end)
+        assert all(sorted(targets[s]) == list(range(1, length)) for s, length in enumerate(lengths))
+
+
+def test_all_training_targets_come_in_windows_with_their_history():
+    data = data_of([[1, 2, 3, 4, 5, 6, 7, 1, 2], [3, 1, 2], [4, 6]])
+    samples = all_of_training(data, 3)
+    assert samples.users.tolist() == [0, 0, 2]
+    assert [history.tolist() for history in samples.histories] == [[4, 5, 6], [1, 2, 3], [4]]
+    assert samples.targets.tolist() == [7, 4, 6]
+    assert training_targets(data).tolist() == [2, 3, 4, 5, 6, 7, 6]
 
 
 def test_batches_hold_every_row_once_and_similar_lengths():

@@ -36,6 +36,7 @@ TOP_LEVEL_PATTERNS = (
     "*.model",
     "chat_template.jinja",
     "items.parquet",
+    "targets.parquet",
     "model.safetensors",
     "model-*-of-*.safetensors",
     "model.safetensors.index.json",

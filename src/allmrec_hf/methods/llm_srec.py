@@ -27,6 +27,7 @@ from ..training.parts import load_backbone, load_llm
 from ..training.projection import CandidateTask
 from ..training.settings import RunSettings
 from ..training.task import Batch
+from ..training.trained import load_target_counts, target_counts
 from ..training.warm_start import centre_inputs, start_near_words
 from .llm_parts import (
     LLM_OPTIONS,
@@ -280,10 +281,12 @@ class LLMSRec(Method):
         """Train what stands around the LLM and return the ranker by dot product."""
         settings = required_llm(self, setting)
         refuse_other_settings(self, setting, settings.llm)
-        backbone = load_backbone(run_until(data, setting, settings, "cf") / "cf")
+        folder = run_until(data, setting, settings, "cf") / "cf"
+        backbone = load_backbone(folder)
+        backbone.target_counts = load_target_counts(str(folder), data.catalog)
         options, trust = settings.llm_options or {}, setting.trust_remote_code
         language_model, tokenizer = load_llm(str(settings.llm), settings.llm_revision, options, trust)
-        known = torch.from_numpy(data.item_counts("train") > 0)
+        known = target_counts(backbone, data) > 0
         with torch.random.fork_rng():
             torch.manual_seed(setting.seed)
             width = int(setting.options.get("width", WIDTH))

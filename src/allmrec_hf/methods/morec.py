@@ -19,6 +19,7 @@ from ..evaluation.rankers import CFRanker
 from ..training.alignment import encode_texts, text_embedding_table
 from ..training.cf_encoder import train_cf_encoder
 from ..training.parts import load_text_encoder, text_dim
+from ..training.samples import training_targets
 from ..training.settings import run_settings
 from .method import Method, Setting
 from .shared import refuse_other_settings, stage_arguments, text_embeddings
@@ -76,12 +77,12 @@ class TextItems(nn.Module):
 class TextSASRec(SASRecModel):
     """SASRec over item embeddings that are computed from texts.
 
-    Items that nobody touched in training are no negatives: what is only ever a negative is learnt as one.
+    Items that are no target in training are no negatives: what is only ever a negative is learnt as one.
 
     Args:
         config: The trunk.
         items: The item tower.
-        known: `(K,)` catalogue indices that training holds.
+        known: `(K,)` catalogue indices of the targets, ascending.
     """
 
     reads_texts: ClassVar[bool] = True
@@ -124,7 +125,7 @@ class MoRec(Method):
     paper = "Yuan et al., Where to Go Next for Recommender Systems?, SIGIR 2023, arXiv 2303.13835"
     simplified = (
         "the text encoder is frozen and embeds every text once, unless the option fine_tune trains it end to end as "
-        "in the paper; a two-layer tower in place of one layer; softmax over all items known in training, or sampled "
+        "in the paper; a two-layer tower in place of one layer; softmax over all targets of training, or sampled "
         "softmax end to end, in place of in-batch negatives"
     )
     options: ClassVar[tuple[str, ...]] = ("fine_tune", "hidden_size")
@@ -140,7 +141,7 @@ class MoRec(Method):
         config = self._config(data, setting, fine_tune)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(arguments.seed)
-            known = torch.from_numpy(data.item_counts("train")).nonzero().flatten()
+            known = torch.from_numpy(training_targets(data)).unique()
             model = TextSASRec(config, self._items(data, setting, config.hidden_size, fine_tune), known)
         train_cf_encoder(data, model, arguments, setting.folder, resume=True)
         return CFRanker(model, name=self.name)

@@ -17,8 +17,17 @@ from ..errors import ALLMRecError
 from ..histories import pad_histories
 from ..losses import Contrast, alignment_losses, reconstruction_loss
 from .arguments import StageArguments
-from .samples import NegativeSampler, Samples, bucketed_batches, drawn, last_of_training, validation_targets
+from .samples import (
+    NegativeSampler,
+    Samples,
+    all_of_training,
+    bucketed_batches,
+    drawn,
+    last_of_training,
+    validation_targets,
+)
 from .task import Batch, StageTask
+from .trained import target_counts
 
 TEXTS_AT_ONCE = 64
 CHECKED_TEXTS = 16  # of a table that is given, encoded again
@@ -201,10 +210,14 @@ class AlignmentModule(nn.Module):
 class AlignmentTask(StageTask):
     """Stage 1 for the training loop.
 
+    Negatives are items that the user did not touch in the training part and that the backbone was trained on. The row
+    of any other item means nothing: it is no negative, and no target of the validation.
+
     Args:
         module: The loss.
         data: Prepared data.
-        positions: `"last"`: one target for each user (the paper's default); `"all"`: every position (A-LLMRec_all).
+        positions: `"last"`: one target for each user (the paper's default); `"all"`: every position (A-LLMRec_all),
+            long sequences in windows.
         arguments: Batch size, seed and size of the validation.
     """
 
@@ -224,10 +237,14 @@ class AlignmentTask(StageTask):
         self.positions = positions
         self.batch_size = arguments.batch_size
         self.seed = arguments.seed
-        self.samples = last_of_training(data)
-        self.sampler = NegativeSampler(data)
         self.length = module.cf_encoder.config.max_history_length
-        self.validation = drawn(validation_targets(data), arguments.max_validation_users, arguments.seed)
+        self.samples = last_of_training(data) if positions == "last" else all_of_training(data, self.length)
+        trained = target_counts(module.cf_encoder, data).nonzero().flatten().cpu().numpy()
+        items = np.append(trained, self.samples.targets)
+        self.sampler = NegativeSampler(data, "train", items)
+        held_out = validation_targets(data)
+        held_out = held_out.take(np.flatnonzero(np.isin(held_out.targets, items)))
+        self.validation = drawn(held_out, arguments.max_validation_users, arguments.seed)
 
     def batches(self, epoch: int) -> list[np.ndarray]:
         """Return the rows of each batch of an epoch."""

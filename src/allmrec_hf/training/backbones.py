@@ -29,6 +29,7 @@ from ..files import folder_written_whole
 from ..part_sources import one_line, require_found
 from .finite import not_finite
 from .parts import DAMAGED
+from .trained import save_target_counts
 
 logger = logging.getLogger(__name__)
 
@@ -282,7 +283,8 @@ def _shapes(config: CFEncoderConfig, num_items: int) -> dict[str, tuple[int, ...
 
 
 def save_backbone(cf_encoder: CFEncoder, catalog: ItemCatalog, directory: Path) -> None:
-    """Write a backbone and its catalogue to a folder, whole or not at all."""
+    """Write a backbone, its catalogue and what it was trained on to a folder, whole or not at all."""
     with folder_written_whole(directory) as folder:
         cf_encoder.save_pretrained(str(folder))
         catalog.save(folder)
+        save_target_counts(cf_encoder, catalog, folder)

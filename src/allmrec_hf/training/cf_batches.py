@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 import torch
@@ -12,16 +11,15 @@ from ..cf_encoder import CFEncoder
 from ..data.prepared import PreparedData
 from ..errors import DataError
 from .arguments import StageArguments
-from .samples import NegativeSampler, bucketed_batches
+from .samples import NegativeSampler, Split, bucketed_batches, windows
 from .task import Batch
-
-Split = Literal["train", "train+validation"]
 
 
 class SequenceBatches:
     """Make batches of sequences: all but the last item are inputs, all but the first are targets.
 
-    Of each user the last `max_history_length + 1` items are read.
+    A sequence of more than `max_history_length + 1` items is cut into windows, so that each of its items but the first
+    is a target once in every epoch; see `windows`.
 
     Args:
         cf_encoder: The backbone; its config names the loss, and with it the negatives.
@@ -35,16 +33,25 @@ class SequenceBatches:
         self.batch_size, self.seed = arguments.batch_size, arguments.seed
         lengths = np.array([len(sequence) for sequence in sequences], dtype=np.int64)
         self.items = np.concatenate(sequences)  # all sequences one after the other
-        self.users = np.flatnonzero(lengths > 1)
-        if not len(self.users):
+        found = windows(lengths, cf_encoder.config.max_history_length)
+        if not len(found.sequences):
             raise DataError(f"{data.name}: no user has two training interactions; there is nothing to train on")
-        self.ends = np.cumsum(lengths)[self.users]  # (S,) where in `items` each sequence ends
-        self.lengths = np.minimum(lengths[self.users] - 1, cf_encoder.config.max_history_length)  # (S,) of the inputs
-        self.negatives = _Negatives(cf_encoder, data, split, self.items)
+        starts = np.cumsum(lengths) - lengths
+        self.users = found.sequences  # (W,) of each window
+        self.ends = starts[self.users] + found.ends  # (W,) where in `items` each window ends
+        self.lengths = found.lengths  # (W,) of the inputs, and of the targets
+        self.targets = np.delete(self.items, starts[lengths > 0])  # of one epoch
+        self.negatives = _Negatives(cf_encoder, data, split, self.targets)
 
     def batches(self, epoch: int) -> Sequence[np.ndarray]:
         """Return the rows of each batch of an epoch, sequences of similar length together."""
         return bucketed_batches(self.lengths, self.batch_size, self.seed, epoch)
+
+    def targets_of(self, examples: np.ndarray) -> np.ndarray:
+        """Return the targets of some windows, one after the other."""
+        lengths = self.lengths[examples]
+        newer = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        return self.items[np.repeat(self.ends[examples] - lengths, lengths) + newer]
 
     def collate(self, examples: np.ndarray, generator: np.random.Generator) -> Batch:
         """Return inputs, mask and targets `(B, L)`, and what the loss samples; see `CFEncoder.training_loss`."""
@@ -72,12 +79,17 @@ class InteractionBatches:
         self.batch_size, self.seed = arguments.batch_size, arguments.seed
         self.users = np.repeat(np.arange(len(sequences)), [len(sequence) for sequence in sequences])
         self.items = np.concatenate(sequences)
-        self.negatives = _Negatives(cf_encoder, data, split, self.items)
+        self.targets = self.items  # of one epoch
+        self.negatives = _Negatives(cf_encoder, data, split, self.targets)
 
     def batches(self, epoch: int) -> Sequence[np.ndarray]:
         """Return the interactions of each batch of an epoch, in a new order."""
         order = np.random.default_rng([self.seed, epoch]).permutation(len(self.users))
         return [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
+
+    def targets_of(self, examples: np.ndarray) -> np.ndarray:
+        """Return the targets of some interactions."""
+        return self.items[examples]
 
     def collate(self, examples: np.ndarray, generator: np.random.Generator) -> Batch:
         """Return users and targets `(B,)`, and what the loss samples: `negatives (B, K)`."""
@@ -96,7 +108,7 @@ class _Negatives:
         self.own = config.num_negatives if config.loss in ("bce", "gbce", "bpr") else 0  # K of each target's own
         self.uniform = config.num_negatives if config.loss == "sampled_softmax" else 0
         if self.own:
-            self.sampler = NegativeSampler(data, split)
+            self.sampler = NegativeSampler(data, split, items=targets)
         if self.uniform:
             self.shares = np.bincount(targets, minlength=data.num_items + 1) / len(targets)  # (N + 1,)
             self.known = np.flatnonzero(self.shares)

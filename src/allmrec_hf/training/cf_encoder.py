@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,14 +14,16 @@ from ..cf_encoder import CFEncoder, CFEncoderConfig, build_cf_encoder
 from ..data.prepared import PreparedData
 from ..errors import DataError
 from ..histories import pad_histories
-from ..ranking import Ranks, hit_at_k, ndcg_at_k, target_ranks
+from ..ranking import Ranks, hit_at_k, ndcg_at_k
 from .arguments import StageArguments
-from .cf_batches import InteractionBatches, SequenceBatches, Split
+from .cf_batches import InteractionBatches, SequenceBatches
 from .loop import run_stage
-from .samples import drawn, validation_targets
-from .task import Batch, StageTask
+from .samples import Samples, Split, drawn, validation_targets
+from .task import Batch, StageResult, StageTask
 
-VALIDATION_SCORES = 2**20  # scores held at once while validating: few enough for a CPU's cache
+VALIDATION_SCORES = 2**21  # scores held at once while validating: few enough for a CPU's cache
+VALIDATION_USERS = 1024  # users ranked together; more would make the slices of the catalogue too narrow
+ENCODED_USERS = 128  # users encoded together
 
 
 class CFEncoderModule(nn.Module):
@@ -67,6 +70,7 @@ class CFEncoderTask(StageTask):
         self.cf_encoder = cf_encoder
         read = data.digests if cf_encoder.reads_texts else {**data.digests, "texts": "not read"}
         self.content = {**read, "split": split}
+        self.gradient_accumulation_steps = arguments.gradient_accumulation_steps
         self.examples: SequenceBatches | InteractionBatches
         layout = SequenceBatches if cf_encoder.trains_on == "sequences" else InteractionBatches
         self.examples = layout(cf_encoder, data, split, arguments)
@@ -90,25 +94,85 @@ class CFEncoderTask(StageTask):
         """The number of validation users."""
         return len(self.validation)
 
+    def target_counts(self, result: StageResult) -> Tensor:
+        """Return `(N + 1,)` how often each item was a target in an epoch, or in the one that was cut short."""
+        batches = self.batches(0)
+        if result.best_epoch <= 1 and result.history:
+            batches = batches[: int(result.history[0]["step"]) * self.gradient_accumulation_steps]
+        targets = self.examples.targets_of(np.concatenate(batches)) if len(batches) else np.zeros(0, dtype=np.int64)
+        return torch.from_numpy(np.bincount(targets, minlength=self.cf_encoder.num_items + 1).astype(np.int64))
+
     @torch.no_grad()
     def validate(self, examples: np.ndarray, device: torch.device) -> dict[str, np.ndarray]:
         """Return NDCG@10 and Hit@10 in the whole catalogue for some validation users."""
         self.cf_encoder.update_tables()
-        step = max(1, VALIDATION_SCORES // (self.cf_encoder.num_items + 1))
-        starts = range(0, len(examples), step)
-        ranks = Ranks.concatenate([self._ranks(examples[start : start + step], device) for start in starts])
+        ranks = catalog_ranks(self.cf_encoder, self.validation.take(examples), device)
         return {"ndcg@10": ndcg_at_k(ranks, 10), "hit@10": hit_at_k(ranks, 10)}
 
-    def _ranks(self, examples: np.ndarray, device: torch.device) -> Ranks:
-        samples = self.validation.take(examples)
-        item_ids, mask = pad_histories(samples.histories, self.cf_encoder.config.max_history_length)
-        users = self.cf_encoder.encode_users(item_ids.to(device), mask.to(device))
-        scores = self.cf_encoder.score(users).float().cpu().numpy()
-        rows = np.repeat(np.arange(len(samples)), [len(history) for history in samples.histories])
-        seen = np.concatenate(samples.histories)
-        other = seen != samples.targets[rows]  # an item bought again stays a candidate when it is the target
-        scores[rows[other], seen[other]] = -np.inf
-        return target_ranks(scores, samples.targets)
+
+@torch.no_grad()
+def catalog_ranks(cf_encoder: CFEncoder, samples: Samples, device: torch.device) -> Ranks:
+    """Return the rank of each target in the whole catalogue.
+
+    Users are ranked many at a time against one slice of the catalogue after the other, so no more than
+    `VALIDATION_SCORES` scores are held. Items of a user's history do not count, but for the target itself.
+
+    Args:
+        cf_encoder: The backbone, on the device.
+        samples: Histories and targets.
+        device: Where to compute.
+
+    Raises:
+        ValueError: when a score is NaN.
+    """
+    counts = np.zeros((2, len(samples)))
+    order = np.argsort(samples.targets, kind="stable")  # neighbouring targets: few slices hold those of one block
+    for start in range(0, len(order), VALIDATION_USERS):
+        rows = order[start : start + VALIDATION_USERS]
+        counts[:, rows] = _block_ranks(cf_encoder, samples.take(rows), device)
+    return Ranks(better=counts[0], tied=counts[1])
+
+
+def _block_ranks(cf_encoder: CFEncoder, samples: Samples, device: torch.device) -> np.ndarray:
+    """Return `(2, B)` how many items score better than each target, and how many others as it does."""
+    item_ids, mask = pad_histories(samples.histories, cf_encoder.config.max_history_length)
+    parts = zip(item_ids.split(ENCODED_USERS), mask.split(ENCODED_USERS), strict=True)
+    users = torch.cat([cf_encoder.encode_users(ids.to(device), real.to(device)) for ids, real in parts])
+    step = max(1, VALIDATION_SCORES // len(users))
+    stop = cf_encoder.num_items + 1
+
+    def scores_from(start: int) -> Tensor:
+        return cf_encoder.score_range(users, start, min(start + step, stop)).float()
+
+    # A product's rounding depends on its shape: the target's score is taken from the slice that it is compared in.
+    places = torch.from_numpy(samples.targets).to(device)
+    slices = (places - 1) // step
+    own = torch.zeros(len(users), 1, device=device)  # (B, 1) the targets' scores
+    for number in slices.unique().tolist():
+        rows = (slices == number).nonzero().flatten()
+        own[rows, 0] = scores_from(1 + number * step)[rows, places[rows] - 1 - number * step]
+    left_out_rows, left_out = _left_out(samples)
+    better, tied = (torch.zeros(len(users), dtype=torch.long, device=device) for _ in range(2))
+    for start in range(1, stop, step):
+        scores = scores_from(start)
+        wrong = int(torch.isnan(scores).any(dim=1).sum())
+        if wrong:
+            raise ValueError(f"{wrong} of {len(scores)} rows hold NaN scores")
+        here = slice(*np.searchsorted(left_out, [start, start + step]))
+        where = torch.from_numpy(left_out_rows[here]).to(device), torch.from_numpy(left_out[here] - start).to(device)
+        scores = scores.index_put(where, scores.new_tensor(-math.inf))
+        better += (scores > own).sum(dim=1)
+        tied += (scores == own).sum(dim=1)
+    return torch.stack([better, tied]).cpu().numpy()
+
+
+def _left_out(samples: Samples) -> tuple[np.ndarray, np.ndarray]:
+    """Return row and item, ordered by item, of what is not compared with a user's target: the history, and itself."""
+    rows = np.repeat(np.arange(len(samples)), [len(history) for history in samples.histories])
+    rows = np.append(rows, np.arange(len(samples)))
+    items = np.append(np.concatenate(samples.histories), samples.targets)
+    order = np.argsort(items, kind="stable")
+    return rows[order], items[order]
 
 
 def train_cf_encoder(
@@ -140,8 +204,10 @@ def train_cf_encoder(
         items = np.concatenate(sequences)
         cf_encoder.start_training(torch.from_numpy(users), torch.from_numpy(items), len(sequences))
     task = CFEncoderTask(cf_encoder, data, arguments, split)
-    run_stage(task, arguments, output_dir, resume=resume, progress=progress)
+    result = run_stage(task, arguments, output_dir, resume=resume, progress=progress)
     cf_encoder = cf_encoder.cpu().eval()
+    before = cf_encoder.target_counts
+    cf_encoder.target_counts = task.target_counts(result) + (0 if before is None else before)
     cf_encoder.update_tables()
     cf_encoder.end_training()
     return cf_encoder

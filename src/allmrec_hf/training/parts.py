@@ -36,6 +36,7 @@ from ..part_sources import (
 from .arguments import StageArguments
 from .provenance import library_versions
 from .settings import RunSettings
+from .trained import target_counts
 
 DAMAGED = (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError, StrictDataclassError)
 CARD_COUNTS = ("users", "items", "interactions")
@@ -203,10 +204,10 @@ def text_dim(text_encoder: Any) -> int:
 
 @torch.no_grad()
 def fill_item_table(model: ALLMRecModel, data: PreparedData, text_embeddings: torch.Tensor) -> None:
-    """Write `q_i` and training counts of every item into the model, and give cold items a CF embedding.
+    """Write `q_i` of every item and how often it was a target into the model, and give cold items a CF embedding.
 
-    An item that no training sequence holds gets the CF embedding decoded from its text, so that it can be retrieved
-    and stand in a history; its own row of the backbone never met an interaction.
+    An item that the backbone was not trained on gets the CF embedding decoded from its text, so that it can be
+    retrieved and stand in a history; see `trained.target_counts`.
 
     Args:
         model: The model after stage 1.
@@ -215,8 +216,7 @@ def fill_item_table(model: ALLMRecModel, data: PreparedData, text_embeddings: to
     """
     joint = model.aligner.encode_texts(text_embeddings.to(model.device))
     joint[0] = 0
-    counts = torch.from_numpy(data.item_counts("train")).to(model.device)
-    counts = counts.masked_fill(~model.cf_encoder.item_embeddings.any(dim=1), 0)  # what an imported backbone lacks
+    counts = target_counts(model.cf_encoder, data).to(model.device)
     model.item_table.text_joint_embeddings = joint
     model.item_table.interaction_counts = counts
     cold = (counts == 0).nonzero().flatten()

@@ -15,7 +15,15 @@ from ..modeling_allmrec import ALLMRecModel
 from ..processing_allmrec import ALLMRecProcessor
 from ..ranking import Ranks, hit_at_k, ndcg_at_k, reciprocal_rank, target_ranks
 from .arguments import StageArguments
-from .samples import NegativeSampler, bucketed_batches, last_of_training, validation_targets
+from .samples import (
+    NegativeSampler,
+    Samples,
+    Split,
+    bucketed_batches,
+    last_of_training,
+    training_targets,
+    validation_targets,
+)
 from .task import Batch, StageTask
 
 HELD_OUT_SHARE = 0.1
@@ -54,6 +62,37 @@ class ProjectionModule(nn.Module):
         return {"loss": listwise_loss(scores, batch["target_columns"], self.temperature)}
 
 
+Targets = Literal["train", "validation"]
+
+
+def candidate_samples(data: PreparedData, targets: Targets, arguments: StageArguments) -> tuple[Samples, np.ndarray]:
+    """Return what stage 2 is trained on, and the rows of `validation_targets` that it is validated on.
+
+    Args:
+        data: Prepared data.
+        targets: See `CandidateTask`.
+        arguments: Seed and size of the validation.
+    """
+    held_out = validation_targets(data)
+    order = np.random.default_rng(arguments.seed).permutation(len(held_out))
+    count = max(1, int(len(held_out) * HELD_OUT_SHARE)) if targets == "validation" else len(held_out)
+    count = min(count, arguments.max_validation_users or count)
+    samples = held_out.take(np.sort(order[count:])) if targets == "validation" else last_of_training(data)
+    return samples, np.sort(order[:count])
+
+
+def candidate_items(data: PreparedData, samples: Samples) -> np.ndarray:
+    """Return the items that stand in the candidate lists of stage 2: what backbones train on, and its own targets.
+
+    An item that only held-out users touched, or with targets "train" only the validation part, would never be right.
+
+    Args:
+        data: Prepared data.
+        samples: What stage 2 is trained on.
+    """
+    return np.union1d(training_targets(data), samples.targets)
+
+
 class CandidateTask(StageTask):
     """What stage 2 and its warm start have in common: users, targets, candidates and who is validated on.
 
@@ -75,7 +114,7 @@ class CandidateTask(StageTask):
         self,
         processor: ALLMRecProcessor,
         data: PreparedData,
-        targets: Literal["train", "validation"],
+        targets: Targets,
         num_candidates: int,
         arguments: StageArguments,
     ) -> None:
@@ -84,15 +123,11 @@ class CandidateTask(StageTask):
         self.content = {**data.digests, "domain": data.domain}
         self.batch_size = arguments.batch_size
         self.seed = arguments.seed
-        self.sampler = NegativeSampler(data)
-        held_out = validation_targets(data)
-        order = np.random.default_rng(arguments.seed).permutation(len(held_out))
-        count = max(1, int(len(held_out) * HELD_OUT_SHARE)) if targets == "validation" else len(held_out)
-        count = min(count, arguments.max_validation_users or count)
-        rows = np.sort(order[:count])
-        self.validation = held_out.take(rows)
+        self.samples, rows = candidate_samples(data, targets, arguments)
+        self.validation = validation_targets(data).take(rows)
         self.validation_candidates = data.candidates("validation").take(rows)
-        self.samples = held_out.take(np.sort(order[count:])) if targets == "validation" else last_of_training(data)
+        known: Split = "train" if targets == "train" else "train+validation"
+        self.sampler = NegativeSampler(data, known, candidate_items(data, self.samples))
 
     def batches(self, epoch: int) -> list[np.ndarray]:
         """Return the rows of each batch of an epoch, histories of similar length together."""
@@ -125,19 +160,20 @@ class ProjectionTask(CandidateTask):
         module: ProjectionModule,
         processor: ALLMRecProcessor,
         data: PreparedData,
-        targets: Literal["train", "validation"],
+        targets: Targets,
         num_candidates: int,
         arguments: StageArguments,
     ) -> None:
         super().__init__(processor, data, targets, num_candidates, arguments)
         self.module: ProjectionModule = module
         self.model = module.model
-        self._title_tokens = np.array([0, *(len(processor.answer_tokens(i)) for i in range(1, data.num_items + 1))])
+        # Characters stand for tokens: to bucket by length, no title has to be tokenised before its prompt is made.
+        self._title_lengths = np.append(0, data.catalog.frame["title"].str.len_chars().fill_null(0).to_numpy())
 
     def batches(self, epoch: int) -> list[np.ndarray]:
         """Return the rows of each batch of an epoch, prompts of similar length together."""
         shown = self.processor.history_in_prompt
-        lengths = np.array([self._title_tokens[history[-shown:]].sum() for history in self.samples.histories])
+        lengths = np.array([self._title_lengths[history[-shown:]].sum() for history in self.samples.histories])
         return bucketed_batches(lengths, self.batch_size, self.seed, epoch)
 
     def collate(self, examples: np.ndarray, generator: np.random.Generator) -> Batch:

@@ -53,7 +53,7 @@ from .parts import (
     with_absolute_paths,
     without_trust,
 )
-from .projection import ProjectionModule, ProjectionTask
+from .projection import ProjectionModule, ProjectionTask, candidate_items, candidate_samples
 from .provenance import write_record
 from .run_record import (
     RUN_FILE,
@@ -65,6 +65,7 @@ from .run_record import (
     settings_of,
 )
 from .settings import DEFAULT_BACKBONE, SETTINGS_OF_STAGE, RunSettings
+from .trained import load_target_counts
 from .warm_start import warm_start
 
 logger = logging.getLogger(__name__)
@@ -247,6 +248,7 @@ class _Run:
             loaded, catalog = load_trained_backbone(name, self.settings.cf)
             fitted = fit_to_catalog(loaded, catalog.item_ids, self.data.catalog, missing_items, name)
             self._elsewhere = fitted.cf_encoder
+            self._elsewhere.target_counts = load_target_counts(name, self.data.catalog)
         return self._elsewhere
 
     def _check_parts(self, stages: tuple[str, ...]) -> None:
@@ -258,11 +260,12 @@ class _Run:
         words = self._prompt().to_dict().values()
         options = self.settings.llm_options or {}
         check_llm(str(self.settings.llm), self.settings.llm_revision, options, self._trust, words)
-        known = int((self.data.item_counts("train+validation") > 0).sum())
+        samples, _ = candidate_samples(self.data, self.settings.targets, self.arguments["project"])
+        known = len(candidate_items(self.data, samples))
         if self.settings.num_candidates > known:
             raise ALLMRecError(
-                f"a training prompt lists {self.settings.num_candidates} candidates (num_candidates), but users of "
-                f"{self.data.name} touched {known} items before their test items; lower num_candidates"
+                f"a training prompt lists {self.settings.num_candidates} candidates (num_candidates), but only {known} "
+                f"items of {self.data.name} are targets in training; lower num_candidates"
             )
 
     def _cf_config(self) -> CFEncoderConfig:
@@ -344,6 +347,7 @@ class _Run:
     def _load_cf(self) -> CFEncoder:
         cf_encoder = cf_encoder_class(str(self.settings.cf)).from_pretrained(str(self.output / "cf")).eval()
         cf_encoder.config._name_or_path = ""  # a checkpoint that contains it names no folder of this machine
+        cf_encoder.target_counts = load_target_counts(str(self.output / "cf"), self.data.catalog)
         return cf_encoder
 
     def stage_align(self) -> None:
@@ -366,6 +370,7 @@ class _Run:
         torch.manual_seed(arguments.seed)
         model = ALLMRecModel(config)
         model.cf_encoder.load_state_dict(cf_encoder.state_dict())
+        model.cf_encoder.target_counts = cf_encoder.target_counts
         model.attach_text_encoder(text_encoder)
         texts = self.data.catalog.texts()
         if self.text_table is not None and not fine_tune:

@@ -12,6 +12,8 @@ from ..data.candidates import Touched, sample_candidates, title_groups
 from ..data.prepared import PreparedData
 from ..errors import DataError
 
+Split = Literal["train", "train+validation"]
+
 REJECTION_ROUNDS = 200
 EXACT_CELLS = 2**26  # pairs of users and items up to which each has a byte that says whether it was touched
 FILTER_SLOTS = 8  # else: bytes for each interaction; with them one pair in eight that was not touched needs a search
@@ -52,6 +54,56 @@ def last_of_training(data: PreparedData) -> Samples:
     return Samples(users, histories, np.array([sequences[user][-1] for user in users], dtype=np.int64))
 
 
+@dataclass(frozen=True)
+class Windows:
+    """Sequences cut so that each item but the first of a sequence is a target once, none behind more than L inputs.
+
+    Attributes:
+        sequences: `(W,)` the number of each window's sequence; those of one sequence follow each other, latest first.
+        ends: `(W,)` where the window ends in its sequence: behind its last target.
+        lengths: `(W,)` its targets, and as many inputs: the item before each target.
+    """
+
+    sequences: np.ndarray
+    ends: np.ndarray
+    lengths: np.ndarray
+
+
+def windows(sequence_lengths: np.ndarray, max_length: int) -> Windows:
+    """Return the windows of sequences; only the oldest of a sequence, which begins it, may be shorter than L.
+
+    Args:
+        sequence_lengths: `(S,)` items of each sequence.
+        max_length: L, at least 1.
+
+    Example:
+        >>> found = windows(np.array([8, 1, 3]), max_length=3)
+        >>> found.sequences.tolist(), found.ends.tolist(), found.lengths.tolist()
+        ([0, 0, 0, 2], [8, 5, 2, 3], [3, 3, 1, 2])
+    """
+    counts = -(-np.maximum(sequence_lengths - 1, 0) // max_length)
+    sequences = np.repeat(np.arange(len(sequence_lengths)), counts)
+    newer = np.arange(len(sequences)) - np.repeat(np.cumsum(counts) - counts, counts)  # windows behind it
+    ends = sequence_lengths[sequences] - newer * max_length
+    return Windows(sequences, ends, np.minimum(ends - 1, max_length))
+
+
+def all_of_training(data: PreparedData, max_length: int) -> Samples:
+    """Return the windows of all training sequences: each target stands behind up to L inputs, all of them targets too.
+
+    Args:
+        data: Prepared data.
+        max_length: L, see `windows`.
+    """
+    sequences = data.sequences("train")
+    found = windows(np.array([len(sequence) for sequence in sequences], dtype=np.int64), max_length)
+    if not len(found.sequences):
+        raise DataError(f"{data.name}: no user has two training interactions; there is nothing to train on")
+    spans = list(zip(found.sequences.tolist(), found.ends.tolist(), found.lengths.tolist(), strict=True))
+    histories = [sequences[user][end - length - 1 : end - 1] for user, end, length in spans]
+    return Samples(found.sequences, histories, np.array([sequences[user][end - 1] for user, end, _ in spans]))
+
+
 def validation_targets(data: PreparedData) -> Samples:
     """Return every validation item and the training sequence before it."""
     candidates = data.candidates("validation")
@@ -65,26 +117,34 @@ def drawn(samples: Samples, count: int | None, seed: int) -> Samples:
     return samples.take(np.sort(np.random.default_rng(seed).permutation(len(samples))[:count]))
 
 
+def training_targets(data: PreparedData) -> np.ndarray:
+    """Return the items `(T,)` that a backbone which reads sequences is trained to score: all but the first of each."""
+    return np.concatenate([sequence[1:] for sequence in data.sequences("train")])
+
+
 class NegativeSampler:
     """Draws items that a user did not touch in the known part of the data.
 
-    Only items that somebody touched there are drawn: any other does not exist yet, and one that were only ever a
-    negative would be learnt as such. What comes after the known part, training does not know: an item that were
-    spared because it is a user's target would give that away.
+    What comes after the known part, training does not know: an item that were spared because it is a user's target
+    would give that away. And an item that is never a target would be learnt as one that nobody wants: only items of
+    `items` are drawn.
 
     Args:
         data: Prepared data.
-        split: The known part, `"train"` or `"train+validation"`.
+        split: The known part, `"train"` or `"train+validation"`; what a user touched there is not drawn for that user.
+        items: Catalogue indices that may be drawn, in any order and repeated; those that somebody touched in the known
+            part where not given.
     """
 
-    def __init__(self, data: PreparedData, split: Literal["train", "train+validation"] = "train+validation") -> None:
+    def __init__(self, data: PreparedData, split: Split = "train", items: np.ndarray | None = None) -> None:
         sequences = data.sequences(split)
         users = np.repeat(np.arange(len(sequences)), [len(sequence) for sequence in sequences])
-        items = np.concatenate(sequences)
-        self._known = np.unique(np.append(items, 0))  # catalogue index of each place, place 0 is padding
-        places = self._places(items)
+        touched = np.concatenate(sequences)
+        self._known = np.unique(np.append(touched if items is None else items, 0))  # of each place; place 0 is padding
+        drawable = np.isin(touched, self._known)
+        users, places = users[drawable], self._places(touched[drawable])
         self._touched = Touched(users, places, len(self._known) - 1)
-        cells, bits = len(sequences) * len(self._known), max(1, (FILTER_SLOTS * len(items) - 1).bit_length())
+        cells, bits = len(sequences) * len(self._known), max(1, (FILTER_SLOTS * len(touched) - 1).bit_length())
         self._shift = None if cells <= EXACT_CELLS else np.uint64(64 - bits)  # None: each pair has a slot of its own
         self._filter = np.zeros(cells if self._shift is None else 2**bits, dtype=np.bool_)  # True where touched
         self._filter[self._slots(users, places)] = True
@@ -140,8 +200,8 @@ class NegativeSampler:
             return self._known[places]
         user = self._user_ids[int(users[open_rows[0]])]
         raise DataError(
-            f"user {user!r} touched nearly all of the {len(self._known) - 1} items that anybody touched; there is no "
-            "negative for them"
+            f"user {user!r} touched nearly all of the {len(self._known) - 1} items that may be negatives; none is left "
+            "for them"
         )
 
 
