@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import nn
@@ -61,7 +61,7 @@ def _rope_settings(config: Any) -> Iterator[Mapping[str, Any]]:
         yield from nested or [values]
 
 
-def _whole(value: Any) -> bool:
+def _whole(value: Any) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
@@ -75,8 +75,9 @@ def context_length(source: Any) -> int:
         source: A causal LM, or its config. A model also shows its tables of learned positions.
     """
     config = text_config(source)
-    found = next((value for name in _CONTEXT_NAMES if _whole(value := getattr(config, name, None))), DEFAULT_CONTEXT)
-    limits = [found]
+    named = [getattr(config, name, None) for name in _CONTEXT_NAMES]
+    found = next((value for value in named if _whole(value)), DEFAULT_CONTEXT)
+    limits: list[int] = [found]
     for rope in _rope_settings(config):
         if (rope.get("rope_type") or rope.get("type")) in _LENGTH_DEPENDENT_ROPE:
             original = rope.get("original_max_position_embeddings") or getattr(
@@ -141,8 +142,9 @@ def config_width(source: Any) -> int:
     """Return d_llm, the width of an LLM's input embeddings, by its config alone."""
     config = text_config(source)
     for name in _WIDTH_NAMES:
-        if _whole(value := getattr(config, name, None)):
-            return int(value)
+        width = getattr(config, name, None)
+        if _whole(width):
+            return width
     raise CheckpointError(f"the config of this LLM ({type(config).__name__}) names no width of its embeddings")
 
 

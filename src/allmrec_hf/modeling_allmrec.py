@@ -142,7 +142,8 @@ class ALLMRecModel(ALLMRecPreTrainedModel):
             self.hf_device_map = language_model.hf_device_map
         elif is_offloaded(language_model):
             self.hf_device_map = {"": str(device)}  # so that nobody moves what has its weights elsewhere
-        for part in (self.cf_encoder, self.aligner, self.item_table, self.user_projector, self.item_projector):
+        parts: tuple[nn.Module, ...] = (self.cf_encoder, self.aligner, self.item_table)
+        for part in (*parts, self.user_projector, self.item_projector):
             part.to(device)
         self.pads_left = facts.pads_left
         self.scoring_method = verified_method(language_model, scoring_method)
@@ -191,7 +192,7 @@ class ALLMRecModel(ALLMRecPreTrainedModel):
         if not self._checkpoints_activations:
             return []
         marked = [m for m in self.language_model.modules() if getattr(m, "gradient_checkpointing", False)]
-        layers = [module for module in marked if isinstance(module, GradientCheckpointingLayer)]
+        layers: list[nn.Module] = [module for module in marked if isinstance(module, GradientCheckpointingLayer)]
         return layers or marked  # code of an LLM's own may check the flags in the module around its layers
 
     def checkpoint_activations(self) -> None:
