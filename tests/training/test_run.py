@@ -18,10 +18,12 @@ from transformers import AutoModel, AutoProcessor, pipeline
 import allmrec_hf.training.run as run_module
 from allmrec_hf import ALLMRecModel, SASRecModel
 from allmrec_hf.cli.evaluate import load_rankers
+from allmrec_hf.data.subsets import with_users
 from allmrec_hf.errors import ALLMRecError, CheckpointError
 from allmrec_hf.evaluation.evaluator import evaluate
 from allmrec_hf.training.run import train
 from allmrec_hf.training.settings import run_settings
+from allmrec_hf.training.trained import load_target_counts
 from tests.small_run import STAGES, arguments, settings, write_data
 
 
@@ -41,6 +43,26 @@ def backbone_run(small_parts, small_data, tmp_path_factory):
 
 
 # -- what a run leaves
+
+
+def test_items_count_as_trained_by_what_their_backbone_was_trained_on_not_by_the_data_at_hand(
+    backbone_run, small_parts, small_data, tmp_path
+):
+    counts = load_target_counts(str(backbone_run / "cf"), small_data.catalog)
+    touched = torch.from_numpy(small_data.item_counts("train"))
+    assert (counts <= touched).all()
+    assert counts.sum() == touched.sum() - small_data.num_users  # the first item of a sequence is no target
+    few = with_users(small_data, small_data.user_ids[:12])  # elsewhere fewer users touch fewer items, as often or less
+    assert (counts[few.item_counts("train") == 0] > 0).any()
+    own = settings(small_parts, llm=None, cf_options=None, cf_checkpoint=str(backbone_run / "cf"))
+    short = {stage: value.replaced(max_steps=1) for stage, value in arguments().items()}
+    aligned = train(few, tmp_path / "run", own, ("align",), short)
+    model = AutoModel.from_pretrained(aligned / "align", language_model=None)
+    assert model.item_table.interaction_counts.tolist() == counts.tolist()
+    backbone = load_file(backbone_run / "cf" / "model.safetensors")["item_embedding.weight"]
+    kept = (model.cf_encoder.item_embeddings == backbone).all(dim=1)
+    assert kept[counts > 0].all()
+    assert not kept[1:][counts[1:] == 0].any()  # decoded from their texts
 
 
 def test_run_folder_is_a_checkpoint_for_every_door(finished_run, small_data):

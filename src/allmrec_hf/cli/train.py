@@ -182,7 +182,8 @@ def train(
         int | None, typer.Option(min=0, help="Stage 2: steps of the projectors' warm start; 0 in the paper.")
     ] = None,
     item_embedding: Annotated[
-        ItemEmbedding | None, typer.Option(help="Vectors from CF, text, by rule, or random.")
+        ItemEmbedding | None,
+        typer.Option(help="Vectors from CF, text, by rule (text where the backbone was not trained), or random."),
     ] = None,
     no_user_representation: Annotated[
         bool, typer.Option("--no-user-representation", help="Stage 2: no user vector in the prompt.")

@@ -9,9 +9,8 @@ from ..catalog import CATALOG_FILE
 from ..cf_encoder import CFEncoder, cf_config_from_dict
 from ..data.prepared import PreparedData
 from ..errors import CheckpointError
-from ..files import folder_written_whole
 from .arguments import StageArguments
-from .backbones import refuse_other_catalog
+from .backbones import refuse_other_catalog, save_backbone
 from .cf_encoder import train_cf_encoder
 from .parts import load_backbone
 from .run_record import RUN_FILE, read_run, refuse_other_data
@@ -54,7 +53,5 @@ def fair_backbone(run: Path, data: PreparedData) -> CFEncoder:
         resume=True,
         split="train+validation",
     )
-    with folder_written_whole(run / FAIR_FOLDER) as folder:
-        cf_encoder.save_pretrained(str(folder))
-        data.catalog.save(folder)
+    save_backbone(cf_encoder, data.catalog, run / FAIR_FOLDER)
     return cf_encoder
