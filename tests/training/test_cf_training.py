@@ -25,7 +25,7 @@ ARGUMENTS = StageArguments(epochs=12, batch_size=16, learning_rate=1e-2)
 class CycleData:
     """Users who walk through the items in one fixed cycle, each from another start; the next item can be learned."""
 
-    name, num_items = "cycle", N
+    name, num_items, digests = "cycle", N, {"interactions": "cycle"}
 
     def __init__(self, num_users=60):
         generator = np.random.default_rng(0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -153,16 +152,19 @@ def _block_ranks(cf_encoder: CFEncoder, samples: Samples, device: torch.device) 
         own[rows, 0] = scores_from(1 + number * step)[rows, places[rows] - 1 - number * step]
     left_out_rows, left_out = _left_out(samples)
     better, tied = (torch.zeros(len(users), dtype=torch.long, device=device) for _ in range(2))
+    flags = torch.empty(len(users), min(step, stop - 1), device=device)  # as numbers, which sum faster than booleans
     for start in range(1, stop, step):
         scores = scores_from(start)
-        wrong = int(torch.isnan(scores).any(dim=1).sum())
-        if wrong:
-            raise ValueError(f"{wrong} of {len(scores)} rows hold NaN scores")
+        if scores.sum().isnan():  # as that of infinities of both signs is too
+            wrong = int(scores.isnan().any(dim=1).sum())
+            if wrong:
+                raise ValueError(f"{wrong} of {len(scores)} rows hold NaN scores")
         here = slice(*np.searchsorted(left_out, [start, start + step]))
-        where = torch.from_numpy(left_out_rows[here]).to(device), torch.from_numpy(left_out[here] - start).to(device)
-        scores = scores.index_put(where, scores.new_tensor(-math.inf))
-        better += (scores > own).sum(dim=1)
-        tied += (scores == own).sum(dim=1)
+        rows, columns = (torch.from_numpy(v).to(device) for v in (left_out_rows[here], left_out[here] - start))
+        out = flags[:, : scores.shape[1]]
+        for counts, compare in ((better, torch.gt), (tied, torch.eq)):
+            counts += compare(scores, own, out=out).sum(dim=1).long()
+            counts.index_add_(0, rows, out[rows, columns].long(), alpha=-1)
     return torch.stack([better, tied]).cpu().numpy()
 
 
@@ -171,8 +173,8 @@ def _left_out(samples: Samples) -> tuple[np.ndarray, np.ndarray]:
     rows = np.repeat(np.arange(len(samples)), [len(history) for history in samples.histories])
     rows = np.append(rows, np.arange(len(samples)))
     items = np.append(np.concatenate(samples.histories), samples.targets)
-    order = np.argsort(items, kind="stable")
-    return rows[order], items[order]
+    keys = np.unique(items * len(samples) + rows)  # an item that stands in a history twice is left out once
+    return keys % len(samples), keys // len(samples)
 
 
 def train_cf_encoder(
