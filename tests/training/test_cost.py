@@ -79,11 +79,11 @@ def test_few_steps_are_warned_of_with_the_steps_that_would_do_and_their_time(tas
     with caplog.at_level(logging.INFO):
         tell_projection_cost(COST, task, replace(ARGUMENTS, min_steps=300, time_limit_s=31))
     assert "400 prompts in 100 steps, 500 tokens a prompt (longest 800), 1,000 tokens/s" in caplog.text
-    assert "about 0:03:20, and 0:00:20 for 2 validations of 50 users" in caplog.text
+    assert "about 3 min 20 s, and 20 s for 2 validations of 50 users" in caplog.text
     assert "time limit of 31 s ends it after about 16 steps" in caplog.text
     warning = next(record.getMessage() for record in caplog.records if record.levelno == logging.WARNING)
     assert "stage 2 with 16 steps of 12 prompts" in warning
-    assert "300 steps or more, which take about 0:10:00 here (--time-limit is 31 now)" in warning
+    assert "300 steps or more, which take about 10 min 00 s here (--time-limit is 31 now)" in warning
 
 
 def test_enough_steps_are_not_warned_of(caplog):

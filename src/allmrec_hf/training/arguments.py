@@ -133,15 +133,15 @@ class StageArguments:
             raise ALLMRecError(f"unknown training settings {unknown}; known ones: {', '.join(known)}")
         return dataclasses.replace(self, **({"min_steps": None} if "epochs" in changes else {}) | changes)
 
-    def stretched(self, steps_per_epoch: int) -> StageArguments:
-        """Return the settings with as many epochs as `min_steps` asks of data with so many steps in an epoch.
+    def stretched(self, num_batches: int) -> StageArguments:
+        """Return the settings with as many epochs as `min_steps` asks of data with so many batches in an epoch.
 
         Example:
             >>> few = StageArguments(epochs=10, eval_every=2, min_steps=100).stretched(4)
             >>> few.epochs, few.eval_every
             (30, 6)
         """
-        factor = math.ceil((self.min_steps or 0) / (steps_per_epoch * self.epochs))
+        factor = math.ceil((self.min_steps or 0) / (self._steps(num_batches) * self.epochs))
         if factor <= 1:
             return self
         return dataclasses.replace(self, epochs=self.epochs * factor, eval_every=self.eval_every * factor)
@@ -153,8 +153,11 @@ class StageArguments:
             >>> StageArguments(epochs=3, gradient_accumulation_steps=2, max_steps=100).total_steps(7)
             12
         """
-        steps = math.ceil(num_batches / self.gradient_accumulation_steps) * self.epochs
+        steps = self._steps(num_batches) * self.epochs
         return steps if self.max_steps is None else min(self.max_steps, steps)
+
+    def _steps(self, num_batches: int) -> int:
+        return math.ceil(num_batches / self.gradient_accumulation_steps)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as plain values that JSON can hold."""

@@ -7,7 +7,6 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ import torch
 from accelerate.utils import send_to_device
 
 from .arguments import StageArguments
+from .progress import duration
 from .projection import ProjectionTask
 from .task import set_training_mode
 
@@ -81,7 +81,7 @@ def projection_cost(task: ProjectionTask, arguments: StageArguments, device: tor
     """
     batches = task.batches(0)
     per_step = arguments.gradient_accumulation_steps
-    planned = arguments.stretched(math.ceil(len(batches) / per_step))
+    planned = arguments.stretched(len(batches))
     steps = planned.total_steps(len(batches))
     chosen = [batches[number] for number in np.linspace(0, len(batches) - 1, SAMPLED_BATCHES).astype(int)]
     sampled = [
@@ -165,7 +165,7 @@ def tell_projection_cost(cost: ProjectionCost, task: ProjectionTask, arguments: 
     text = (
         f"stage 2: {cost.prompts:,} prompts in {cost.steps:,} steps, {cost.tokens:,.0f} tokens a prompt (longest "
         f"{cost.longest:,}), {cost.tokens_per_second:,.0f} tokens/s forward and backward on {cost.device}: about "
-        f"{_duration(cost.steps * cost.step_seconds)}, and {_duration(cost.validation_seconds)} for {cost.validations} "
+        f"{duration(cost.steps * cost.step_seconds)}, and {duration(cost.validation_seconds)} for {cost.validations} "
         f"validations of {cost.validation_users:,} users"
     )
     if reached < cost.steps:
@@ -202,7 +202,7 @@ def warn_of_few_steps(steps: int, arguments: StageArguments, step_seconds: float
     enough = arguments.min_steps or ENOUGH_STEPS
     if steps >= enough:
         return
-    takes = "" if step_seconds is None else f", which take about {_duration(enough * step_seconds)} here"
+    takes = "" if step_seconds is None else f", which take about {duration(enough * step_seconds)} here"
     limits = [
         f"{flag} is {value:,.0f}"
         for flag, value in (("--max-steps", arguments.max_steps), ("--time-limit", arguments.time_limit_s))
@@ -217,7 +217,3 @@ def warn_of_few_steps(steps: int, arguments: StageArguments, step_seconds: float
         takes,
         f" ({', '.join(limits)} now)" if limits else " (--min-steps, --epochs)",
     )
-
-
-def _duration(seconds: float) -> str:
-    return str(timedelta(seconds=round(seconds)))

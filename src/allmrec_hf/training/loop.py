@@ -137,8 +137,8 @@ class _StageRun:
 
     def run(self, resume: bool) -> StageResult:
         torch.manual_seed(self.arguments.seed + self.rank)
-        steps = math.ceil(len(self._batches_of(0)) / self.arguments.gradient_accumulation_steps)
-        self.arguments = self.arguments.stretched(steps)
+        num_batches = len(self._batches_of(0))
+        self.arguments = self.arguments.stretched(num_batches)
         latest = ckpt.latest(self.folder)
         if latest is not None and not resume:
             raise ALLMRecError(
@@ -148,7 +148,7 @@ class _StageRun:
         if latest is not None:
             self._restore(latest)
         self._write_record(None)
-        self.total_steps = min(self.arguments.max_steps or steps * self.arguments.epochs, steps * self.arguments.epochs)
+        self.total_steps = self.arguments.total_steps(num_batches)
         if self.accelerator.is_main_process and self.show is None and not is_terminal():
             self.lines = ProgressLines(self.task.name, monotonic(), self.state.step)
         try:
