@@ -1,9 +1,10 @@
-"""What stage 2 holds in memory on a CPU, step by step, with the heap kept flat and without.
+"""What stage 2 holds in memory on a CPU, step by step, with the heap trimmed and without.
 
     python benchmarks/stage2_memory.py --output benchmarks/results/stage2_memory.json
 
 A random LLM of the shape of SmolLM2-135M (or `--llm`, an id or folder of a real one) reads prompts of some 750 tokens
-of ever other lengths. Each way runs in a process of its own. `--layers` takes fewer layers, for a slow machine.
+of ever other lengths. Each way runs in a process of its own. `--layers` and
+`--hidden-size` make it smaller, for a slow machine.
 """
 
 from __future__ import annotations
@@ -25,11 +26,12 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from allmrec_hf import ALLMRecConfig, ALLMRecModel, ALLMRecProcessor, SASRecConfig
+from allmrec_hf.data import memory
 from allmrec_hf.data.prepare import prepare_frames
 from allmrec_hf.data.prepared import PreparedData
 from allmrec_hf.data.synthetic import SyntheticWorld
 from allmrec_hf.prompt import PromptTemplate
-from allmrec_hf.training import loop, memory
+from allmrec_hf.training import loop
 from allmrec_hf.training.arguments import StageArguments
 from allmrec_hf.training.parts import named_part
 from allmrec_hf.training.projection import ProjectionModule, ProjectionTask
@@ -45,7 +47,7 @@ SMOLLM2_135M: dict[str, Any] = {
     "max_position_embeddings": 8_192,
     "tie_word_embeddings": True,
 }
-WAYS = {"as it comes": (False, False), "thresholds": (True, False), "thresholds and trimming": (True, True)}
+WAYS = ("as it comes", "trimmed")
 
 
 def world(folder: Path, tokens: int, seed: int = 0) -> PreparedData:
@@ -66,14 +68,12 @@ def world(folder: Path, tokens: int, seed: int = 0) -> PreparedData:
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Train in this process and return the resident memory every ten steps."""
-    fixed, trimmed = WAYS[options.way]
-    if not fixed:
-        memory._set_thresholds = lambda size: False  # type: ignore[assignment]
-    if not trimmed:
-        loop.return_freed_memory = lambda: None  # type: ignore[attr-defined]
+    if options.way == "as it comes":
+        memory._glibc = lambda: None  # type: ignore[assignment]
     torch.manual_seed(0)
     if options.llm is None:
-        shape = SMOLLM2_135M | {"num_hidden_layers": options.layers}
+        shape = SMOLLM2_135M | {"num_hidden_layers": options.layers, "hidden_size": options.hidden_size}
+        shape |= {"intermediate_size": options.hidden_size * 8 // 3, "num_attention_heads": options.hidden_size // 64}
         llm: Any = AutoModelForCausalLM.from_config(LlamaConfig(**shape), dtype=getattr(torch, options.dtype))
         tokenizer = AutoTokenizer.from_pretrained(named_part("demo", "language_model"))
     else:
@@ -117,6 +117,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--llm", help="id or folder of a causal LM; a random one where not given")
     parser.add_argument("--layers", type=int, default=SMOLLM2_135M["num_hidden_layers"])
+    parser.add_argument("--hidden-size", type=int, default=SMOLLM2_135M["hidden_size"], help="a multiple of 192")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--batch-size", type=int, default=2)
@@ -128,17 +129,9 @@ def main() -> None:
     if options.way is not None:
         print(json.dumps(measure(options)))
         return
-    given = [
-        "--layers",
-        str(options.layers),
-        "--dtype",
-        options.dtype,
-        "--steps",
-        str(options.steps),
-        "--batch-size",
-        str(options.batch_size),
-    ]
-    given += ["--tokens", str(options.tokens), *(["--llm", options.llm] if options.llm else [])]
+    names = ("layers", "hidden_size", "dtype", "steps", "batch_size", "tokens", "llm")
+    values = {f"--{name.replace('_', '-')}": getattr(options, name) for name in names}
+    given = [text for name, value in values.items() if value is not None for text in (name, str(value))]
     runs = []
     for way in options.ways:
         command = [sys.executable, __file__, *given, "--way", way]
@@ -147,7 +140,7 @@ def main() -> None:
         print(json.dumps(runs[-1]), flush=True)
     report = {
         "llm": (options.llm and Path(options.llm).name)
-        or f"random weights, shape of SmolLM2-135M with {options.layers} layers",
+        or f"random weights, {options.layers} layers, width {options.hidden_size}",
         "dtype": options.dtype,
         "steps": options.steps,
         "batch_size": options.batch_size,

@@ -149,6 +149,9 @@ def train(
     gradient_accumulation_steps: Annotated[
         int | None, typer.Option(min=1, help="Batches for one optimizer step.")
     ] = None,
+    save_every_minutes: Annotated[
+        float | None, typer.Option(help="Minutes of training between checkpoints at most; 10 in every preset.")
+    ] = None,
     mixed_precision: Annotated[Precision | None, typer.Option(help="no, fp16 or bf16.")] = None,
     report_to: Annotated[Tracker, typer.Option(help="Experiment tracker.")] = Tracker.none,
     fine_tune_text_encoder: Annotated[
@@ -289,6 +292,7 @@ def train(
             "batch_size": batch_size,
             "learning_rate": learning_rate,
             "gradient_accumulation_steps": gradient_accumulation_steps,
+            "save_every_minutes": save_every_minutes,
             "mixed_precision": mixed_precision and mixed_precision.value,
         }
         loop = {name: value for name, value in loop.items() if value is not None}

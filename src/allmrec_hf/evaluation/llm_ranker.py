@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..data.memory import HeapTrimmer
 from ..errors import ALLMRecError
 from ..indices import check_padded
 from ..modeling_allmrec import ALLMRecModel
@@ -58,6 +59,7 @@ class ALLMRecRanker:
         self.batch_size = batch_size
         self.num_ranked = num_ranked
         self.num_permutations = num_permutations
+        self._trimmer = HeapTrimmer(model.device.type == "cpu")
 
     def _batches(self, histories: Sequence[History]) -> list[NDArray[np.int64]]:
         """Return rows of users with histories of similar length, so that little is padding."""
@@ -80,6 +82,7 @@ class ALLMRecRanker:
                     real = candidates[row] > 0
                     kept = values[: int(real.sum())]
                     scores[row, real] = kept if permutation == 0 else scores[row, real] + kept
+                self._trimmer.tick()
         return scores
 
     def retrieve(self, histories: Sequence[History], top_k: int) -> tuple[NDArray[np.int64], Scores]:

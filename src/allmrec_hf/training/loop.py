@@ -17,13 +17,13 @@ from accelerate.utils import gather_object, send_to_device
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from ..data.memory import HeapTrimmer, resident_bytes
 from ..errors import ALLMRecError, CheckpointError
 from . import checkpoint as ckpt
 from .arguments import StageArguments
 from .batches import BatchShares, Share, step_groups
 from .devices import Entry, is_plain, make_accelerator, place
 from .finite import FiniteWatch, gradient_norm, not_finite
-from .memory import flat_heap, memory_text, return_freed_memory
 from .progress import ProgressLines, Standing, is_terminal
 from .provenance import write_record
 from .task import StageResult, StageTask, set_training_mode
@@ -32,7 +32,6 @@ logger = logging.getLogger(__name__)
 
 CHECKPOINTS_FOLDER = "checkpoints"
 RECORD_FILE = "training.json"
-TRIM_EVERY_S = 10.0
 QUICK_LOSS_S = 30.0  # of training that nobody minds to lose: no checkpoint for a first validation before that
 
 
@@ -94,7 +93,7 @@ class _StageRun:
         self.folder = output_dir / CHECKPOINTS_FOLDER
         self.show = progress
         self.state = _Progress()
-        self.started = self.saved_at = self.trimmed_at = monotonic()
+        self.started = self.saved_at = monotonic()
         self.accelerator = make_accelerator(arguments, output_dir)
         self.device = self.accelerator.device
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
@@ -119,7 +118,7 @@ class _StageRun:
         self.last_loss: Any = math.nan
         self.save_is_due = False  # as the main process finds, and tells the others
         self.validation_seconds: float | None = None  # of the last one
-        self.keeps_heap_flat = self.device.type == "cpu" and task.varied_lengths
+        self.trimmer = HeapTrimmer(self.device.type == "cpu" and task.varied_lengths)
 
     def _optimizer(self, matrices: list[nn.Parameter], vectors: list[nn.Parameter]) -> torch.optim.Optimizer:
         groups = [
@@ -152,9 +151,8 @@ class _StageRun:
         if self.accelerator.is_main_process and self.show is None and not is_terminal():
             self.lines = ProgressLines(self.task.name, monotonic(), self.state.step)
         try:
-            with flat_heap(self.keeps_heap_flat):
-                while not self.state.finished:
-                    self._run_epoch()
+            while not self.state.finished:
+                self._run_epoch()
         finally:
             for tracker in self.accelerator.trackers:
                 tracker.finish()
@@ -190,31 +188,33 @@ class _StageRun:
         self._end_epoch()
 
     def _after_step(self) -> None:
-        """Stop at what is not finite, tell how it goes, and let go of memory, each as often as it costs little."""
+        """Stop at what is not finite, tell how it goes, and let go of memory."""
         if self.world == 1 and (self.device.type == "cpu" or self.state.step % self.arguments.log_every_steps == 0):
             self._refuse_not_finite(self.watch.first())
         now = monotonic()
         if self.lines is not None and self.lines.due(now):
             self.lines.tell(now, self._standing())
-        self._trim(now)
+        self.trimmer.tick()
 
     def _validated(self, done: int) -> None:
         """Hear from a validation how many examples this process has behind it."""
         now, every = monotonic(), self.task.num_validation_examples
         if self.lines is not None and self.lines.due(now):
             self.lines.tell(now, self._standing((min(done * self.world, every), every)))
-        self._trim(now)
+        self.trimmer.tick()
 
-    def _trim(self, now: float) -> None:
-        if self.keeps_heap_flat and now - self.trimmed_at >= TRIM_EVERY_S:
-            return_freed_memory()
-            self.trimmed_at = monotonic()
+    def _memory(self) -> str:
+        """Return how much memory this process holds, that of its GPU too, such as `2.1 GB`."""
+        text = f"{resident_bytes() / 1e9:.1f} GB"
+        if self.device.type == "cuda":
+            text += f" (GPU {torch.cuda.max_memory_reserved(self.device) / 1e9:.1f} GB)"
+        return text
 
     def _standing(self, validated: tuple[int, int] | None = None) -> Standing:
         limit = self.arguments.time_limit_s
         left = None if limit is None else limit - self.state.seconds - (monotonic() - self.started)
         step, total, loss = self.state.step, self.total_steps, float(self.last_loss)
-        return Standing(step, total, loss, memory_text(self.device), left, validated)
+        return Standing(step, total, loss, self._memory(), left, validated)
 
     def _is_time_to_save(self) -> bool:
         """Tell whether the last checkpoint is `save_every_minutes` old, for all processes alike."""

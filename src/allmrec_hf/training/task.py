@@ -26,7 +26,7 @@ class StageTask(ABC):
             any further scalars to log. Only its parameters with `requires_grad` are trained and checkpointed; parts
             whose parameters are all frozen stay in eval mode.
         metric: The validation metric that picks the best weights; one with "loss" in its name is better when lower.
-        varied_lengths: Whether its batches differ much in length, as prompts do, so that the heap must be kept flat.
+        varied_lengths: Whether its batches differ much in length, as prompts do, so that a CPU's heap must be trimmed.
         content: Digests of what the stage is trained on, by name, such as `PreparedData.digests`: a checkpoint keeps
             them, and is not gone on with where one of them differs.
     """
