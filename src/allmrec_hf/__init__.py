@@ -58,7 +58,7 @@ def _register() -> None:
 
     from .configuration_allmrec import ALLMRecConfig
     from .modeling_allmrec import ALLMRecModel
-    from .pipeline_recommendation import RecommendationPipeline
+    from .pipeline_recommendation import PipelineModel, RecommendationPipeline
     from .processing_allmrec import ALLMRecProcessor
 
     AutoConfig.register(ALLMRecConfig.model_type, ALLMRecConfig, exist_ok=True)
@@ -70,7 +70,7 @@ def _register() -> None:
         PIPELINE_REGISTRY.register_pipeline(
             "recommendation",
             pipeline_class=RecommendationPipeline,
-            pt_model=(AutoModel,),
+            pt_model=(PipelineModel,),
             default={"model": (os.environ.get(DEFAULT_MODEL_VARIABLE, DEMO_CHECKPOINT), "main")},
             type="multimodal",
         )

@@ -259,12 +259,18 @@ def save_llm_files(llm: Any, folder: str | os.PathLike[str]) -> None:
     weights = {name: value.contiguous() for name, value in get_peft_model_state_dict(llm, adapter_name=adapter).items()}
     if not _is_peft_model(llm):
         weights = {f"base_model.model.{name}": value for name, value in weights.items()}
-    injected = getattr(base, "_hf_peft_config_loaded", False)
-    base._hf_peft_config_loaded = False  # else transformers writes the adapter alone
+    # Else transformers writes the adapter alone, under the adapter's names.
+    plain = {"_hf_peft_config_loaded": False, "_weight_conversions": None}
+    before = {name: getattr(base, name, plain[name]) for name in plain}
     try:
+        for name, value in plain.items():
+            if before[name] is not value and not _is_peft_model(llm):
+                setattr(base, name, value)
         base.save_pretrained(str(folder), state_dict=_base_state(base))
     finally:
-        base._hf_peft_config_loaded = injected
+        for name, value in before.items():
+            if getattr(base, name, value) is not value:
+                setattr(base, name, value)
     (folder / ADAPTER_FOLDER).mkdir(parents=True, exist_ok=True)
     save_file(weights, str(folder / ADAPTER_FOLDER / ADAPTER_WEIGHTS), metadata={"format": "pt"})
     llm.peft_config[adapter].save_pretrained(str(folder / ADAPTER_FOLDER))

@@ -93,8 +93,6 @@ class ALLMRecPreTrainedModel(PreTrainedModel):
     _source: tuple[str, dict[str, Any]] | None = None
     _encoder_given: bool = False
     _trusts_code: bool = False  # given by who loads, never stored
-    load_error: CheckpointError | None = None
-    """Why the checkpoint could not be loaded, where `pipeline()` asked for it; the pipeline raises it."""
 
     def attach_language_model(
         self, language_model: Any, scoring_method: str = "auto", allow_other_llm: bool = False
@@ -287,8 +285,8 @@ class ALLMRecPreTrainedModel(PreTrainedModel):
             pretrained_model_name_or_path: A folder, a Hub repository, or `demo`.
             config: An `ALLMRecConfig` to use instead of the saved one.
             language_model: `"auto"` loads the LLM that the checkpoint names; None loads none; a causal LM is attached;
-                a string is an LLM to load instead: the same one at another place, or an adapter of it. What is saved
-                afterwards names that place.
+                a string is an LLM to load instead: the same one at another place. What is saved afterwards names that
+                place.
             text_encoder: A `SentenceTransformer`, or its id or path, instead of the one that the checkpoint names.
             trust_remote_code: Run code that comes with the LLM or the text encoder; refused where not given, never
                 asked for on a terminal and never stored.
@@ -302,15 +300,8 @@ class ALLMRecPreTrainedModel(PreTrainedModel):
         """
         given = {"config": config, "language_model": language_model, "text_encoder": text_encoder}
         given["allow_other_llm"] = allow_other_llm
-        path, asked_by = str(pretrained_model_name_or_path), kwargs.get("_from_pipeline")
-        try:
-            model, info = cls._loaded(path, *model_args, trust=bool(trust_remote_code), **given, **kwargs)
-        except CheckpointError as error:
-            if asked_by is None or not isinstance(config, ALLMRecConfig):
-                raise
-            with torch.device("meta"):  # pipeline() would bury the reason under the tracebacks that it collects
-                model, info = cls(config), {}
-            model.load_error = error
+        path = str(pretrained_model_name_or_path)
+        model, info = cls._loaded(path, *model_args, trust=bool(trust_remote_code), **given, **kwargs)
         return (model, info) if output_loading_info else model
 
     @classmethod

@@ -12,7 +12,7 @@ from types import GeneratorType
 from typing import Any, Literal, get_args
 
 import torch
-from transformers import Pipeline
+from transformers import AutoModel, Pipeline
 
 from .checkpoint_code import push_saved, replaced_on_the_hub
 from .errors import ALLMRecError, CheckpointError, DataError
@@ -58,6 +58,28 @@ class _Served:
     error: str | None = None
 
 
+class _NotLoaded:
+    """What stands in for a model that could not be loaded, until the pipeline says why."""
+
+    def __init__(self, error: CheckpointError) -> None:
+        self.error = error
+
+
+class PipelineModel:
+    """What `pipeline("recommendation")` loads a model with: `AutoModel`, whose refusal reaches the user as it is.
+
+    transformers itself would try again, collect the tracebacks and raise an error of its own around them.
+    """
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """Return the model, or in place of one that cannot be loaded what makes the pipeline say why."""
+        try:
+            return AutoModel.from_pretrained(*args, **kwargs)
+        except CheckpointError as error:
+            return _NotLoaded(error)
+
+
 class RecommendationPipeline(Pipeline):
     """Ranks candidates, or retrieves them from the whole catalogue and ranks them, by the frozen LLM.
 
@@ -100,9 +122,9 @@ class RecommendationPipeline(Pipeline):
     _pipeline_calls_generate = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        error = getattr(kwargs.get("model") or (args[0] if args else None), "load_error", None)
-        if error is not None:
-            raise error
+        model = kwargs.get("model") or (args[0] if args else None)
+        if isinstance(model, _NotLoaded):
+            raise model.error
         super().__init__(*args, **kwargs)
         if self.processor is None:
             raise CheckpointError(
