@@ -91,7 +91,7 @@ class ALLMRecPreTrainedModel(PreTrainedModel):
     _card_data: bytes | None = None
     _text_encoder: Any = None
     _source: tuple[str, dict[str, Any]] | None = None
-    _encoder_given: bool = False
+    _encoder_carried: bool = False  # by the checkpoint that this model was loaded from
     _trusts_code: bool = False  # given by who loads, never stored
 
     def attach_language_model(
@@ -116,12 +116,12 @@ class ALLMRecPreTrainedModel(PreTrainedModel):
             except ImportError as error:
                 raise CheckpointError("new texts need `pip install sentence-transformers`") from error
             name = self.config.text_encoder_name_or_path
-            if name is None and not self.config.text_encoder_included:
+            if name is None and not self._encoder_carried:
                 raise CheckpointError(
                     "this checkpoint names no text encoder; give the one of stage 1 to model.attach_text_encoder"
                 )
             try:
-                if self.config.text_encoder_included and self._source is not None and not self._encoder_given:
+                if self._encoder_carried and self._source is not None:
                     where = self._fetch_text_encoder(*self._source)
                 else:
                     where = located(str(name), TEXT_ENCODER_PART, self._folder)
@@ -346,11 +346,11 @@ class ALLMRecPreTrainedModel(PreTrainedModel):
         if getattr(model.config, "_commit_hash", None):
             within["revision"] = model.config._commit_hash  # all files of one state of the repository
         model._source = (path, {**{key: value for key, value in hub.items() if key != "force_download"}, **within})
-        model._trusts_code = trust
+        model._trusts_code, model._encoder_carried = trust, model.config.text_encoder_included
         model._read_card(*model._source)
         if isinstance(text_encoder, str):
             model.config.text_encoder_name_or_path = recorded(text_encoder, TEXT_ENCODER_PART)
-            model._encoder_given = True
+            model._encoder_carried = False
         elif text_encoder is not None:
             model.attach_text_encoder(text_encoder)
         if isinstance(language_model, str) and model.config.llm_dim is not None:
