@@ -298,6 +298,13 @@ def test_an_added_token_that_every_prompt_holds_is_named(llm, tmp_path):
         check_llm(str(folder), None, {})
 
 
+def test_a_token_that_the_llm_does_not_embed_is_told_at_the_prompt():
+    model, batch = tiny_model(), tiny_processor()(HISTORIES, CANDIDATES)
+    batch["input_ids"][0, -1] = 440
+    with pytest.raises(CheckpointError, match="holds the token 440, but the LLM embeds the tokens 0 to 439 only"):
+        model.score(**batch)
+
+
 # -- options
 
 

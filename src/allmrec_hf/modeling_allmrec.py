@@ -292,9 +292,16 @@ class ALLMRecModel(ALLMRecPreTrainedModel):
 
         Raises:
             DataError: when a catalogue index is out of range.
+            CheckpointError: when a token is one that the LLM does not embed, such as one added to its tokenizer.
         """
-        embed = self._require_language_model().get_input_embeddings()
-        embeds = embed(input_ids.masked_fill(slot_ids != NO_SLOT, 0))
+        language_model = self._require_language_model()
+        tokens, rows = input_ids.masked_fill(slot_ids != NO_SLOT, 0), num_token_rows(language_model)
+        if tokens.numel() and int(tokens.max()) >= rows:
+            raise CheckpointError(
+                f"a prompt holds the token {int(tokens.max())}, but the LLM embeds the tokens 0 to {rows - 1} only: "
+                "the tokenizer is another's, or tokens were added to it; take the LLM's own"
+            )
+        embeds = language_model.get_input_embeddings()(tokens)
         items, users = slot_ids > 0, slot_ids == USER_SLOT
         lowest, highest = torch.stack(slot_ids.aminmax()).tolist() if slot_ids.numel() else (NO_SLOT, NO_SLOT)
         check_bounds(0 if lowest == USER_SLOT else lowest, highest, self.cf_encoder.num_items, "slot_ids")

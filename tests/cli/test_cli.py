@@ -10,7 +10,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from allmrec_hf import ItemCatalog, __version__
+from allmrec_hf import DEMO_CHECKPOINT, ItemCatalog, __version__
 from allmrec_hf.cli.recommend import as_titles
 from tests.command_line import in_own_process, refused, run, succeeded
 from tests.small_run import write_data
@@ -441,3 +441,35 @@ def test_models_that_are_not_there_end_with_two(small_parts, tmp_path):
     assert "nothing" in refused("evaluate", "--model", tmp_path / "nothing", "--data", small_parts / "data")
     assert "nothing" in refused("recommend", "--model", tmp_path / "nothing", "--history", "M0001")
     assert "nothing" in refused("push", "--model", tmp_path / "nothing", "--repo", "org/name")
+
+
+def test_demo_is_a_word_for_the_model(tmp_path):
+    item = ItemCatalog.load(DEMO_CHECKPOINT).item_id(1)
+    shown = json.loads(succeeded("recommend", "--model", "demo", "--history", item, "--json").stdout)
+    assert shown["recommendations"]
+    new = tmp_path / "new.csv"
+    new.write_text("item_id,title\nN1,The Lost Harbor\n")
+    assert "could be changed in place; give --output" in refused("add-items", "--model", "demo", "--items", new)
+
+
+@pytest.mark.parametrize("name", ["./no/run", "/no/such/run", "no/such/run/at/all"])
+def test_a_model_that_is_a_path_to_nowhere_is_told_on_one_line(name):
+    assert "there is no such folder" in refused("recommend", "--model", name, "--history", "M0001")
+
+
+def test_a_missing_llm_is_told_on_one_line_and_can_be_given_again(copied, small_parts, tmp_path):
+    config = json.loads((copied / "config.json").read_text())
+    (copied / "config.json").write_text(json.dumps({**config, "base_model_name_or_path": str(tmp_path / "gone")}))
+    told = refused("recommend", "--model", copied, "--history", "M0001")
+    assert told.count("there is no such folder") == 1
+    assert "--llm" in told
+    assert "Traceback" not in told
+    again = ("--llm", small_parts / "llm", "--json")
+    assert succeeded("recommend", "--model", copied, "--history", "M0001", *again).stdout
+
+
+def test_an_llm_option_that_cannot_work_is_refused_before_anything_is_trained(small_parts, tmp_path):
+    given = [*train_options(small_parts), "--data", small_parts / "data", "--output", tmp_path / "run"]
+    for option, value in (("--dtype", "int8"), ("--device-map", "nonsense"), ("--device-map", "cuda:99")):
+        assert value in refused("train", *given, option, value)
+        assert not (tmp_path / "run").exists()
