@@ -418,13 +418,16 @@ FLAGS = {
 }
 
 
-def test_flags_of_the_command_line_reach_the_run(small_parts, tmp_path):
+def test_flags_of_the_command_line_reach_the_run(small_parts, tmp_path, monkeypatch):
+    given = []
+    monkeypatch.setattr(
+        "allmrec_hf.training.run.train", lambda data, output, chosen, *others, **options: given.append(chosen)
+    )
     options = [part for name, value in FLAGS.items() for part in (f"--{name.replace('_', '-')}", value)]
     stage = ("train", "--data", small_parts / "data", "--stage", "cf", "--max-steps", 1, "--no-user-representation")
     succeeded(*stage, "--cf-option", "hidden_size=4", "--output", tmp_path / "run", *options)
-    found = json.loads((tmp_path / "run" / "run.json").read_text())["settings"]
-    assert {name: found[name] for name in FLAGS} == FLAGS
-    assert (found["no_user_representation"], found["no_joint_embedding"]) == (True, False)
+    assert {name: getattr(given[0], name) for name in FLAGS} == FLAGS
+    assert (given[0].no_user_representation, given[0].no_joint_embedding) == (True, False)
 
 
 def test_command_line_refuses_a_prompt_without_any_slot(small_parts, tmp_path):

@@ -121,7 +121,7 @@ def test_a_share_of_the_users_is_trained_on_with_the_whole_catalogue(small_parts
     counts = json.loads((tmp_path / "run" / "run.json").read_text())["data"]["counts"]
     assert (counts["users"], counts["items"]) == (50, 120)
     told = refused(*given, 0.5, "--output", tmp_path / "run", "--resume")
-    assert "--resume goes on with the same settings, but these differ" in told
+    assert "was trained on (stage cf), which these tell apart: interactions, candidates; give the data" in told
     assert "share is 2.0; it has to be a number above 0 and at most 1" in refused(
         *given, 2, "--output", tmp_path / "other"
     )
