@@ -8,12 +8,14 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from sentence_transformers import SentenceTransformer
 
 from allmrec_hf import SASRecConfig
 from allmrec_hf.aligner import ItemTextAligner
 from allmrec_hf.cf_encoder import build_cf_encoder
 from allmrec_hf.errors import ALLMRecError
-from allmrec_hf.training.alignment import AlignmentModule, AlignmentTask, text_embedding_table
+from allmrec_hf.part_sources import DEMO_PARTS
+from allmrec_hf.training.alignment import AlignmentModule, AlignmentTask, encode_texts, text_embedding_table
 from allmrec_hf.training.arguments import StageArguments
 from allmrec_hf.training.parts import fill_item_table
 from tests.small_run import text_encoder
@@ -254,3 +256,29 @@ def test_text_table_has_zeros_for_padding_and_rows_in_catalogue_order(small_data
     assert table.shape == (len(texts) + 1, 12)
     assert not table[0].any()
     assert torch.allclose(table[7], encoder.encode([texts[6]], convert_to_tensor=True)[0], atol=1e-6)
+
+
+def test_an_encoder_default_prompt_goes_in_on_every_side(tmp_path):
+    encoder = demo_encoder(tmp_path, prompt="a romance film: ")
+    texts = ["The Lost Harbor, a crime film about sailors", "Iron Sea"]
+    trained = encode_texts(encoder, texts).detach()
+    by_hand = encoder.encode([f"a romance film: {text}" for text in texts], prompt="", convert_to_tensor=True)
+    torch.testing.assert_close(trained, by_hand, rtol=0, atol=1e-5)
+    torch.testing.assert_close(text_embedding_table(encoder, texts)[1:], by_hand, rtol=0, atol=1e-5)
+    assert (trained - encoder.encode(texts, prompt="", convert_to_tensor=True)).abs().max() > 1e-3
+
+
+def test_an_encoder_that_keeps_fewer_dimensions_gives_as_many_on_every_side(tmp_path):
+    encoder = demo_encoder(tmp_path)
+    encoder.truncate_dim = 5
+    texts = ["Iron Sea", "The Lost Harbor"]
+    assert encode_texts(encoder, texts).shape == (2, 5)
+    torch.testing.assert_close(encode_texts(encoder, texts).detach(), text_embedding_table(encoder, texts)[1:])
+
+
+def demo_encoder(folder, prompt=None):
+    encoder = SentenceTransformer(str(DEMO_PARTS / "text_encoder"), device="cpu")
+    if prompt is not None:
+        encoder.prompts, encoder.default_prompt_name = {"document": prompt}, "document"
+    encoder.save_pretrained(str(folder))
+    return SentenceTransformer(str(folder), device="cpu")
