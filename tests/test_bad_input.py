@@ -20,7 +20,7 @@ from allmrec_hf.data.prepared import PreparedData
 from allmrec_hf.errors import ALLMRecError, CheckpointError
 from allmrec_hf.training.parts import load_llm
 from tests.command_line import in_own_process, refused, run
-from tests.small_run import write_data, write_llm
+from tests.small_run import write_data
 from tests.tiny import tiny_llm
 
 HOSTILE = [
@@ -175,18 +175,6 @@ def test_a_tokenizer_of_another_llm_ends_with_two(copied, small_parts, command):
     tokenizer.save_pretrained(copied)
     rest = {"evaluate": ("--data", small_parts / "data"), "recommend": ("--history", "M0001")}[command]
     assert "the tokenizer is not the one this model was trained with" in refused(command, "--model", copied, *rest)
-
-
-def test_a_tokenizer_with_more_tokens_than_the_llm_is_refused_for_training(small_parts, tmp_path):
-    llm = write_llm(tmp_path / "llm")
-    tokenizer = AutoTokenizer.from_pretrained(llm)
-    tokenizer.add_tokens([f"foreign{number}" for number in range(100)])
-    tokenizer.save_pretrained(llm)
-    told = refused(
-        *("train", "--data", small_parts / "data", "--output", tmp_path / "run", "--llm", llm),
-        *("--text-encoder", small_parts / "text_encoder", "--max-steps", 1),
-    )
-    assert re.search(r"has \d+ tokens but the LLM embeds 440", told)
 
 
 # -- the prompt

@@ -69,7 +69,7 @@ def test_impossible_numbers_are_refused_by_name(command, option, value):
         (("--missing-items", "zeros"), "--missing-items says what happens to items that --cf-checkpoint lacks"),
         (
             ("--cf-checkpoint", "somewhere", "--cf-option", "hidden_size=8"),
-            "--cf-option is for a backbone trained here",
+            "has its own config; leave out ['hidden_size']",
         ),
         (("--stage", "cf", "--include-llm"), "--include-llm"),
         (("--alpha", "nan"), "alpha"),

@@ -112,7 +112,9 @@ def load_pipeline(
     with checkpoint_errors(name):
         path = located_checkpoint(name)
         kind = checkpoint_type(path)
-        if kind is not None and kind != ALLMRecModel.config_class.model_type:
+        if kind is None:
+            raise CheckpointError(f"{name} has no config.json that names a model type; give the folder of a whole run")
+        if kind != ALLMRecModel.config_class.model_type:
             raise CheckpointError(
                 f"{name} is {an(kind)} model; only an A-LLMRec model can recommend, explain and take new items: give "
                 "the folder of a run with all stages"

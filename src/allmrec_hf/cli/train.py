@@ -341,7 +341,9 @@ def _check_together(settings: RunSettings, stages: tuple[str, ...], arguments: d
     elif settings.include_llm:
         raise ALLMRecError("--include-llm saves the LLM that stage project trains with; it needs that stage")
     if settings.cf_checkpoint is not None and settings.cf_options:
-        raise ALLMRecError("--cf-option is for a backbone trained here; the one of --cf-checkpoint has its own config")
+        raise ALLMRecError(
+            f"the backbone of --cf-checkpoint has its own config; leave out {sorted(settings.cf_options)} (--cf-option)"
+        )
     if settings.cf_checkpoint is None and settings.missing_items != plain.missing_items:
         raise ALLMRecError("--missing-items says what happens to items that --cf-checkpoint lacks; give both or none")
     for name, value, needs, wanted in (
