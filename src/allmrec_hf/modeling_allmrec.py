@@ -315,8 +315,7 @@ class ALLMRecModel(ALLMRecPreTrainedModel):
         if lowest == USER_SLOT:
             with torch.no_grad():
                 representations = self.cf_encoder.encode_users(history_ids, history_mask)
-            rows = users.any(dim=1)
-            projected = self.user_projector(representations[rows])
+            projected = self.user_projector(representations[users.any(dim=1)])
             embeds = embeds.masked_scatter(users.unsqueeze(-1), projected.to(embeds.dtype))
         return embeds
 
