@@ -21,10 +21,12 @@ METRICS = ("hit@1", "ndcg@10")
 
 
 def run(seed: int, folder: Path) -> dict[str, Any]:
-    """Return the evaluation report of one demo."""
-    arguments = ["demo", "--seed", str(seed), "--output", str(folder / str(seed))]
-    subprocess.run([sys.executable, "-c", COMMAND, *arguments], check=True)
-    return dict(json.loads((folder / str(seed) / "evaluation.json").read_text(encoding="utf-8")))
+    """Return the evaluation report of one demo; one that the folder holds already is not run again."""
+    report = folder / str(seed) / "evaluation.json"
+    if not report.exists():
+        arguments = ["demo", "--seed", str(seed), "--output", str(folder / str(seed)), "--overwrite"]
+        subprocess.run([sys.executable, "-c", COMMAND, *arguments], check=True)
+    return dict(json.loads(report.read_text(encoding="utf-8")))
 
 
 def table(reports: dict[int, dict[str, Any]]) -> str:
@@ -51,9 +53,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--output", type=Path, default=Path("docs/results"))
+    parser.add_argument("--runs", type=Path, help="keep the runs here; an interrupted command goes on with them")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        reports = {seed: run(seed, Path(folder)) for seed in options.seeds}
+        reports = {seed: run(seed, options.runs or Path(folder)) for seed in options.seeds}
     seeds = ", ".join(map(str, options.seeds))
     text = f"Hit@1 / NDCG@10 on the invented world, mean ± sample deviation over seeds {seeds}.\n\n{table(reports)}\n"
     for name, content in (("demo_seeds.json", json.dumps(reports, indent=1) + "\n"), ("demo_seeds.md", text)):
