@@ -135,7 +135,7 @@ def test_a_catalogue_that_the_checkpoint_does_not_cover_is_refused_or_its_items_
     ("changes", "message"),
     [
         (("--cf", "recbole-sasrec"), "holds a sasrec backbone, but recbole-sasrec was asked for"),
-            (("--cf-option", "num_layers=3"), r"has its own config; leave out \['num_layers'\]"),
+        (("--cf-option", "num_layers=3"), r"has its own config; leave out \['num_layers'\]"),
         (("--cf-checkpoint", "/no/such"), "there is no CF backbone at /no/such"),
     ],
 )
