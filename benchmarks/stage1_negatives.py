@@ -10,11 +10,14 @@ Compared are, with the text encoder frozen and no LLM:
 
 - `cf`: stage 0 with windows of whole sequences or their last window alone, and a softmax over the catalogue or over the
   items that are targets;
-- `align`: stage 1 with negatives out of the training and the validation part, out of the training part, or out of the
-  items that are targets of stage 1. Items are ranked by the CF vector decoded from `e_i` (`q_i` for items that no
-  training target is: path `item`), or from `q_i` for all (path `text`);
+- `align`: stage 1 with negatives out of what was touched in the training and the validation part, or out of the items
+  that the backbone was trained on. Items are ranked by the CF vector decoded from `e_i` (from `q_i` for items that are
+  no target in training: path `item`), or from `q_i` for all (path `text`);
 - `project`: the projectors of stage 2 matched by cosine with no LLM (method `no-llm`), trained on the targets "train",
   with the same choices of negatives.
+
+Stages 1 and 2 take a fixed number of steps and keep the last weights, so that no choice is stopped earlier than the
+other; the seeds are theirs, the backbone is that of `--backbone-seed`.
 
 A target is `trained` where it is a target of stage 0, `first only` where it is in the training part but never as a
 target, `validation only` where only the validation part has it, else `unseen`; `warm` and `cold` as in the reports.
@@ -45,7 +48,7 @@ from allmrec_hf.data.prepared import PreparedData
 from allmrec_hf.evaluation.warmth import WarmthGroups
 from allmrec_hf.files import written_whole
 from allmrec_hf.histories import pad_histories
-from allmrec_hf.methods.controls import STEPS, TwoTowers, _NoPrompts
+from allmrec_hf.methods.controls import TwoTowers, _NoPrompts
 from allmrec_hf.modeling_allmrec import ALLMRecModel
 from allmrec_hf.ranking import Ranks, hit_at_k, ndcg_at_k, target_ranks
 from allmrec_hf.training.alignment import AlignmentModule, AlignmentTask, text_embedding_table
@@ -53,14 +56,14 @@ from allmrec_hf.training.arguments import StageArguments
 from allmrec_hf.training.cf_encoder import CFEncoderTask
 from allmrec_hf.training.loop import run_stage
 from allmrec_hf.training.parts import load_text_encoder
-from allmrec_hf.training.samples import NegativeSampler, last_of_training
+from allmrec_hf.training.samples import NegativeSampler
 from allmrec_hf.training.warm_start import BATCH_SIZE, LEARNING_RATE, WarmStartTask
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "stage1_negatives.json"
-DATASETS = ("amazon_office_products_2018_tail", "amazon_electronics_2023_sub", "ml_100k", "amazon2018_video_games")
+DATASETS = ("amazon_office_products_2018_tail", "amazon_electronics_2023_sub", "amazon2018_video_games", "ml_100k")
 PARTS = ("cf", "align", "project")
-NEGATIVES = ("train+validation", "train", "targets")
+NEGATIVES = ("train+validation", "trained items")
 BACKBONES = {
     "last window, whole catalogue": (False, False),
     "all windows, whole catalogue": (True, False),
@@ -69,10 +72,9 @@ BACKBONES = {
 BUDGET = {
     "cf": StageArguments(epochs=40, min_steps=1_000, batch_size=128, eval_every=2, early_stopping_patience=2,
                          max_validation_users=1_000),
-    "align": StageArguments(epochs=20, min_steps=2_000, max_steps=3_000, batch_size=128, learning_rate=1e-3,
-                            early_stopping_patience=3, max_validation_users=2_000),
-    "project": StageArguments(epochs=STEPS, max_steps=STEPS, eval_every=2, batch_size=BATCH_SIZE,
-                              learning_rate=LEARNING_RATE, max_validation_users=2_000),
+    "align": StageArguments(epochs=500, max_steps=500, batch_size=128, learning_rate=1e-3, eval_every=500),
+    "project": StageArguments(epochs=200, max_steps=200, batch_size=BATCH_SIZE, learning_rate=LEARNING_RATE,
+                              eval_every=200),
 }  # fmt: skip
 USERS = 6_000  # of a data set at most
 TEST_USERS = 3_000
@@ -169,11 +171,11 @@ def trained_backbone(data: PreparedData, seed: int, variant: str, folder: Path) 
     return cf_encoder.eval(), facts
 
 
-def sampler_of(data: PreparedData, negatives: str) -> NegativeSampler:
-    """Return the sampler of one of `NEGATIVES`."""
-    if negatives == "targets":
-        return NegativeSampler(data, "train", items=last_of_training(data).targets)
-    return NegativeSampler(data, negatives)  # type: ignore[arg-type]
+def choose(task: AlignmentTask | WarmStartTask, data: PreparedData, negatives: str) -> None:
+    """Give a task the negatives of one of `NEGATIVES`, of which it has the second, and nobody to validate on."""
+    if negatives == "train+validation":
+        task.sampler = NegativeSampler(data, "train+validation")
+    task.validation = task.validation.take(np.arange(0))
 
 
 def aligned(
@@ -187,7 +189,7 @@ def aligned(
     )
     arguments = BUDGET["align"].replaced(seed=seed)
     task = AlignmentTask(module, data, "last", arguments)
-    task.sampler = sampler_of(data, negatives)
+    choose(task, data, negatives)
     run_stage(task, arguments, folder, resume=True)
     return aligner.eval()
 
@@ -216,7 +218,7 @@ def projected(
     arguments = BUDGET["project"].replaced(seed=seed)
     history: Any = _NoPrompts(cf_encoder.config.max_history_length)
     task = WarmStartTask(module, history, data, "train", 20, arguments)
-    task.sampler = sampler_of(data, negatives)
+    choose(task, data, negatives)
     module.prepare(task)
     run_stage(task, arguments, folder, resume=True)
     ranker = module.ranker("no-llm")
@@ -241,30 +243,30 @@ def prepared(name: str, data_root: Path, output: Path) -> PreparedData:
     return prepare_frames(interactions, items, output=folder, name=name, filter="none")
 
 
-def cells(
-    data: PreparedData, seed: int, backbones: list[str], parts: list[str], texts: torch.Tensor, output: Path
-) -> None:
-    """Compute what is missing of one data set and seed."""
+def cells(data: PreparedData, variant: str, options: argparse.Namespace, texts: torch.Tensor) -> None:
+    """Compute what is missing of one data set and kind of backbone."""
+    output, backbone_seed = options.output, options.backbone_seed
 
     def done(cell: Mapping[str, Any]) -> None:
         name = "-".join(str(cell[key]).replace(" ", "_") for key in ("dataset", "seed", "part", "backbone", "choice"))
         with written_whole(output / "cells" / f"{name}.json") as temporary:
             temporary.write_text(json.dumps(cell, indent=1) + "\n", encoding="utf-8")
 
-    for variant in backbones:
-        where = output / "runs" / f"{data.name}-{seed}-{variant.replace(' ', '_')}"
-        base = {"dataset": data.name, "seed": seed, "backbone": variant}
-        cf_encoder, facts = trained_backbone(data, seed, variant, where / "cf")
-        done({**base, "part": "cf", "choice": "", **facts, "paths": {
-            "cf": measured(data, by_vectors(cf_encoder, cf_encoder.item_embeddings.detach()))}})  # fmt: skip
-        if "align" not in parts and "project" not in parts:
-            continue
+    where = output / "runs" / f"{data.name}-{backbone_seed}-{variant.replace(' ', '_')}"
+    base = {"dataset": data.name, "backbone": variant}
+    cf_encoder, facts = trained_backbone(data, backbone_seed, variant, where / "cf")
+    if "cf" in options.parts:
+        found = measured(data, by_vectors(cf_encoder, cf_encoder.item_embeddings.detach()))
+        done({**base, "seed": backbone_seed, "part": "cf", "choice": "", **facts, "paths": {"cf": found}})
+    for seed in options.seeds if {"align", "project"} & set(options.parts) else ():
         for negatives in NEGATIVES:
-            aligner = aligned(data, seed, negatives, cf_encoder, texts, where / f"align-{negatives}")
-            done({**base, "part": "align", "choice": negatives, "paths": paths(data, cf_encoder, aligner, texts)})
-            if "project" in parts:
-                found = projected(data, seed, negatives, cf_encoder, aligner, texts, where / f"project-{negatives}")
-                done({**base, "part": "project", "choice": negatives, "paths": found})
+            name, cell = negatives.replace(" ", "_"), {**base, "seed": seed, "choice": negatives}
+            aligner = aligned(data, seed, negatives, cf_encoder, texts, where / f"align-{seed}-{name}")
+            done({**cell, "part": "align", "paths": paths(data, cf_encoder, aligner, texts)})
+            if "project" in options.parts:
+                folder = where / f"project-{seed}-{name}"
+                done({**cell, "part": "project",
+                      "paths": projected(data, seed, negatives, cf_encoder, aligner, texts, folder)})  # fmt: skip
 
 
 def summary(found: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -296,6 +298,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--datasets", nargs="*", default=list(DATASETS[:3]), choices=DATASETS)
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
+    parser.add_argument("--backbone-seed", type=int, default=0)
     parser.add_argument("--backbones", nargs="*", default=list(BACKBONES)[1:], choices=list(BACKBONES))
     parser.add_argument("--parts", nargs="*", default=list(PARTS), choices=PARTS)
     options = parser.parse_args()
@@ -305,11 +308,12 @@ def main() -> None:
         if not path.exists():
             torch.save(text_embedding_table(load_text_encoder(options.text_encoder), data.catalog.texts()).cpu(), path)
         texts = torch.load(path)
-        for seed in options.seeds:
-            cells(data, seed, options.backbones, options.parts, texts, options.output)
+        for variant in options.backbones:
+            cells(data, variant, options, texts)
     found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((options.output / "cells").glob("*.json"))]
     with written_whole(RESULTS) as temporary:
-        temporary.write_text(json.dumps(summary(found), indent=1) + "\n", encoding="utf-8")
+        rows = ",\n".join(json.dumps(row) for row in summary(found))
+        temporary.write_text(f"[\n{rows}\n]\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
