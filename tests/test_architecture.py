@@ -38,6 +38,7 @@ SAME_FLOOR = {
     ("prompt", "errors"),
     ("catalog", "files"),
     ("values", "errors"),
+    ("ranking", "errors"),
     ("catalog", "values"),
     ("indices", "errors"),
     ("histories", "errors"),

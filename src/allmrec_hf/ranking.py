@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .errors import ALLMRecError
+
 
 @dataclass(frozen=True)
 class Ranks:
@@ -113,7 +115,8 @@ def target_ranks(scores: ArrayLike, target_positions: ArrayLike) -> Ranks:
         target_positions: `(B,)` integers, the column of each row's target.
 
     Raises:
-        ValueError: when a score is NaN or the shapes do not fit.
+        ALLMRecError: when a score is NaN.
+        ValueError: when the shapes do not fit.
 
     Example:
         >>> target_ranks([[0.1, 0.9, 0.5], [0.0, 0.0, 0.0]], [1, 2]).expected.tolist()
@@ -124,7 +127,10 @@ def target_ranks(scores: ArrayLike, target_positions: ArrayLike) -> Ranks:
     if scores.ndim != 2 or positions.shape != scores.shape[:1]:
         raise ValueError(f"scores must be (B, C) and target_positions (B,); got {scores.shape} and {positions.shape}")
     if np.isnan(scores).any():
-        raise ValueError(f"{int(np.isnan(scores).any(axis=1).sum())} of {len(scores)} rows hold NaN scores")
+        raise ALLMRecError(
+            f"{int(np.isnan(scores).any(axis=1).sum())} of {len(scores)} rows hold NaN scores: the weights are broken or "
+            "their numbers overflow; train again with a lower learning rate, or score in float32"
+        )
     target = np.take_along_axis(scores, positions[:, None], axis=1)  # (B, 1)
     better = (scores > target).sum(axis=1)
     tied = (scores == target).sum(axis=1) - 1
