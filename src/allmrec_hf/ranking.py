@@ -128,8 +128,8 @@ def target_ranks(scores: ArrayLike, target_positions: ArrayLike) -> Ranks:
         raise ValueError(f"scores must be (B, C) and target_positions (B,); got {scores.shape} and {positions.shape}")
     if np.isnan(scores).any():
         raise ALLMRecError(
-            f"{int(np.isnan(scores).any(axis=1).sum())} of {len(scores)} rows hold NaN scores: the weights are broken or "
-            "their numbers overflow; train again with a lower learning rate, or score in float32"
+            f"{int(np.isnan(scores).any(axis=1).sum())} of {len(scores)} rows hold NaN scores: weights are broken or "
+            "numbers overflow; train again with a lower learning rate, or score in float32"
         )
     target = np.take_along_axis(scores, positions[:, None], axis=1)  # (B, 1)
     better = (scores > target).sum(axis=1)
