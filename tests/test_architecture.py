@@ -38,7 +38,6 @@ SAME_FLOOR = {
     ("prompt", "errors"),
     ("catalog", "files"),
     ("values", "errors"),
-    ("ranking", "errors"),
     ("catalog", "values"),
     ("indices", "errors"),
     ("histories", "errors"),

@@ -9,7 +9,6 @@ from math import log2
 import numpy as np
 import pytest
 
-from allmrec_hf.errors import ALLMRecError
 from allmrec_hf.ranking import Ranks, hit_at_k, ndcg_at_k, reciprocal_rank, summarize_ranks, target_ranks
 
 
@@ -44,7 +43,7 @@ def test_the_order_of_candidates_does_not_change_the_rank():
 
 
 def test_nan_scores_are_refused_with_their_count():
-    with pytest.raises(ALLMRecError, match="1 of 2 rows hold NaN"):
+    with pytest.raises(ValueError, match="1 of 2 rows hold NaN"):
         target_ranks([[0.0, np.nan], [0.0, 1.0]], [0, 0])
 
 

@@ -17,7 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .errors import ALLMRecError
+
+class NaNScoresError(ValueError):
+    """Scores that are no numbers, of a model whose weights are broken or whose numbers overflow."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ def target_ranks(scores: ArrayLike, target_positions: ArrayLike) -> Ranks:
         target_positions: `(B,)` integers, the column of each row's target.
 
     Raises:
-        ALLMRecError: when a score is NaN.
+        NaNScoresError: when a score is NaN.
         ValueError: when the shapes do not fit.
 
     Example:
@@ -127,10 +129,7 @@ def target_ranks(scores: ArrayLike, target_positions: ArrayLike) -> Ranks:
     if scores.ndim != 2 or positions.shape != scores.shape[:1]:
         raise ValueError(f"scores must be (B, C) and target_positions (B,); got {scores.shape} and {positions.shape}")
     if np.isnan(scores).any():
-        raise ALLMRecError(
-            f"{int(np.isnan(scores).any(axis=1).sum())} of {len(scores)} rows hold NaN scores: weights are broken or "
-            "numbers overflow; train again with a lower learning rate, or score in float32"
-        )
+        raise NaNScoresError(f"{int(np.isnan(scores).any(axis=1).sum())} of {len(scores)} rows hold NaN scores")
     target = np.take_along_axis(scores, positions[:, None], axis=1)  # (B, 1)
     better = (scores > target).sum(axis=1)
     tied = (scores == target).sum(axis=1) - 1

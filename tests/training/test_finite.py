@@ -13,6 +13,7 @@ from allmrec_hf.cf_sasrec import SASRecConfig, SASRecModel
 from allmrec_hf.errors import ALLMRecError, CheckpointError
 from allmrec_hf.evaluation.rankers import PopularityRanker
 from allmrec_hf.methods.picking import best_on_validation, validation_ndcg
+from allmrec_hf.ranking import target_ranks
 from allmrec_hf.training import checkpoint as ckpt
 from allmrec_hf.training.arguments import StageArguments
 from allmrec_hf.training.backbones import load_trained_backbone, save_backbone
@@ -125,6 +126,22 @@ def test_a_validation_that_is_not_finite_counts_as_no_improvement(tmp_path, bad,
 def test_validations_that_are_never_finite_name_no_best_weights(tmp_path):
     with pytest.raises(ALLMRecError, match=r"no validation of its weights was finite \(ndcg@10 is nan\)"):
         run_stage(Scripted([NAN, NAN, NAN]), SHORT, tmp_path)
+
+
+class ScoresNaN(Scripted):
+    """A stage whose scores are NaN in its first validation."""
+
+    def validate(self, examples, device):
+        found = super().validate(examples, device)
+        if len(self.weights) == 1:
+            target_ranks([[NAN, 0.0]], [0])
+        return found
+
+
+def test_scores_that_are_not_numbers_are_a_validation_that_is_never_the_best(tmp_path, caplog):
+    result = run_stage(ScoresNaN([0.9, 0.2, 0.1]), SHORT, tmp_path)
+    assert (result.best, result.best_epoch) == (0.2, 2)
+    assert "gave ndcg@10 nan" in caplog.text
 
 
 def test_the_watch_keeps_the_first_step():

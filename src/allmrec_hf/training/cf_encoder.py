@@ -13,7 +13,7 @@ from ..cf_encoder import CFEncoder, CFEncoderConfig, build_cf_encoder
 from ..data.prepared import PreparedData
 from ..errors import DataError
 from ..histories import pad_histories
-from ..ranking import Ranks, hit_at_k, ndcg_at_k
+from ..ranking import NaNScoresError, Ranks, hit_at_k, ndcg_at_k
 from .arguments import StageArguments
 from .cf_batches import InteractionBatches, SequenceBatches
 from .loop import run_stage
@@ -158,7 +158,7 @@ def _block_ranks(cf_encoder: CFEncoder, samples: Samples, device: torch.device) 
         if scores.sum().isnan():  # as that of infinities of both signs is too
             wrong = int(scores.isnan().any(dim=1).sum())
             if wrong:
-                raise ValueError(f"{wrong} of {len(scores)} rows hold NaN scores")
+                raise NaNScoresError(f"{wrong} of {len(scores)} rows hold NaN scores")
         here = slice(*np.searchsorted(left_out, [start, start + step]))
         rows, columns = (torch.from_numpy(v).to(device) for v in (left_out_rows[here], left_out[here] - start))
         out = flags[:, : scores.shape[1]]

@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 
 from ..data.memory import HeapTrimmer, resident_bytes
 from ..errors import ALLMRecError, CheckpointError
+from ..ranking import NaNScoresError
 from . import checkpoint as ckpt
 from .arguments import StageArguments
 from .batches import BatchShares, Share, step_groups
@@ -366,7 +367,10 @@ class _StageRun:
         values: Mapping[str, np.ndarray] = {}
         with self.accelerator.autocast():
             if len(mine):
-                values = self.task.validate(mine, self.device)
+                try:
+                    values = self.task.validate(mine, self.device)
+                except NaNScoresError:  # a validation that is not finite is never the best; see `_compare`
+                    values = {self.task.metric: np.full(len(mine), np.nan)}
         gathered = [(mine, values)] if self.world == 1 else gather_object([(mine, values)])
         names = sorted({name for _, part in gathered for name in part})
         metrics = {}
@@ -374,7 +378,7 @@ class _StageRun:
             whole = np.empty(len(rows), dtype=np.float64)  # in the order of the examples, whoever computed them
             for numbers, part in gathered:
                 if len(numbers):
-                    whole[numbers] = part[name]
+                    whole[numbers] = part.get(name, np.nan)
             metrics[name] = float(whole.mean())
         self.validation_seconds = monotonic() - began
         return metrics
