@@ -1,6 +1,6 @@
 """Values as they enter: how an id is spelt, what counts as missing, and plain text out of what shops write.
 
-Every door (readers, frames, records, requests) uses these functions, so that an id is the same text whatever parser
+Readers, frames, records and requests all use these functions, so that an id is the same text whatever parser
 read it, and a missing value is missing everywhere.
 """
 

@@ -20,7 +20,7 @@ from .task import set_training_mode
 
 logger = logging.getLogger(__name__)
 
-ENOUGH_STEPS = 300  # of the preset `quick`; with 9 to 60 steps A-LLMRec stayed at or near chance (docs/results)
+ENOUGH_STEPS = 300  # of the preset `quick`; what fewer steps cost: docs/results, few training users
 SAMPLED_BATCHES = 4
 LONGEST_PROBE_S = 30.0
 
@@ -209,8 +209,8 @@ def warn_of_few_steps(steps: int, arguments: StageArguments, step_seconds: float
         if value is not None
     ]
     logger.warning(
-        "stage 2 with %d steps of %d prompts: so few teach the projectors next to nothing, and the ranking is expected "
-        "near chance; give it %d steps or more%s%s",
+        "stage 2 with %d steps of %d prompts: so few teach the projectors little, and the ranking may stay near "
+        "chance; give it %d steps or more%s%s",
         steps,
         arguments.batch_size * arguments.gradient_accumulation_steps,
         enough,
