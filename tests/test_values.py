@@ -6,10 +6,12 @@ import math
 from decimal import Decimal
 from typing import Any
 
+import datasets
 import numpy as np
 import pandas
 import polars as pl
 import pytest
+import torch
 
 from allmrec_hf.catalog import ItemCatalog
 from allmrec_hf.errors import DataError
@@ -216,3 +218,66 @@ def test_records_may_come_as_a_frame_and_nothing_else_passes_as_records() -> Non
     for wrong in ({"item_id": 1}, ["a"], "a", 7):
         with pytest.raises(DataError, match="expected a list of mappings or a frame"):
             ItemCatalog.from_records(wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("value", [np.array(7), torch.tensor(7), torch.tensor(7.0), bytearray(b"7")])
+def test_values_without_a_dimension_are_ids(value: Any) -> None:
+    assert id_text(value) == "7"
+
+
+@pytest.mark.parametrize("value", [np.array([7]), torch.tensor([7]), Decimal("1.5"), torch.tensor(True)])
+def test_a_vector_a_fraction_and_a_truth_value_are_no_ids(value: Any) -> None:
+    with pytest.raises(DataError, match="is no id"):
+        id_text(value)
+
+
+@pytest.mark.parametrize("value", [Decimal("sNaN"), np.array(NAN), torch.tensor(NAN), np.array([NAN, None])])
+def test_what_holds_nothing_but_nan_is_missing(value: Any) -> None:
+    assert is_missing(value)
+
+
+@pytest.mark.parametrize("title", [np.array(["Lost", "Harbor"]), pl.Series(["Lost", "Harbor"]), b"Lost Harbor"])
+def test_a_title_of_a_record_may_be_an_array_or_bytes(title: Any) -> None:
+    assert ItemCatalog.from_records([{"item_id": "a", "title": title}]).title(1) == "Lost Harbor"
+
+
+def test_values_under_a_key_that_is_no_text_are_kept() -> None:
+    frame = ItemCatalog.from_records([{"item_id": "a", 2024: "x"}]).frame
+    assert frame["2024"].to_list() == ["x"]
+
+
+def test_text_that_a_parquet_file_does_not_mark_as_text_is_read() -> None:
+    titles = pl.Series("title", [[b"Lost", b"Harbor"], [b"Iron"]])
+    assert ItemCatalog(pl.DataFrame({"item_id": [b"a", b"b"], "title": titles})).frame["title"].to_list() == [
+        "Lost Harbor",
+        "Iron",
+    ]
+    with pytest.raises(DataError, match=r"Binary that is no UTF-8; expected text or a list of texts$"):
+        ItemCatalog(pl.DataFrame({"item_id": ["a"], "title": [b"\xff\xfe"]}))
+
+
+def test_data_sets_without_a_length_are_tables_and_their_splits_are_asked_for() -> None:
+    data = datasets.Dataset.from_dict({"item_id": [1, 2], "title": ["Lost Harbor", None]})
+    assert as_frame(data.to_iterable_dataset(), "T")["item_id"].to_list() == [1, 2]
+    with pytest.raises(DataError, match=r"T: a DatasetDict holds the splits \['train'\]; give one of them"):
+        as_frame(datasets.DatasetDict({"train": data}), "T")
+
+
+def test_a_column_that_stands_twice_is_refused() -> None:
+    twice = pandas.DataFrame([["a", "x", "y"]], columns=["item_id", "title", "title"])
+    with pytest.raises(DataError, match=r"the columns \['title'\] stand more than once"):
+        ItemCatalog(twice)
+
+
+@pytest.mark.parametrize("unit", ["numpy", "pandas", "offset", "column"])
+def test_nanoseconds_of_records_and_of_mixed_columns_are_kept(unit: str) -> None:
+    stamps = [pandas.Timestamp(f"2020-01-01T02:00:00.00000000{digit}+02:00") for digit in (3, 1, 2)]
+    if unit == "numpy":
+        stamps = [np.datetime64(f"2020-01-01T00:00:00.00000000{digit}") for digit in (3, 1, 2)]
+    elif unit == "pandas":
+        stamps = [stamp.tz_convert(None) for stamp in stamps]
+    elif unit == "column":
+        stamps = [stamps[0], stamps[1].tz_convert("UTC"), stamps[2]]
+    table = [{"at": stamp} for stamp in stamps] if unit != "column" else pandas.DataFrame({"at": stamps}, dtype=object)
+    midnight = 1_577_836_800 * 10**9
+    assert as_frame(table, "T")["at"].dt.epoch("ns").to_list() == [midnight + digit for digit in (3, 1, 2)]

@@ -4,6 +4,7 @@ Readers, frames, records and requests all use these functions, so that an id is 
 read it, and a missing value is missing everywhere.
 """
 
+import datetime
 import html
 import json
 import logging
@@ -14,6 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from .errors import DataError
@@ -33,6 +35,7 @@ SPACE = (
 )
 """What is trimmed from both ends of a text: white space, zero-width space, byte order mark, NUL."""
 
+_EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.timezone.utc)
 EXACT_FLOATS = 2.0**53  # from here on a float no longer tells neighbouring integers apart
 
 _ENTITY = r"&(?:#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|[a-zA-Z][a-zA-Z0-9]{1,31});"
@@ -54,6 +57,7 @@ def is_missing(value: Any) -> bool:
         >>> [is_missing(value) for value in (None, float("nan"), " ", "NULL", [], 0, "0", "Nan Goldin")]
         [True, True, True, True, True, False, False, False]
     """
+    value = _plain(value)
     if value is None:
         return True
     if isinstance(value, str):
@@ -65,8 +69,24 @@ def is_missing(value: Any) -> bool:
         return True
     try:
         return bool(value != value)  # NaN of any library, numpy's NaT
+    except ArithmeticError:  # a signalling NaN of Decimal
+        return True
     except (TypeError, ValueError):
         return False
+
+
+def _plain(value: Any) -> Any:
+    """Return an array or tensor as what it holds (a list, or one value where it has no dimension), bytes as text."""
+    if isinstance(value, (bytes, bytearray)):
+        return bytes(value).decode("utf-8", "replace")
+    if isinstance(value, np.ndarray):
+        return list(value) if value.ndim else value[()]
+    kind = type(value)
+    if kind.__name__ in ("Tensor", "Parameter") and kind.__module__.startswith("torch"):
+        return value.tolist()
+    if kind.__name__ == "Series" and hasattr(value, "to_list"):
+        return value.to_list()
+    return value
 
 
 def number_text(value: Any) -> str:
@@ -94,6 +114,7 @@ def value_text(value: Any) -> str | None:
         >>> value_text(1.0), value_text("1.0"), value_text([1.0, None]), value_text(float("nan"))
         ('1', '1.0', '[1, null]', None)
     """
+    value = _plain(value)
     if isinstance(value, str):
         return value.encode("utf-8", "replace").decode("utf-8")  # a lone surrogate is legal JSON but no legal text
     if isinstance(value, (Mapping, list, tuple)):
@@ -133,10 +154,9 @@ def id_text(value: Any) -> str | None:
         >>> id_text(7), id_text(7.0), id_text(" 7 "), id_text("007"), id_text("nan")
         ('7', '7', '7', '007', None)
     """
+    value = _plain(value)
     if is_missing(value) and not isinstance(value, (Mapping, list, tuple)):
         return None
-    if isinstance(value, bytes):
-        value = value.decode("utf-8", "replace")
     if isinstance(value, str):
         return unicodedata.normalize("NFC", value).strip(SPACE)
     is_bool = isinstance(value, bool) or type(value).__name__ in ("bool_", "bool")
@@ -256,19 +276,26 @@ def text_values(series: pl.Series) -> pl.Series:
         return pl.Series(series.name, [_record_text(value) for value in series.to_list()], dtype=pl.String)
     if isinstance(kind, (pl.List, pl.Array)) and not isinstance(kind.inner, (pl.List, pl.Array, pl.Struct)):
         rows = pl.DataFrame({"row": pl.int_range(len(series), eager=True), "text": series.alias("text")})
-        entries = rows.explode("text").with_columns(pl.col("text").map_batches(text_values, return_dtype=pl.String))
+        entries = rows.explode("text")
+        entries = entries.with_columns(text_values(entries["text"]))
         present = entries.filter(present_texts(entries["text"]).is_not_null())
         joined = present.group_by("row", maintain_order=True).agg(pl.col("text").str.join(" "))
         return rows.select("row").join(joined, on="row", how="left", maintain_order="left")["text"].alias(series.name)
     if kind.is_float() or kind.is_decimal():
         return _spelt(series)
-    if isinstance(kind, (pl.List, pl.Array, pl.Struct)) or kind == pl.Binary:
+    if isinstance(kind, (pl.List, pl.Array, pl.Struct)):
         raise DataError(f"{kind}; expected text or a list of texts")
+    if kind == pl.Binary:  # text in parquet files of programs that do not mark it
+        try:
+            return series.cast(pl.String)
+        except pl.exceptions.PolarsError:
+            raise DataError(f"{kind} that is no UTF-8; expected text or a list of texts") from None
     return series.cast(pl.String)
 
 
 def _record_text(value: Any) -> str | None:
     """Return a title or description of a record as text; lists are joined with spaces."""
+    value = _plain(value)
     if isinstance(value, (list, tuple)):
         parts = [value_text(entry) for entry in value if not is_missing(entry)]
         return " ".join(part for part in parts if part is not None) or None
@@ -286,7 +313,7 @@ def records_frame(records: Iterable[Mapping[str, Any]], ids: Sequence[str], text
     Raises:
         DataError: when an id is neither text nor a whole number, or they are no records.
     """
-    rows = as_records(records, "the records")
+    rows = [_named(row) for row in as_records(records, "the records")]
     names = list(dict.fromkeys(str(name) for row in rows for name in row))
     columns = []
     for name in names:
@@ -300,8 +327,49 @@ def records_frame(records: Iterable[Mapping[str, Any]], ids: Sequence[str], text
     return pl.DataFrame(columns)
 
 
+def _named(row: Mapping[Any, Any]) -> Mapping[str, Any]:
+    """Return a record whose keys are text."""
+    return row if all(type(key) is str for key in row) else {str(key): value for key, value in row.items()}
+
+
+def _exact_times(name: str, values: Sequence[Any]) -> pl.Series | None:
+    """Return times of which some are finer than microseconds, in which Polars would keep them; else None.
+
+    They are `datetime64` of NumPy, or pandas' Timestamps; those with an offset become UTC.
+    """
+    present = [value for value in values if not is_missing(value)]
+    kind = (np.datetime64, datetime.datetime)
+    if not present or not all(isinstance(value, kind) for value in present):
+        return None
+    try:
+        fine = any(getattr(value, "nanosecond", 0) for value in present) or any(
+            isinstance(value, np.datetime64) and value != value.astype("datetime64[us]") for value in present
+        )
+        if not fine:
+            return None
+        nanos = [None if is_missing(value) else _nanoseconds(value) for value in values]
+        return pl.Series(name, nanos, dtype=pl.Int64).cast(pl.Datetime("ns"))
+    except (OverflowError, pl.exceptions.PolarsError):
+        raise DataError(f"the column {name!r} holds nanoseconds and times beyond 1677 to 2262, not both fit") from None
+
+
+def _nanoseconds(value: Any) -> int:
+    """Return a time of pandas, NumPy or Python as nanoseconds since 1970 UTC."""
+    if isinstance(value, np.datetime64):
+        unit, _ = np.datetime_data(value.dtype)
+        if unit in ("ns", "ps", "fs", "as"):
+            return int(value.astype("datetime64[ns]").astype(np.int64))
+        return int(value.astype("datetime64[us]").astype(np.int64)) * 1000
+    since = value.replace(tzinfo=value.tzinfo or datetime.timezone.utc) - _EPOCH
+    whole = (since.days * 86_400 + since.seconds) * 10**6 + since.microseconds
+    return whole * 1000 + getattr(value, "nanosecond", 0)
+
+
 def _any_column(name: str, values: Sequence[Any]) -> pl.Series:
     """Return values as a column of the type they share, NaN as null; as text where they share none."""
+    exact = _exact_times(name, values)
+    if exact is not None:
+        return exact
     kept = (str, list, tuple, Mapping)
     clean = [None if not isinstance(value, kept) and is_missing(value) else value for value in values]
     column: pl.Series | None
@@ -343,6 +411,15 @@ def as_frame(table: Any, where: str) -> pl.DataFrame:
     if isinstance(table, pl.LazyFrame):
         return table.collect()
     library = type(table).__module__.split(".")[0]
+    if library == "datasets" and isinstance(table, Mapping):
+        raise DataError(f"{where}: a {type(table).__name__} holds the splits {list(table)}; give one of them")
+    if library == "datasets" and not hasattr(table, "__len__"):
+        return records_frame(list(table), (), ())
+    if library in ("pandas", "pyarrow"):
+        names = [str(name) for name in (table.columns if library == "pandas" else table.schema.names)]
+        repeated = sorted({name for name in names if names.count(name) > 1})
+        if repeated:
+            raise DataError(f"{where}: the columns {repeated} stand more than once in {names}; rename all but one")
     if library == "pandas":
         return pl.DataFrame([_pandas_column(str(name), table.iloc[:, n]) for n, name in enumerate(table.columns)])
     if library == "datasets" and hasattr(table, "with_format"):
@@ -362,6 +439,11 @@ def as_frame(table: Any, where: str) -> pl.DataFrame:
 
 def _pandas_column(name: str, column: Any) -> pl.Series:
     """Return a column of pandas."""
+    if column.dtype == object:
+        first = next((value for value in column if not is_missing(value)), None)
+        exact = _exact_times(name, column.tolist()) if isinstance(first, (datetime.datetime, np.datetime64)) else None
+        if exact is not None:
+            return exact
     try:
         return pl.Series(name, pl.from_pandas(column, nan_to_null=True))
     except (TypeError, ValueError, pl.exceptions.PolarsError):  # pyarrow's errors are TypeError and ValueError

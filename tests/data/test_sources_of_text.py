@@ -231,3 +231,25 @@ def test_empty_values_of_every_type_give_way(tmp_path: Path) -> None:
         {"item_id": "x", "title": "T", "description": None, "price": 2.0, "tags": ["t"], "year": 1999, "brand": "Acme"}
     ]
     assert dropped == 2
+
+
+@pytest.mark.parametrize("form", ["lines", "array", "python"])
+@pytest.mark.parametrize(("wrong", "shown"), [(True, "true"), (1.5, "1.5")])
+def test_truth_values_and_fractions_are_no_ids_in_json_either(
+    tmp_path: Path, form: str, wrong: Any, shown: str
+) -> None:
+    records = [{"user_id": 2.0, "item_id": "true", "timestamp": 1}, {"user_id": wrong, "item_id": "b", "timestamp": 2}]
+    written = {"lines": json.dumps, "array": json.dumps, "python": repr}[form]
+    text = "\n".join(map(written, records)) if form != "array" else json.dumps(records)
+    (tmp_path / "t.json").write_text(text)
+    with pytest.raises(DataError, match=rf"user_id is {shown} in (?:line|element) 2; ids are text or whole numbers"):
+        read("table", tmp_path / "t.json")
+
+
+def test_null_words_in_the_lists_of_amazon_are_left_out(tmp_path: Path) -> None:
+    reviews = {"reviewerID": "A", "asin": "1", "unixReviewTime": 1, "overall": 5.0}
+    (tmp_path / "r.json").write_text(json.dumps(reviews))
+    (tmp_path / "m.json").write_text(json.dumps({"asin": "1", "title": "T", "description": ["a", "nan", None, ""]}))
+    items = read("amazon-2018", tmp_path / "r.json", tmp_path / "m.json").items
+    assert items is not None
+    assert items["description"].to_list() == ["a"]

@@ -233,6 +233,19 @@ def test_a_row_taken_for_a_header_is_told(tmp_path: Path) -> None:
         prepared(tmp_path, "1,2\n", header=False)
 
 
+def test_a_row_taken_for_a_header_by_column_numbers_is_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    numbers = {"user_id": "0", "item_id": "1", "timestamp": "2"}
+    raw = prepared(tmp_path, "196,242,881250949\n186,302,891717742\n", columns=numbers)
+    assert raw.interactions.height == 1
+    assert "looks like a row; if the file has no header, say --no-header" in caplog.text
+    caplog.clear()
+    assert prepared(tmp_path, "u,i,t\n186,302,891717742\n", columns=numbers).interactions.height == 1
+    assert prepared(tmp_path, "0,1,2\n186,302,891717742\n", columns=numbers).interactions.height == 1
+    assert not caplog.text
+
+
 def test_a_column_number_works_beside_a_header_and_beyond_it_is_told(tmp_path: Path) -> None:
     text = "user_id,item_id,item_id\nu,i,5\n"
     assert prepared(tmp_path, text, columns={"timestamp": "2", "item_id": "1"}).interactions.rows() == [("u", "i", 5)]

@@ -9,6 +9,7 @@ from typing import Any
 import polars as pl
 
 from ...errors import DataError
+from ...values import text_values
 from ..interactions import DESCRIPTION, TITLE, validate_interactions, validate_items
 from ..text import plain_text, plain_title
 from ..times import BY_TIME, TimeRules
@@ -62,11 +63,12 @@ def read_amazon_2018(
         ("reviewerID", "asin", *times),
         max_bad_lines,
         text.encoding,
+        ("reviewerID", "asin"),
     )
     rows = validate_interactions(reviews.rename(REVIEW_FIELDS), str(interactions), rules)
     bad, catalog, merged = count.bad, None, 0
     if items is not None:
-        metadata, item_count = read_json_lines(items, ITEM_FIELDS, ("asin",), max_bad_lines, text.encoding)
+        metadata, item_count = read_json_lines(items, ITEM_FIELDS, ("asin",), max_bad_lines, text.encoding, ("asin",))
         category = pl.when(pl.col("category").list.len() > 0).then(pl.col("category")).otherwise(pl.col("categories"))
         metadata = metadata.with_columns(category=category).drop("categories").rename({"asin": "item_id"})
         catalog, merged = validate_items(shop_items(metadata, made_of), str(items), "merge")
@@ -84,7 +86,7 @@ def shop_items(metadata: pl.DataFrame, made_of: Mapping[str, Sequence[str]]) -> 
     category = pl.Series("category", [_joined(parts) for parts in metadata["category"].to_list()], dtype=pl.String)
     texts = metadata.with_columns(category)
     lists = [name for name, kind in texts.schema.items() if isinstance(kind, pl.List)]
-    texts = texts.with_columns(pl.col(lists).list.join(" "))
+    texts = texts.with_columns(text_values(texts[name]) for name in lists)
     if "details" in texts.columns:
         details = pl.Series("details", [details_text(value) for value in texts["details"].to_list()], dtype=pl.String)
         texts = texts.with_columns(details)

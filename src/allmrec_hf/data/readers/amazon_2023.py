@@ -70,7 +70,7 @@ def _read(
 ) -> tuple[pl.DataFrame, int]:
     """Return the fields of a file of any form, and the number of bad lines."""
     if is_json_lines(path):
-        frame, count = read_json_lines(path, fields, required, max_bad_lines, text.encoding)
+        frame, count = read_json_lines(path, fields, required, max_bad_lines, text.encoding, ("user_id", "parent_asin"))
         return frame, count.bad
 
     def choose(names: list[str]) -> dict[str, str]:

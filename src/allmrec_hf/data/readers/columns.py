@@ -40,6 +40,7 @@ def interaction_names(
     found = map_names(names, columns, INTERACTIONS_PREFIX, str(where))
     needed = rules_columns(rules)
     _require(found, needed, str(where), names)
+    _warn_of_row(found, names, str(where))
     if TIMESTAMP in found and TIMESTAMP not in needed:
         logger.warning("%s: the column %s is not read, because the order is that of the rows", where, found[TIMESTAMP])
     return {name: found[name] for name in (*needed, RATING) if name in found}
@@ -53,6 +54,7 @@ def item_names(names: Sequence[str], columns: Mapping[str, str], where: PathLike
     """
     found = map_names(names, columns, ITEMS_PREFIX, str(where))
     _require(found, (ITEM_ID,), str(where), names)
+    _warn_of_row(found, names, str(where))
     return found
 
 
@@ -110,6 +112,18 @@ def _plain(name: str) -> str:
     name = name.strip("\ufeff \t").casefold()
     name = re.sub(r":(?:token|token_seq|float|float_seq)$", "", name)
     return re.sub(r"[\s_-]+", "_", name)
+
+
+def _warn_of_row(found: Mapping[str, str], names: Sequence[str], where: str) -> None:
+    """Log a warning where what is taken for the header looks like a row, which would be lost."""
+    by_place = list(names) == [str(place) for place in range(len(names))]
+    if not by_place and any(_DATA.fullmatch(found[name]) for name in OURS if name in found):
+        logger.warning(
+            "%s: the columns are called %s, which looks like a row; if the file has no header, say --no-header "
+            "(header=False in Python), or this row is lost",
+            where,
+            list(names)[:8],
+        )
 
 
 def _require(found: Mapping[str, str], columns: Sequence[str], where: str, names: Sequence[str]) -> None:

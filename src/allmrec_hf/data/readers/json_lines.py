@@ -10,6 +10,7 @@ import io
 import itertools
 import json
 import logging
+import math
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -42,6 +43,7 @@ def read_json_lines(
     required: Sequence[str] = (),
     max_bad_lines: float = 0.01,
     encoding: str | None = None,
+    ids: Sequence[str] = (),
 ) -> tuple[pl.DataFrame, LineCount]:
     """Read chosen fields of a file of JSON lines, of Python literals, or of one JSON array.
 
@@ -55,20 +57,22 @@ def read_json_lines(
         required: Fields that must occur in the file.
         max_bad_lines: The share of lines (or elements of the array) that may be no JSON object.
         encoding: The file's encoding; None for UTF-8 or what a byte order mark says.
+        ids: Fields that hold ids, where a truth value or a fraction is refused: as text it could not be told from one.
 
     Returns:
         One row per good line with every field (null where a line lacks it), and the counts.
 
     Raises:
         DataError: when the file is missing, empty or a truncated gzip, an array is broken, more than the allowed share
-            of lines is no JSON object (the first is named), or a required field never occurs.
+            of lines is no JSON object (the first is named), a required field never occurs, or an id is no id.
     """
     path = existing_file(path)
     count, frames, first_line = LineCount(), [], 1
     if is_array(path, encoding):
-        frames.append(_parse_array(path, fields, count, encoding))
+        frames.append(_parse_array(path, fields, count, encoding, ids))
     else:
         for block in read_blocks(path, encoding=encoding):
+            _check_ids(path, block, ids, first_line)
             frames.append(_parse_block(block, fields, first_line, count))
             first_line += block.count(b"\n")
     _check_lines(path, count, max_bad_lines)
@@ -170,11 +174,41 @@ def _broken_array(path: Path, text: str, at: int, number: int, reason: str) -> D
     )
 
 
-def _parse_array(path: Path, fields: Fields, count: LineCount, encoding: str | None) -> pl.DataFrame:
+def _check_ids(path: Path, block: bytes, ids: Sequence[str], first_line: int) -> None:
+    """Refuse lines in which an id is a truth value or a fraction."""
+    if not ids:
+        return
+    names = b"|".join(re.escape(name).encode() for name in ids)
+    wrong = rb"[\"'](?:" + names + rb")[\"']\s*:\s*(?:[tT]rue|[fF]alse|-?\d+\.\d*[1-9]\d*)\s*[,}]"
+    for found in re.finditer(wrong, block):
+        start = block.rfind(b"\n", 0, found.start()) + 1
+        end = block.find(b"\n", found.end())
+        record = _parse_object(block[start : end if end >= 0 else len(block)]) or {}
+        line = first_line + block.count(b"\n", 0, start)
+        _check_id_values(path, record, ids, f"line {line}")
+
+
+def _check_id_values(path: Path, record: Mapping[str, Any], ids: Sequence[str], place: str) -> None:
+    """Refuse an id that is a truth value or a fraction.
+
+    Raises:
+        DataError: when one is; the message names it and its place.
+    """
+    for name in ids:
+        value = record.get(name)
+        if isinstance(value, bool) or (isinstance(value, float) and math.isfinite(value) and value % 1 != 0):
+            shown = json.dumps(value)
+            raise DataError(f"{path}: {name} is {shown} in {place}; ids are text or whole numbers, so write it as text")
+
+
+def _parse_array(
+    path: Path, fields: Fields, count: LineCount, encoding: str | None, ids: Sequence[str]
+) -> pl.DataFrame:
     """Return the fields of every element of an array that is an object, and count the others."""
     rows = []
     for number, record in enumerate(_elements(path, encoding), start=1):
         if isinstance(record, dict):
+            _check_id_values(path, record, ids, f"element {number}")
             rows.append([_convert(record.get(name), kind) for name, kind in fields.items()])
             continue
         count.bad += 1

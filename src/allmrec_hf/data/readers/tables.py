@@ -8,7 +8,7 @@ from pathlib import Path
 import polars as pl
 
 from ...errors import DataError
-from ..interactions import ITEM_ID, TEXT_COLUMNS, validate_interactions, validate_items
+from ..interactions import ITEM_ID, TEXT_COLUMNS, USER_ID, validate_interactions, validate_items
 from ..times import BY_TIME, TimeRules
 from .base import AS_FOUND, PathLike, RawData, TextFormat, existing_file, stem
 from .columns import OURS, interaction_names, item_names
@@ -88,7 +88,8 @@ def read_table(
         fields = discover_fields(file, None, text.encoding)
         names = choose(list(fields))
     chosen = {theirs: TEXTS if ours in TEXT_COLUMNS else fields.get(theirs, TEXT) for ours, theirs in names.items()}
-    frame, count = read_json_lines(file, chosen, (), max_bad_lines, text.encoding)
+    ids = [theirs for ours, theirs in names.items() if ours in (USER_ID, ITEM_ID)]
+    frame, count = read_json_lines(file, chosen, (), max_bad_lines, text.encoding, ids)
     return renamed(frame.lazy(), names).collect(), count.bad
 
 
