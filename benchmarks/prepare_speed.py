@@ -29,7 +29,7 @@ print(json.dumps({"resources": resources, "report": data.info["report"]}))
 LOAD = """
 import json, sys, time
 from allmrec_hf.data.prepared import PreparedData
-from allmrec_hf.data.report import peak_memory_mib
+from allmrec_hf.data.data_report import peak_memory_mib
 started = time.perf_counter()
 data = PreparedData.load(sys.argv[1])
 loaded = time.perf_counter() - started

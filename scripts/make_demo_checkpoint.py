@@ -13,7 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from allmrec_hf.evaluation.report import format_markdown
+from allmrec_hf.evaluation.evaluation_report import format_markdown
 from allmrec_hf.hub.publish import checkpoint_files
 
 ROOT = Path(__file__).parents[1]

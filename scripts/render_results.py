@@ -12,8 +12,8 @@ from typing import Any
 
 import polars as pl
 
+from allmrec_hf.evaluation.evaluation_report import format_markdown
 from allmrec_hf.evaluation.evaluator import REPORT_FORMAT
-from allmrec_hf.evaluation.report import format_markdown
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results"

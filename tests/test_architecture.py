@@ -1,4 +1,4 @@
-"""The house rules, checked on the syntax tree: imports go downward, and the machine stays flat."""
+"""The rules of the package, checked on the syntax tree: imports go to lower layers, and the model modules stay flat."""
 
 import ast
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "src" / "allmrec_hf"
-FLOORS = [
+LAYERS = [
     {
         "errors",
         "ranking",
@@ -32,7 +32,7 @@ FLOORS = [
     {"modeling_allmrec"},
     {"pipeline_recommendation"},
 ]
-SAME_FLOOR = {
+WITHIN_LAYER = {
     ("catalog", "errors"),
     ("files", "errors"),
     ("prompt", "errors"),
@@ -47,21 +47,23 @@ SAME_FLOOR = {
     ("catalog", "item_rows"),
     ("language_model", "errors"),
 }
-WORKSHOP = {"data", "training", "evaluation", "hub", "methods", "explaining", "benchmark", "cli"}
-LABORATORY = {"methods", "explaining", "benchmark"}
+PACKAGES = {"data", "training", "evaluation", "hub", "methods", "explaining", "benchmark", "cli"}
+UPPER_PACKAGES = {"methods", "explaining", "benchmark"}
 FORBIDDEN = {
-    "data": {"training", "evaluation", "hub", "cli", *LABORATORY},
-    "training": {"evaluation", "cli", *LABORATORY},
-    "evaluation": {"training", "hub", "cli", *LABORATORY},
-    "hub": {"data", "training", "cli", *LABORATORY},
+    "data": {"training", "evaluation", "hub", "cli", *UPPER_PACKAGES},
+    "training": {"evaluation", "cli", *UPPER_PACKAGES},
+    "evaluation": {"training", "hub", "cli", *UPPER_PACKAGES},
+    "hub": {"data", "training", "cli", *UPPER_PACKAGES},
     "methods": {"hub", "explaining", "benchmark", "cli"},
     "explaining": {"training", "hub", "methods", "benchmark", "cli"},
     "benchmark": {"hub", "explaining", "cli"},
     "cli": set(),
 }
-MACHINE = sorted(path.stem for path in PACKAGE.glob("*.py") if not path.stem.startswith("_"))
-BACKBONES = next(number for number, names in enumerate(FLOORS) if "configuration_allmrec" in names)
-FLOORS[BACKBONES] |= {name for name in MACHINE if name.startswith("cf_") and not any(name in names for names in FLOORS)}
+MODEL_MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if not path.stem.startswith("_"))
+BACKBONES = next(number for number, names in enumerate(LAYERS) if "configuration_allmrec" in names)
+LAYERS[BACKBONES] |= {
+    name for name in MODEL_MODULES if name.startswith("cf_") and not any(name in names for names in LAYERS)
+}
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if "demo" not in path.relative_to(PACKAGE).parts[:-1])
 
 
@@ -70,42 +72,49 @@ def imports(path: Path) -> list[ast.ImportFrom | ast.Import]:
     return [node for node in ast.walk(tree) if isinstance(node, (ast.Import, ast.ImportFrom))]
 
 
-def floor_of(module: str) -> int:
-    return next(number for number, names in enumerate(FLOORS) if module in names)
+def layer_of(module: str) -> int:
+    return next(number for number, names in enumerate(LAYERS) if module in names)
 
 
-def test_every_machine_module_has_a_floor():
-    assert set(MACHINE) == set().union(*FLOORS)
+def test_every_model_module_has_a_layer():
+    assert set(MODEL_MODULES) == set().union(*LAYERS)
 
 
-@pytest.mark.parametrize("module", MACHINE)
-def test_machine_imports_single_dot_modules_of_lower_floors_only(module):
+@pytest.mark.parametrize("module", MODEL_MODULES)
+def test_model_modules_import_single_dot_modules_of_lower_layers_only(module):
     for node in imports(PACKAGE / f"{module}.py"):
         if isinstance(node, ast.ImportFrom) and node.level:
-            assert node.level == 1, f"{module}: line {node.lineno} leaves the flat core"
+            assert node.level == 1, f"{module}: line {node.lineno} leaves the model modules"
             assert node.module, (
                 f"{module}: line {node.lineno} is `from . import x`, which the Hub's copier cannot follow"
             )
             assert "." not in node.module, f"{module}: line {node.lineno} imports from a sub-package"
-            lower = floor_of(node.module) < floor_of(module)
-            assert lower or (module, node.module) in SAME_FLOOR, f"{module} must not import {node.module}"
+            lower = layer_of(node.module) < layer_of(module)
+            assert lower or (module, node.module) in WITHIN_LAYER, f"{module} must not import {node.module}"
+
+
+def test_every_module_name_stands_once():
+    names = [path.stem for path in MODULES if path.stem != "__init__"]
+    assert {name for name in names if names.count(name) > 1} <= {"cf_encoder"}  # the contract and its training
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_nobody_inside_imports_the_package_root(path):
+def test_no_module_imports_the_package_root(path):
     for node in imports(path):
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
         assert not any(name.split(".")[0] == "allmrec_hf" for name in names), f"line {node.lineno}"
 
 
-@pytest.mark.parametrize("room", sorted(WORKSHOP))
-def test_workshop_rooms_keep_apart(room):
-    for path in (PACKAGE / room).rglob("*.py"):
+@pytest.mark.parametrize("package", sorted(PACKAGES))
+def test_packages_import_only_allowed_packages(package):
+    for path in (PACKAGE / package).rglob("*.py"):
         depth = len(path.relative_to(PACKAGE).parts) - 1
         for node in imports(path):
             if isinstance(node, ast.ImportFrom) and node.level == depth + 1 and node.module:
                 other = node.module.split(".")[0]
-                assert other not in FORBIDDEN[room], f"{path.relative_to(PACKAGE)}: line {node.lineno} imports {other}"
+                assert other not in FORBIDDEN[package], (
+                    f"{path.relative_to(PACKAGE)}: line {node.lineno} imports {other}"
+                )
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
@@ -120,6 +129,6 @@ def test_no_module_unpickles_or_asserts_or_prints(path):
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_no_room_is_crowded(path):
+def test_no_module_is_long(path):
     lines = len(path.read_text(encoding="utf-8").splitlines())
     assert lines <= 600, f"{lines} lines: is there a second topic inside?"

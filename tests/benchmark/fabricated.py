@@ -1,9 +1,9 @@
-"""Invented cells: ranks drawn around a strength, with no training behind them."""
+"""Invented runs: ranks drawn around a strength, with no training behind them."""
 
 import numpy as np
 import polars as pl
 
-from allmrec_hf.benchmark.cells import Cell, CellKey
+from allmrec_hf.benchmark.runs import BenchmarkRun, RunKey
 from allmrec_hf.ranking import Ranks, summarize_ranks
 
 CANDIDATES = 20
@@ -28,7 +28,7 @@ def drawn_ranks(strength, seed):
     return 1.0 + (scores[:, 1:] > scores[:, :1]).sum(axis=1)
 
 
-def cell(
+def run(
     label,
     ranks,
     *,
@@ -41,7 +41,7 @@ def cell(
     cold=None,
     tied=None,
 ):
-    """Return a cell whose users have these ranks."""
+    """Return a run whose users have these ranks."""
     ranks = np.asarray(ranks, dtype=float)
     cold = np.arange(len(ranks)) % 3 == 0 if cold is None else np.asarray(cold, dtype=bool)
     frame = pl.DataFrame(
@@ -71,12 +71,12 @@ def cell(
         "chance": dict.fromkeys(("overall", "warm", "cold", "never_seen"), CHANCE),
         "methods": {label: {"overall": metrics}},
     }
-    key = CellKey(dataset, scenario, label, method or METHODS.get(label, (label,))[0], seed)
-    return Cell(key, report, frame, 12.5 + seed, {"backbone": "sasrec", **(details or {})})
+    key = RunKey(dataset, scenario, label, method or METHODS.get(label, (label,))[0], seed)
+    return BenchmarkRun(key, report, frame, 12.5 + seed, {"backbone": "sasrec", **(details or {})})
 
 
-def cells(num_users=300, scenario="overall", seeds=(0,), strengths=None, labels=None, dataset="toy"):
-    """Return a cell for each method of `METHODS` and each seed, with other strengths where given."""
+def runs(num_users=300, scenario="overall", seeds=(0,), strengths=None, labels=None, dataset="toy"):
+    """Return a run for each method of `METHODS` and each seed, with other strengths where given."""
     cold = np.arange(num_users) % 3 == 0
     found = []
     for number, (label, (method, warm_strength, cold_strength)) in enumerate(METHODS.items()):
@@ -87,6 +87,6 @@ def cells(num_users=300, scenario="overall", seeds=(0,), strengths=None, labels=
         for seed in seeds:
             ranks = drawn_ranks(np.where(cold, cold_strength, warm_strength), [number, seed])
             found.append(
-                cell(label, ranks, method=method, dataset=dataset, scenario=scenario, seed=seed, details=llm, cold=cold)
+                run(label, ranks, method=method, dataset=dataset, scenario=scenario, seed=seed, details=llm, cold=cold)
             )
     return found

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from allmrec_hf.evaluation.rankers import PopularityRanker
-from allmrec_hf.methods.method import METHODS, Method
+from allmrec_hf.methods.method import Method
+from allmrec_hf.methods.registry import METHODS
 
 LOG, KILL_AT = "STUB_LOG", "STUB_KILL_AT"
-_STUBS = {"stub": ("stub", "Stub"), "steady": ("stub", "Steady")}
 
 
 class Stub(Method):
@@ -49,14 +49,11 @@ class Steady(Stub):
 
 def register(monkeypatch: pytest.MonkeyPatch | None = None) -> None:
     """Make the method known by its name."""
-    module = "allmrec_hf.methods.stub"
-    if monkeypatch is None:
-        sys.modules[module] = sys.modules[__name__]
-        METHODS.update(_STUBS)
-    else:
-        monkeypatch.setitem(sys.modules, module, sys.modules[__name__])
-        for name, place in _STUBS.items():
-            monkeypatch.setitem(METHODS, name, place)
+    for kind in (Stub, Steady):
+        if monkeypatch is None:
+            METHODS[kind.name] = kind
+        else:
+            monkeypatch.setitem(METHODS, kind.name, kind)
 
 
 def content(**changes):
@@ -80,8 +77,8 @@ def content(**changes):
 
 
 if __name__ == "__main__":
-    from allmrec_hf.benchmark.reading import parse_suite
     from allmrec_hf.benchmark.runner import Place, run_suite
+    from allmrec_hf.benchmark.suite_parser import parse_suite
 
     register()
     run_suite(parse_suite(content(), "mini.yaml"), Place(Path(sys.argv[1])))

@@ -11,15 +11,15 @@ def test_methods_on_ones_own_data_need_no_suite_and_a_llmrec_is_under_test(tmp_p
     write_data(tmp_path / "data")
     given = ("benchmark", "--data", tmp_path / "data", "--methods", "popularity,item-knn", "--seeds", "0,1")
     found = succeeded(*given, "--output", tmp_path / "out")
-    assert "3 of 3 cells are done, 3 of them computed now." in found.stdout
+    assert "3 of 3 runs are done, 3 of them computed now." in found.stdout
     assert "data, overall, item-knn, seed 1: " in found.stderr
     assert (tmp_path / "out" / "report.html").exists()
     again = json.loads(succeeded(*given, "--output", tmp_path / "out", "--json").stdout)
-    assert (again["cells"], again["done"], again["computed"]) == (3, 3, 0)
+    assert (again["runs"], again["done"], again["computed"]) == (3, 3, 0)
     listed = succeeded(
         "benchmark", "--data", tmp_path / "data", "--methods", "popularity,a-llmrec", "--llm", "demo", "--list"
     )
-    assert "2 cells, 0 done" in listed.stdout
+    assert "2 runs, 0 done" in listed.stdout
 
 
 def test_unfinished_suite_is_reported_as_unfinished(tmp_path):
@@ -31,7 +31,7 @@ def test_unfinished_suite_is_reported_as_unfinished(tmp_path):
         json.dumps(content(methods=["popularity", "item-knn"], reference="popularity", scenarios=["overall"]))
     )
     found = succeeded("benchmark", "--suite", wider, "--output", tmp_path / "out", "--only-report")
-    assert "1 of 3 cells are done, 0 of them computed now." in found.stdout
+    assert "1 of 3 runs are done, 0 of them computed now." in found.stdout
     assert "not computed yet" in (tmp_path / "out" / "report.md").read_text()
 
 

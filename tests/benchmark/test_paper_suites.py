@@ -8,10 +8,10 @@ import json
 import pytest
 
 from allmrec_hf.benchmark.published import COUNTS, DATASETS, published_values
-from allmrec_hf.benchmark.reading import load_suite
 from allmrec_hf.benchmark.runner import Place, run_suite
 from allmrec_hf.benchmark.sources import check_counts, check_files, prepared_data
 from allmrec_hf.benchmark.suite import DatasetSpec
+from allmrec_hf.benchmark.suite_parser import load_suite
 from allmrec_hf.errors import DataError
 
 
@@ -55,7 +55,7 @@ def test_text_reconstruction_has_the_weight_of_the_data_set(name):
     assert whole.options == {"beta": 0.5 if name in ("movies", "games") else 0.2}
 
 
-def test_every_published_figure_of_the_data_set_has_a_cell_in_the_suite(name):
+def test_every_published_figure_of_the_data_set_has_a_run_in_the_suite(name):
     suite = load_suite(f"paper-{name}")
     for value in published_values(name):
         method = next(spec for spec in suite.methods if spec.label == value.label)
@@ -82,7 +82,7 @@ def test_missing_files_are_named_with_where_they_are_published(name, tmp_path):
         run_suite(suite, Place(tmp_path / "out"))
     with pytest.raises(DataError, match=r"missing: .*\.json\.gz, .*meta_.*published at https://"):
         run_suite(suite, Place(tmp_path / "out", tmp_path))
-    assert not (tmp_path / "out" / "cells").exists()
+    assert not (tmp_path / "out" / "runs").exists()
 
 
 def test_other_counts_are_refused_with_both_numbers_or_allowed(caplog):

@@ -5,23 +5,23 @@ from dataclasses import replace
 import numpy as np
 import polars as pl
 import pytest
-from fabricated import cell, cells, drawn_ranks
+from fabricated import drawn_ranks, run, runs
 
 from allmrec_hf.benchmark import plots
 from allmrec_hf.benchmark import verdicts as verdict_rules
-from allmrec_hf.benchmark.cells import load_cell, save_cell
+from allmrec_hf.benchmark.benchmark_report import markdown_text, render
 from allmrec_hf.benchmark.published import PublishedValue
-from allmrec_hf.benchmark.report import markdown_text, render
-from allmrec_hf.benchmark.tables import by_scenario, chance, default_reference, make_tables
+from allmrec_hf.benchmark.result_tables import by_scenario, chance, default_reference, make_tables
+from allmrec_hf.benchmark.runs import load_run, save_run
 from allmrec_hf.benchmark.views import comparisons_grid, difference, geometry_grid, results_grid
 from allmrec_hf.errors import ALLMRecError, DataError
 
 SCRIPT = "<script>alert(1)</script>"
 
 
-def said(found_cells, subject, reference="a-llmrec"):
+def said(found_runs, subject, reference="a-llmrec"):
     """Return the verdicts on one subject."""
-    found = verdict_rules.verdicts(found_cells, make_tables(found_cells, reference), reference)
+    found = verdict_rules.verdicts(found_runs, make_tables(found_runs, reference), reference)
     return [verdict for verdict in found if verdict.subject == subject]
 
 
@@ -33,7 +33,7 @@ def row(frame, **place):
 
 def test_results_by_hand():
     ranks = [1.0, 2.0, np.inf, 1.5]
-    tables = make_tables([cell("a-llmrec", ranks, cold=[1, 0, 0, 0], tied=[0, 0, 0, 1])], "a-llmrec")
+    tables = make_tables([run("a-llmrec", ranks, cold=[1, 0, 0, 0], tied=[0, 0, 0, 1])], "a-llmrec")
     place = {"label": "a-llmrec", "group": "overall"}
     assert row(tables.results, metric="hit@1", **place)["mean"] == 1.5 / 4
     ndcg = (1 + 1 / np.log2(3) + 0 + (1 + 1 / np.log2(3)) / 2) / 4
@@ -43,22 +43,22 @@ def test_results_by_hand():
 
 
 def test_one_seed_has_no_deviation_and_several_have_that_of_their_means():
-    one = make_tables([cell("a-llmrec", [1, 2])], None).results
+    one = make_tables([run("a-llmrec", [1, 2])], None).results
     assert one["deviation"].is_null().all()
-    two = make_tables([cell("a-llmrec", [1, 1]), cell("a-llmrec", [1, 2], seed=1)], None).results
+    two = make_tables([run("a-llmrec", [1, 1]), run("a-llmrec", [1, 2], seed=1)], None).results
     found = row(two, metric="hit@1", group="overall")
     assert (found["mean"], found["seeds"]) == (0.75, 2)
     assert found["deviation"] == pytest.approx(np.sqrt(0.125))
 
 
 def test_groups_without_users_have_no_rows():
-    tables = make_tables(cells(30), "a-llmrec")
+    tables = make_tables(runs(30), "a-llmrec")
     assert "never_seen" not in tables.results["group"].unique().to_list()
     assert "never_seen" not in tables.comparisons["group"].unique().to_list()
 
 
 def test_one_method_has_no_comparisons_and_still_a_report(tmp_path):
-    page = render(tmp_path, [cell("a-llmrec", [1, 2, np.inf])], "Alone")
+    page = render(tmp_path, [run("a-llmrec", [1, 2, np.inf])], "Alone")
     assert page.is_file()
     assert len(pl.read_parquet(tmp_path / "tables" / "comparisons.parquet")) == 0
     assert "±0." not in page.read_text(encoding="utf-8")
@@ -67,9 +67,9 @@ def test_one_method_has_no_comparisons_and_still_a_report(tmp_path):
 def test_mcnemar_takes_the_least_favourable_seed():
     other = [2] * 8 + [1] * 4
     found = [
-        cell("a-llmrec", [1] * 12, seed=0),
-        cell("a-llmrec", [1] * 7 + [2] + [1] * 4, seed=1),
-        cell("sasrec", other),
+        run("a-llmrec", [1] * 12, seed=0),
+        run("a-llmrec", [1] * 7 + [2] + [1] * 4, seed=1),
+        run("sasrec", other),
     ]
     compared = row(make_tables(found, "a-llmrec").comparisons, metric="hit@1", group="overall")
     assert compared["p_mcnemar"] == pytest.approx(2 / 2**7)  # seed 1: 7 discordant users; seed 0 would give 2 / 2**8
@@ -77,8 +77,8 @@ def test_mcnemar_takes_the_least_favourable_seed():
 
 
 def constant(label, num_users=40, **options):
-    """Return a cell of one score for all of 20 candidates: the mean of the places 1 to 20, 19 tied others."""
-    return cell(label, [10.5] * num_users, tied=[19] * num_users, **options)
+    """Return a run of one score for all of 20 candidates: the mean of the places 1 to 20, 19 tied others."""
+    return run(label, [10.5] * num_users, tied=[19] * num_users, **options)
 
 
 def test_a_constant_score_is_exactly_chance_in_every_row_and_test():
@@ -95,16 +95,16 @@ def test_a_constant_score_is_exactly_chance_in_every_row_and_test():
 
 
 def test_an_alarm_at_chance_by_ties_is_quiet():
-    leak = [one for one in cells(40) if one.key.label != "leak-alarm"]
+    leak = [one for one in runs(40) if one.key.label != "leak-alarm"]
     (verdict,) = said([*leak, constant("leak-alarm", cold=np.arange(40) % 3 == 0)], verdict_rules.LEAK)
     assert verdict.status == "quiet"
 
 
 def test_mcnemar_is_left_out_where_one_seed_has_shares_of_hits():
     found = [
-        cell("a-llmrec", [1, 1, 1]),
-        cell("a-llmrec", [1, 1, 1.5], tied=[0, 0, 1], seed=1),
-        cell("sasrec", [1, 2, 2]),
+        run("a-llmrec", [1, 1, 1]),
+        run("a-llmrec", [1, 1, 1.5], tied=[0, 0, 1], seed=1),
+        run("sasrec", [1, 2, 2]),
     ]
     compared = make_tables(found, "a-llmrec").comparisons.filter(group="overall")
     assert row(compared, metric="hit@1")["p_mcnemar"] is None
@@ -112,15 +112,15 @@ def test_mcnemar_is_left_out_where_one_seed_has_shares_of_hits():
     assert row(compared, metric="hit@1")["difference"] == pytest.approx((2 + 0.75 - 1) / 3)
 
 
-def test_a_cell_without_ties_is_refused_by_name():
-    old = cell("a-llmrec", [1, 2])
+def test_a_run_without_ties_is_refused_by_name():
+    old = run("a-llmrec", [1, 2])
     with pytest.raises(DataError, match=r"a-llmrec \(seed 0\): .*rank and tied are needed"):
         make_tables([replace(old, ranks=old.ranks.drop("tied"))], "a-llmrec")
 
 
 @pytest.mark.parametrize("figure", ["mean", "low"])
 def test_verdicts_refuse_figures_that_are_no_numbers(figure):
-    found = cells(30)
+    found = runs(30)
     tables = make_tables(found, "a-llmrec")
     broken = pl.when(pl.col("label") == "leak-alarm").then(float("nan")).otherwise(pl.col(figure)).alias(figure)
     tables = replace(tables, results=tables.results.with_columns(broken))
@@ -134,7 +134,7 @@ def test_plots_refuse_points_that_are_no_numbers():
 
 
 def test_holm_corrects_over_all_methods_and_groups_of_a_metric():
-    comparisons = make_tables(cells(90), "a-llmrec").comparisons
+    comparisons = make_tables(runs(90), "a-llmrec").comparisons
     family = comparisons.filter(metric="hit@1")
     assert len(family) == 7 * 3  # seven other methods; all, warm and cold targets
     smallest = family.sort("p_randomisation").row(0, named=True)
@@ -143,55 +143,55 @@ def test_holm_corrects_over_all_methods_and_groups_of_a_metric():
 
 
 def test_bold_goes_to_the_best_and_to_those_not_told_apart_from_it():
-    found = make_tables(cells(200, strengths={"fair-backbone": (2.3, 1.6)}), "a-llmrec").results
+    found = make_tables(runs(200, strengths={"fair-backbone": (2.3, 1.6)}), "a-llmrec").results
     overall = found.filter(group="overall", metric="hit@1")
     assert set(overall.filter("among_best")["label"]) == {"a-llmrec", "fair-backbone"}
 
 
 def test_an_ablation_of_another_label_is_compared_with_that_label():
-    parent, part = cell("other", [1, 2, 1, 1]), cell("other without x", [2, 2, 1, 1], details={"ablation_of": "other"})
-    comparisons = make_tables([cell("a-llmrec", [1, 1, 1, 1]), parent, part], "a-llmrec").comparisons
+    parent, part = run("other", [1, 2, 1, 1]), run("other without x", [2, 2, 1, 1], details={"ablation_of": "other"})
+    comparisons = make_tables([run("a-llmrec", [1, 1, 1, 1]), parent, part], "a-llmrec").comparisons
     found = row(comparisons, reference="other", label="other without x", metric="hit@1", group="overall")
     assert found["difference"] == 0.25
 
 
 def test_users_targets_groups_and_candidates_must_be_the_same():
-    first = cell("a-llmrec", [1, 2, 3])
+    first = run("a-llmrec", [1, 2, 3])
     with pytest.raises(DataError, match="same candidate file"):
-        make_tables([first, cell("sasrec", [1, 2, 3], sha="other")], "a-llmrec")
-    other = cell("sasrec", [1, 2, 3])
+        make_tables([first, run("sasrec", [1, 2, 3], sha="other")], "a-llmrec")
+    other = run("sasrec", [1, 2, 3])
     with pytest.raises(DataError, match="3 are in both, but user_id, target differ"):
         make_tables([first, replace(other, ranks=other.ranks.reverse())], "a-llmrec")
     with pytest.raises(DataError, match="different groups"):
-        make_tables([first, cell("sasrec", [1, 2, 3], cold=[0, 0, 1])], "a-llmrec")
+        make_tables([first, run("sasrec", [1, 2, 3], cold=[0, 0, 1])], "a-llmrec")
     with pytest.raises(DataError, match=r"sasrec \(seed 0\): 1 of 3 ranks are no counts"):
-        make_tables([first, cell("sasrec", [1, 2, np.nan])], "a-llmrec")
+        make_tables([first, run("sasrec", [1, 2, np.nan])], "a-llmrec")
     with pytest.raises(DataError, match="run twice"):
         make_tables([first, first], "a-llmrec")
-    with pytest.raises(ALLMRecError, match="no cell is labelled 'absent'"):
+    with pytest.raises(ALLMRecError, match="no run is labelled 'absent'"):
         make_tables([first], "absent")
 
 
 def test_default_reference_is_the_whole_method():
-    part = cell("part", [1], method="a-llmrec", details={"ablation_of": "whole"})
-    assert default_reference([part, cell("whole", [1], method="a-llmrec")]) == "whole"
-    assert default_reference([cell("sasrec", [1])]) is None
+    part = run("part", [1], method="a-llmrec", details={"ablation_of": "whole"})
+    assert default_reference([part, run("whole", [1], method="a-llmrec")]) == "whole"
+    assert default_reference([run("sasrec", [1])]) is None
 
 
 def test_chance_by_hand():
-    assert chance(cell("any", [1, 2]), "hit@1") == 0.05
-    assert chance(cell("any", [1, 2]), "hit@10", "cold") == 0.5
+    assert chance(run("any", [1, 2]), "hit@1") == 0.05
+    assert chance(run("any", [1, 2]), "hit@10", "cold") == 0.5
 
 
 EVIL = f"{SCRIPT} | $x$ `a` *b*"
 
 
-def render_all(cells_of, folder):
-    """Render the stored cells with everything that a report may be given."""
+def render_all(runs_of, folder):
+    """Render the stored runs with everything that a report may be given."""
     published = [PublishedValue("toy", "overall", "cold", "SASRec", 0.119)]
     failed = [{"dataset": "toy", "scenario": "overall", "label": EVIL, "seed": 0, "error": EVIL}]
     command = f"allmrec benchmark {EVIL}"
-    stored = [load_cell(path) for path in sorted((cells_of / "cells").iterdir())]
+    stored = [load_run(path) for path in sorted((runs_of / "runs").iterdir())]
     render(folder, stored, f"Title {EVIL}", command=command, published=published, failed=failed)
 
 
@@ -199,8 +199,8 @@ def render_all(cells_of, folder):
 def page(tmp_path_factory):
     """Return the folder of a report with everything in it, hostile names included."""
     folder = tmp_path_factory.mktemp("report")
-    made = [*cells(60, seeds=(0, 1)), *cells(60, "few-shot-8", labels=("a-llmrec", "sasrec"))]
-    made += cells(60, "few-shot-16", labels=("a-llmrec", "sasrec"))
+    made = [*runs(60, seeds=(0, 1)), *runs(60, "few-shot-8", labels=("a-llmrec", "sasrec"))]
+    made += runs(60, "few-shot-16", labels=("a-llmrec", "sasrec"))
     ranks = drawn_ranks(np.full(60, 2.0), 9)
     geometry = {"items": 500.0, "item_mean_cosine": 0.91}
     details = {
@@ -210,16 +210,16 @@ def page(tmp_path_factory):
         "simplified": EVIL,
         "options": {EVIL: EVIL},
     }
-    made.append(cell(EVIL, ranks, method="a-llmrec", details=details))
+    made.append(run(EVIL, ranks, method="a-llmrec", details=details))
     for one in made:
-        save_cell(folder, one)
+        save_run(folder, one)
     render_all(folder, folder)
     return folder
 
 
 def test_the_page_stands_by_itself(page):
     text = (page / "report.html").read_text(encoding="utf-8")
-    assert sorted(path.name for path in page.iterdir()) == ["cells", "report.html", "report.md", "tables"]
+    assert sorted(path.name for path in page.iterdir()) == ["report.html", "report.md", "runs", "tables"]
     assert text.count("<svg") >= 5
     assert not re.search(r"(?:src|href)\s*=\s*[\"']?\s*(?:https?:|//|data:)", text)
     assert not re.search(r"@import|url\((?!#)", text)
@@ -258,7 +258,7 @@ def test_everything_asked_for_is_in_the_page(page):
     assert "python 3.12" in text
 
 
-def test_same_cells_give_the_same_bytes(page, tmp_path):
+def test_same_runs_give_the_same_bytes(page, tmp_path):
     render_all(page, tmp_path)
     for name in ("report.html", "report.md", "tables/results.parquet", "tables/comparisons.parquet"):
         assert (tmp_path / name).read_bytes() == (page / name).read_bytes()
@@ -271,17 +271,17 @@ def test_markdown_text_is_one_line_without_markup():
 def test_without_matplotlib_the_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ALLMRecError, match=r"pip install 'allmrec-hf\[benchmark\]'"):
-        render(tmp_path, cells(30), "No plots")
+        render(tmp_path, runs(30), "No plots")
 
 
 def test_gain_that_survives_both_controls_is_credited():
-    (verdict,) = said(cells(300, seeds=(0, 1)), verdict_rules.CREDIT)
+    (verdict,) = said(runs(300, seeds=(0, 1)), verdict_rules.CREDIT)
     assert verdict.status == "good"
     assert re.search(r"over sasrec \(Hit@1 \+0\.\d+.*is credited to the LLM: it survives random-llm", verdict.text)
 
 
 def test_credit_of_one_seed_says_so():
-    (verdict,) = said(cells(300), verdict_rules.CREDIT)
+    (verdict,) = said(runs(300), verdict_rules.CREDIT)
     assert verdict.status == "note"
     assert verdict.text.endswith("one seed: luck of the training is not ruled out")
 
@@ -289,7 +289,7 @@ def test_credit_of_one_seed_says_so():
 def test_a_gain_that_turns_with_a_seed_is_not_credited():
     """Seed 1 alone is far above all controls, seed 0 is below: over the users the mean is significant."""
     strong, weak = ({"a-llmrec": strength} for strength in ((6.0, 6.0), (1.1, 0.6)))
-    made = [*cells(300, strengths=weak), *cells(300, seeds=(1,), strengths=strong)]
+    made = [*runs(300, strengths=weak), *runs(300, seeds=(1,), strengths=strong)]
     (verdict,) = said(made, verdict_rules.CREDIT)
     assert verdict.status == "against"
     assert "no significant gain over sasrec" in verdict.text
@@ -300,7 +300,7 @@ def test_a_gain_that_turns_with_a_seed_is_not_credited():
 
 
 def test_nothing_is_credited_while_the_leak_alarm_fires():
-    loud = cells(300, strengths={"leak-alarm": (3.9, 3.9)}, seeds=(0, 1))
+    loud = runs(300, strengths={"leak-alarm": (3.9, 3.9)}, seeds=(0, 1))
     (credit,) = said(loud, verdict_rules.CREDIT)
     (fairness,) = said(loud, verdict_rules.FAIRNESS)
     assert credit.status == fairness.status == "missing"
@@ -308,7 +308,7 @@ def test_nothing_is_credited_while_the_leak_alarm_fires():
 
 
 def test_control_around_another_llm_does_not_count():
-    made = cells(60)
+    made = runs(60)
     for number, found in enumerate(made):
         if found.key.label == "random-llm":
             made[number] = replace(found, key=replace(found.key, facts={"llm": "another"}))
@@ -318,35 +318,35 @@ def test_control_around_another_llm_does_not_count():
 
 def test_of_two_fair_backbones_the_stronger_one_speaks():
     ranks = next(
-        found for found in cells(300, strengths={"a-llmrec": (3.9, 3.9)}) if found.key.label == "a-llmrec"
+        found for found in runs(300, strengths={"a-llmrec": (3.9, 3.9)}) if found.key.label == "a-llmrec"
     ).ranks
-    stronger = cell("fair on gru4rec", ranks["rank"].to_numpy(), method="fair-backbone")
-    (verdict,) = said([*cells(300), stronger], verdict_rules.FAIRNESS)
+    stronger = run("fair on gru4rec", ranks["rank"].to_numpy(), method="fair-backbone")
+    (verdict,) = said([*runs(300), stronger], verdict_rules.FAIRNESS)
     assert verdict.status == "against"
     assert "a-llmrec is BELOW fair on gru4rec" in verdict.text
 
 
 def test_large_llm_of_another_method_does_not_speak_for_this_one():
-    large = cell("llm-only", np.ones(60), details={"llm": "large", "llm_parameters": 7_000_000_000})
-    (verdict,) = said([*cells(60), large], verdict_rules.LLM_SIZE)
+    large = run("llm-only", np.ones(60), details={"llm": "large", "llm_parameters": 7_000_000_000})
+    (verdict,) = said([*runs(60), large], verdict_rules.LLM_SIZE)
     assert "neither confirmed nor refuted" in verdict.text
 
 
 def test_gain_that_a_random_llm_has_too_is_not_credited():
-    (verdict,) = said(cells(300, strengths={"random-llm": (2.4, 1.6)}), verdict_rules.CREDIT)
+    (verdict,) = said(runs(300, strengths={"random-llm": (2.4, 1.6)}), verdict_rules.CREDIT)
     assert verdict.status == "against"
     assert "is NOT credited to the LLM: it does not beat random-llm (" in verdict.text
     assert "no-llm" not in verdict.text
 
 
 def test_without_a_gain_over_the_backbone_there_is_nothing_to_credit():
-    (verdict,) = said(cells(300, strengths={"sasrec": (2.6, 1.8)}), verdict_rules.CREDIT)
+    (verdict,) = said(runs(300, strengths={"sasrec": (2.6, 1.8)}), verdict_rules.CREDIT)
     assert verdict.status == "against"
     assert "no significant gain over sasrec" in verdict.text
 
 
 def test_missing_controls_are_named_and_nothing_is_credited():
-    made = cells(60, labels=("a-llmrec", "sasrec", "no-llm"))
+    made = runs(60, labels=("a-llmrec", "sasrec", "no-llm"))
     (verdict,) = said(made, verdict_rules.CREDIT)
     assert (verdict.status, verdict.text) == (
         "missing",
@@ -359,17 +359,17 @@ def test_missing_controls_are_named_and_nothing_is_credited():
 
 
 def test_without_a_method_under_test_no_claim_is_made():
-    (verdict,) = said(cells(30, labels=("sasrec", "popularity")), verdict_rules.CREDIT, None)
+    (verdict,) = said(runs(30, labels=("sasrec", "popularity")), verdict_rules.CREDIT, None)
     assert verdict.status == "missing"
 
 
 def test_leak_alarm_fires_above_chance_and_text_and_is_quiet_otherwise():
-    (quiet,) = said(cells(300), verdict_rules.LEAK)
+    (quiet,) = said(runs(300), verdict_rules.LEAK)
     assert quiet.status == "quiet"
-    (loud,) = said(cells(300, strengths={"leak-alarm": (3.0, 3.0)}), verdict_rules.LEAK)
+    (loud,) = said(runs(300, strengths={"leak-alarm": (3.0, 3.0)}), verdict_rules.LEAK)
     assert loud.status == "alarm"
     assert loud.text.startswith("LEAK: an untrained LLM that reads text only reaches Hit@1 0.")
-    text_too = cells(300, strengths={"leak-alarm": (1.0, 1.0)})
+    text_too = runs(300, strengths={"leak-alarm": (1.0, 1.0)})
     (between,) = said(text_too, verdict_rules.LEAK)
     assert between.status == "note"
     assert "above chance, which random weights have no reason to be" in between.text
@@ -379,51 +379,51 @@ def test_leak_alarm_fires_above_chance_and_text_and_is_quiet_otherwise():
 
 
 def test_fair_backbone_that_is_not_beaten_is_said():
-    assert said(cells(300), verdict_rules.FAIRNESS)[0].status == "good"
-    (equal,) = said(cells(300, strengths={"fair-backbone": (2.4, 1.6)}), verdict_rules.FAIRNESS)
+    assert said(runs(300), verdict_rules.FAIRNESS)[0].status == "good"
+    (equal,) = said(runs(300, strengths={"fair-backbone": (2.4, 1.6)}), verdict_rules.FAIRNESS)
     assert equal.status == "against"
     assert "is not shown to be above fair-backbone" in equal.text
-    (better,) = said(cells(300, strengths={"fair-backbone": (3.9, 3.9)}), verdict_rules.FAIRNESS)
+    (better,) = said(runs(300, strengths={"fair-backbone": (3.9, 3.9)}), verdict_rules.FAIRNESS)
     assert "a-llmrec is BELOW fair-backbone" in better.text
 
 
 def test_small_llms_leave_the_papers_claim_open():
-    (small,) = said(cells(30), verdict_rules.LLM_SIZE)
+    (small,) = said(runs(30), verdict_rules.LLM_SIZE)
     assert "400 k parameters" in small.text
     assert "neither confirmed nor refuted here" in small.text
-    large = [replace(one, details={**one.details, "llm": "opt", "llm_parameters": 6_700_000_000}) for one in cells(30)]
+    large = [replace(one, details={**one.details, "llm": "opt", "llm_parameters": 6_700_000_000}) for one in runs(30)]
     (found,) = said(large, verdict_rules.LLM_SIZE)
     assert "6.7 B parameters" in found.text
     assert "refuted" not in found.text
-    random = [replace(one, details={"llm": "big", "llm_parameters": 9e9}) for one in cells(30, labels=("random-llm",))]
-    assert said([*cells(30, labels=("a-llmrec",)), *random], verdict_rules.LLM_SIZE)[0].status == "note"
+    random = [replace(one, details={"llm": "big", "llm_parameters": 9e9}) for one in runs(30, labels=("random-llm",))]
+    assert said([*runs(30, labels=("a-llmrec",)), *random], verdict_rules.LLM_SIZE)[0].status == "note"
 
 
 def test_one_seed_is_said():
-    assert said(cells(30), verdict_rules.SEEDS)[0].text.startswith("one seed")
-    assert said(cells(30, seeds=(0, 1)), verdict_rules.SEEDS)[0].text.startswith("2 seeds for each method")
+    assert said(runs(30), verdict_rules.SEEDS)[0].text.startswith("one seed")
+    assert said(runs(30, seeds=(0, 1)), verdict_rules.SEEDS)[0].text.startswith("2 seeds for each method")
 
 
 def test_a_sentence_that_scenarios_share_stands_once_with_their_names():
     names = ("overall", "cold-start", "few-shot-8")
-    parts = [found for name in names for found in cells(60, name, labels=("a-llmrec", "sasrec"))]
+    parts = [found for name in names for found in runs(60, name, labels=("a-llmrec", "sasrec"))]
     for subject in (verdict_rules.LEAK, verdict_rules.MISSING_CONTROLS, verdict_rules.CREDIT, verdict_rules.FAIRNESS):
         (verdict,) = said(parts, subject)
         assert (verdict.status, verdict.where) == ("missing", "all scenarios")
-    whole = cells(60, "warm-start")
+    whole = runs(60, "warm-start")
     shared, own = said([*whole, *parts[:4]], verdict_rules.LEAK)
     assert shared.where == "toy, overall; toy, cold-start"
     assert own.where == "toy, warm-start"
 
 
 def test_sentences_with_other_figures_stay_apart():
-    both = [*cells(300), *cells(240, "other")]
+    both = [*runs(300), *runs(240, "other")]
     for subject in (verdict_rules.LEAK, verdict_rules.CREDIT, verdict_rules.FAIRNESS):
         assert [verdict.where for verdict in said(both, subject)] == ["toy, overall", "toy, other"]
 
 
 def test_a_method_under_test_without_an_llm_is_asked_nothing_about_one():
-    made = cells(60, labels=("popularity", "sasrec", "text-cosine"))
+    made = runs(60, labels=("popularity", "sasrec", "text-cosine"))
     found = verdict_rules.verdicts(made, make_tables(made, "popularity"), "popularity")
     (note,) = said(made, verdict_rules.CREDIT, "popularity")
     assert note.status == "note"
@@ -435,15 +435,15 @@ def test_a_method_under_test_without_an_llm_is_asked_nothing_about_one():
 
 
 def test_a_backbone_under_test_is_no_missing_backbone():
-    made = cells(60, labels=("popularity", "sasrec", "text-cosine", "leak-alarm"))
+    made = runs(60, labels=("popularity", "sasrec", "text-cosine", "leak-alarm"))
     (controls,) = said(made, verdict_rules.MISSING_CONTROLS, "sasrec")
     assert controls.status == "quiet"
 
 
-def test_data_sets_and_scenarios_keep_the_order_of_the_cells(tmp_path):
+def test_data_sets_and_scenarios_keep_the_order_of_the_runs(tmp_path):
     places = [("zoo", "few-shot-64"), ("zoo", "overall"), ("ape", "overall"), ("zoo", "few-shot-8")]
-    made = [found for dataset, scenario in places for found in cells(30, scenario, labels=["sasrec"], dataset=dataset)]
-    made += cells(30, labels=["a-llmrec"], dataset="zoo")  # first in the order of labels, lacks the first scenario
+    made = [found for dataset, scenario in places for found in runs(30, scenario, labels=["sasrec"], dataset=dataset)]
+    made += runs(30, labels=["a-llmrec"], dataset="zoo")  # first in the order of labels, lacks the first scenario
     in_order = [("zoo", "few-shot-64"), ("zoo", "overall"), ("zoo", "few-shot-8"), ("ape", "overall")]
     assert list(by_scenario(made)) == in_order
     text = (render(tmp_path, made, "Order", order=["a-llmrec", "sasrec"]).parent / "report.md").read_text()
@@ -459,8 +459,8 @@ def test_zero_has_no_minus_sign():
 
 
 def test_groups_of_few_users_are_not_compared():
-    made = cells(12, strengths={"a-llmrec": (9.0, 9.0)})  # 8 warm targets, 4 cold ones
-    made += [cell("never", [1.0] * 11 + [2.0], cold=[n % 3 == 0 for n in range(12)])]
+    made = runs(12, strengths={"a-llmrec": (9.0, 9.0)})  # 8 warm targets, 4 cold ones
+    made += [run("never", [1.0] * 11 + [2.0], cold=[n % 3 == 0 for n in range(12)])]
     tables = make_tables(made, "a-llmrec")
     kinds = dict.fromkeys((found.key.label for found in made), "method")
     for grid in (
@@ -474,12 +474,12 @@ def test_groups_of_few_users_are_not_compared():
 
 
 def test_one_user_is_one_user(tmp_path):
-    text = render(tmp_path, [cell("sasrec", [1.0], cold=[1])], "One").read_text(encoding="utf-8")
+    text = render(tmp_path, [run("sasrec", [1.0], cold=[1])], "One").read_text(encoding="utf-8")
     assert "1 user;" in text
     assert "1 users" not in text
 
 
-def test_cells_that_are_not_there_share_a_line_of_their_scenario(tmp_path):
+def test_runs_that_are_not_there_share_a_line_of_their_scenario(tmp_path):
     place, reason = {"dataset": "toy", "scenario": "cold"}, "not computed yet"
     waiting = [{**place, "label": label, "seed": seed, "reason": reason} for label in "ab" for seed in (0, 1)]
     skipped = [
@@ -488,11 +488,11 @@ def test_cells_that_are_not_there_share_a_line_of_their_scenario(tmp_path):
         {**place, "scenario": "overall", "label": "c", "seed": 3, "reason": reason},
     ]
     failed = [{**place, "label": "d", "seed": 0, "error": "ValueError: x"}]
-    render(tmp_path, cells(30, labels=["sasrec"]), "Gaps", skipped=skipped, failed=failed)
+    render(tmp_path, runs(30, labels=["sasrec"]), "Gaps", skipped=skipped, failed=failed)
     lines = re.findall(r"\| Not run \| \| not run \| (.*) \|", (tmp_path / "report.md").read_text(encoding="utf-8"))
     assert lines == [
         "toy, big: not made: no users",
-        "toy, cold: 4 cells not computed yet: a (seeds 0 and 1), b (seeds 0 and 1)",
+        "toy, cold: 4 runs not computed yet: a (seeds 0 and 1), b (seeds 0 and 1)",
         "toy, overall, c, seed 3: not computed yet",
         "toy, cold, d, seed 0: failed: ValueError: x",
     ]
@@ -503,8 +503,8 @@ def test_the_curve_over_shares_ends_with_all_the_data_where_they_are_asked_the_s
     candidates, shares, tmp_path, monkeypatch
 ):
     some = {"labels": ("a-llmrec", "sasrec"), "num_users": 60}
-    found = [one for share in ("0.5", "0.25") for one in cells(scenario=f"share-{share}", **some)]
-    found += [replace(one, report={**one.report, "candidates_sha256": candidates}) for one in cells(**some)]
+    found = [one for share in ("0.5", "0.25") for one in runs(scenario=f"share-{share}", **some)]
+    found += [replace(one, report={**one.report, "candidates_sha256": candidates}) for one in runs(**some)]
     curves = {}
     monkeypatch.setattr(plots, "curves", lambda lines, x_label, *rest: curves.update({x_label: lines}) or "<svg></svg>")
     render(tmp_path, found, "shares", "a-llmrec")
@@ -516,7 +516,7 @@ def test_the_curve_over_shares_ends_with_all_the_data_where_they_are_asked_the_s
 
 def test_methods_of_one_alignment_share_a_row_of_the_geometry():
     found = [
-        cell(label, [1, 2], details={"geometry": {"items": items}}) for label, items in (("a", 5), ("b", 5), ("c", 6))
+        run(label, [1, 2], details={"geometry": {"items": items}}) for label, items in (("a", 5), ("b", 5), ("c", 6))
     ]
     (section,) = geometry_grid(found).sections
     assert [line[0].text for line in section.rows] == ["a, b", "c"]

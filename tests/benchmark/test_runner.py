@@ -13,8 +13,8 @@ import pytest
 from filelock import FileLock
 
 from allmrec_hf.benchmark.plan import plan
-from allmrec_hf.benchmark.reading import parse_suite
-from allmrec_hf.benchmark.runner import Place, finished_cells, run_suite, write_report
+from allmrec_hf.benchmark.runner import Place, finished_runs, run_suite, write_report
+from allmrec_hf.benchmark.suite_parser import parse_suite
 from allmrec_hf.data.prepared import PreparedData
 from allmrec_hf.errors import ALLMRecError, DataError
 from tests.benchmark import stub_method
@@ -34,14 +34,14 @@ def suite(**changes):
 
 
 def outcomes(output, **changes):
-    """Return what every finished cell found, without what depends on the clock."""
-    cells = finished_cells(plan(suite(**changes)), output)
-    return {cell.key.folder_name: (cell.report, cell.ranks.to_dicts()) for cell in cells}
+    """Return what every finished run found, without what depends on the clock."""
+    runs = finished_runs(plan(suite(**changes)), output)
+    return {run.key.folder_name: (run.report, run.ranks.to_dicts()) for run in runs}
 
 
 def test_second_run_computes_nothing(tmp_path, fitted):
     outcome = run_suite(suite(), Place(tmp_path / "out"))
-    assert (len(outcome.jobs), outcome.computed, outcome.skipped, outcome.failed) == (9, 9, [], [])
+    assert (len(outcome.planned_runs), outcome.computed, outcome.skipped, outcome.failed) == (9, 9, [], [])
     assert fitted() == 9
     assert run_suite(suite(), Place(tmp_path / "out")).computed == 0
     assert fitted() == 9
@@ -49,14 +49,14 @@ def test_second_run_computes_nothing(tmp_path, fitted):
     assert not (tmp_path / "out" / "work").exists()
 
 
-def test_cells_of_an_older_form_are_computed_again(tmp_path, fitted):
+def test_runs_of_an_older_form_are_computed_again(tmp_path, fitted):
     run_suite(suite(), Place(tmp_path))
     whole = outcomes(tmp_path)
-    for folder in sorted((tmp_path / "cells").iterdir())[:2]:
+    for folder in sorted((tmp_path / "runs").iterdir())[:2]:
         content = json.loads((folder / "result.json").read_text(encoding="utf-8"))
         (folder / "result.json").write_text(json.dumps({**content, "format": 1}), encoding="utf-8")
         pl.read_parquet(folder / "per_user.parquet").drop("tied").write_parquet(folder / "per_user.parquet")
-    assert len(finished_cells(plan(suite()), tmp_path)) == 7
+    assert len(finished_runs(plan(suite()), tmp_path)) == 7
     assert run_suite(suite(), Place(tmp_path)).computed == 2
     assert fitted() == 9 + 2
     assert outcomes(tmp_path) == whole
@@ -73,7 +73,10 @@ def test_two_commands_cannot_use_one_folder_at_a_time(tmp_path, fitted):
 
 
 def test_method_without_a_seed_runs_once():
-    seeds = {label: [job.key.seed for job in plan(suite()) if job.key.label == label] for label in ("steady", "stub")}
+    seeds = {
+        label: [planned.key.seed for planned in plan(suite()) if planned.key.label == label]
+        for label in ("steady", "stub")
+    }
     assert seeds == {"steady": [0, 0, 0], "stub": [0, 0, 0, 1, 1, 1]}
 
 
@@ -84,17 +87,17 @@ def test_added_method_is_the_only_one_computed(tmp_path, fitted):
     assert fitted() == 15
 
 
-def test_cell_tells_method_scenario_and_ranks_under_its_label(tmp_path):
+def test_run_tells_method_scenario_and_ranks_under_its_label(tmp_path):
     spec = {"label": "a label", "method": "stub", "ablation_of": "steady"}
     run_suite(suite(methods=["steady", spec], reference="a label"), Place(tmp_path))
-    cells = finished_cells(plan(suite(methods=["steady", spec], reference="a label")), tmp_path)
-    cell = next(cell for cell in cells if cell.key.label == "a label" and cell.key.scenario == "few-shot-20")
-    assert cell.details["paper"] == "nobody, nowhere"
-    assert cell.details["ablation_of"] == "steady"
-    assert cell.details["scenario"]["parameters"]["num_users"] == 20
-    assert cell.ranks["method"].unique().to_list() == ["a label"]
-    assert cell.ranks.height == 30
-    assert str(tmp_path) not in json.dumps([cell.details, cell.key.facts])
+    runs = finished_runs(plan(suite(methods=["steady", spec], reference="a label")), tmp_path)
+    run = next(run for run in runs if run.key.label == "a label" and run.key.scenario == "few-shot-20")
+    assert run.details["paper"] == "nobody, nowhere"
+    assert run.details["ablation_of"] == "steady"
+    assert run.details["scenario"]["parameters"]["num_users"] == 20
+    assert run.ranks["method"].unique().to_list() == ["a label"]
+    assert run.ranks.height == 30
+    assert str(tmp_path) not in json.dumps([run.details, run.key.facts])
 
 
 def test_killed_run_goes_on_and_ends_as_an_undisturbed_one(tmp_path, fitted):
@@ -104,10 +107,10 @@ def test_killed_run_goes_on_and_ends_as_an_undisturbed_one(tmp_path, fitted):
     command = [sys.executable, "-m", "tests.benchmark.stub_method", str(tmp_path / "killed")]
     ended = subprocess.run(command, env=environment, capture_output=True, timeout=120, check=False)
     assert ended.returncode == -signal.SIGKILL, ended.stderr.decode()
-    done = len(list((tmp_path / "killed" / "cells").glob("*/result.json")))
+    done = len(list((tmp_path / "killed" / "runs").glob("*/result.json")))
     assert 0 < done < 9
     assert run_suite(suite(), Place(tmp_path / "killed")).computed == 9 - done
-    assert fitted() == whole + 9 + 1  # the cell that the kill hit, twice
+    assert fitted() == whole + 9 + 1  # the run that the kill hit, twice
     assert outcomes(tmp_path / "killed") == outcomes(tmp_path / "calm")
 
 
@@ -143,7 +146,7 @@ def test_more_shots_than_users_are_refused_with_both_counts_before_anything_runs
     few = suite(scenarios=["overall", {"name": "few-shot", "num_users": 60}])
     with pytest.raises(DataError, match="asks for 60 training users, and world has 60 users"):
         run_suite(few, Place(tmp_path))
-    assert not (tmp_path / "cells").exists()
+    assert not (tmp_path / "runs").exists()
 
 
 def test_domains_that_share_ids_are_refused(tmp_path):
@@ -172,16 +175,16 @@ def test_method_that_needs_an_llm_is_refused_at_once_without_one(tmp_path):
         run_suite(suite(methods=["steady", "llm-only"], reference="steady"), Place(tmp_path))
 
 
-def test_cells_of_another_form_of_the_suite_stay_out_of_the_report(tmp_path):
+def test_runs_of_another_form_of_the_suite_stay_out_of_the_report(tmp_path):
     run_suite(suite(), Place(tmp_path))
     other = suite(evaluation={"cutoffs": [1]})
     run_suite(other, Place(tmp_path))
-    assert len(finished_cells(plan(other), tmp_path)) == 9
-    with pytest.raises(DataError, match="holds no finished cell of this suite"):
-        finished_cells(plan(suite(seeds=[7])), tmp_path)
+    assert len(finished_runs(plan(other), tmp_path)) == 9
+    with pytest.raises(DataError, match="holds no finished run of this suite"):
+        finished_runs(plan(suite(seeds=[7])), tmp_path)
 
 
-def test_report_is_made_of_finished_cells_alone(tmp_path):
+def test_report_is_made_of_finished_runs_alone(tmp_path):
     outcome = run_suite(suite(), Place(tmp_path))
     report = write_report(suite(), outcome, tmp_path, "allmrec benchmark")
     assert report.is_file()

@@ -1,4 +1,4 @@
-"""Suites: what YAML says becomes cells, and every mistake is named with its place before anything is computed."""
+"""Suites: what YAML says becomes runs, and every mistake is named with its place before anything is computed."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import pytest
 import yaml
 
 from allmrec_hf.benchmark.plan import part_name, plan
-from allmrec_hf.benchmark.reading import load_suite, parse_suite
 from allmrec_hf.benchmark.suite import suite_names
+from allmrec_hf.benchmark.suite_parser import load_suite, parse_suite
 from allmrec_hf.errors import ALLMRecError
 from allmrec_hf.training import arguments
 from tests.benchmark.stub_method import content
@@ -37,8 +37,8 @@ def test_every_suite_of_the_package_can_be_read(name):
     }
 
 
-def test_suite_becomes_cells_of_each_dataset_scenario_method_and_seed():
-    keys = [job.key for job in plan(parsed())]
+def test_suite_becomes_runs_of_each_dataset_scenario_method_and_seed():
+    keys = [planned.key for planned in plan(parsed())]
     assert len(keys) == 3 * (2 + 1)  # popularity draws nothing, so it has one seed
     assert len({key.digest for key in keys}) == len(keys)
     assert {key.scenario for key in keys} == {"overall", "few-shot-20", "few-shot-30"}
@@ -49,36 +49,36 @@ def test_list_of_few_shot_sizes_evaluates_the_same_users():
     assert [shot.largest for shot in shots] == [30, 30]
 
 
-def test_cells_that_share_parts_stand_together():
-    groups = [job.group for job in plan(parsed())]
+def test_runs_that_share_parts_stand_together():
+    groups = [planned.group for planned in plan(parsed())]
     assert sorted(range(len(groups)), key=lambda row: groups.index(groups[row])) == list(range(len(groups)))
 
 
 def test_method_restricted_to_a_scenario_runs_there_alone():
-    jobs = plan(parsed(**method_entry(only_scenarios=["few-shot-20"])))
-    assert {job.key.scenario for job in jobs if job.key.label == "other"} == {"few-shot-20"}
+    planned_runs = plan(parsed(**method_entry(only_scenarios=["few-shot-20"])))
+    assert {planned.key.scenario for planned in planned_runs if planned.key.label == "other"} == {"few-shot-20"}
 
 
-def test_data_made_otherwise_are_other_cells():
+def test_data_made_otherwise_are_other_runs():
     one, other = plan(parsed()), plan(parsed(**dataset_entry(synthetic={"seed": 1})))
-    assert not {job.key.digest for job in one} & {job.key.digest for job in other}
+    assert not {planned.key.digest for planned in one} & {planned.key.digest for planned in other}
 
 
-def test_a_preset_with_other_settings_makes_other_cells(monkeypatch):
-    """Its name is the same: a folder from before a change must not be mixed with cells from after it."""
-    before = {job.key.digest for job in plan(parsed())}
-    assert {job.key.digest for job in plan(parsed())} == before
+def test_a_preset_with_other_settings_makes_other_runs(monkeypatch):
+    """Its name is the same: a folder from before a change must not be mixed with runs from after it."""
+    before = {planned.key.digest for planned in plan(parsed())}
+    assert {planned.key.digest for planned in plan(parsed())} == before
     name = parsed().preset
     stages = dict(arguments._PRESETS[name])
     stages["align"] = stages["align"].replaced(learning_rate=0.5)
     monkeypatch.setitem(arguments._PRESETS, name, stages)
-    assert not {job.key.digest for job in plan(parsed())} & before
+    assert not {planned.key.digest for planned in plan(parsed())} & before
 
 
-def test_demo_names_the_parts_of_the_package_and_no_path_enters_the_cell():
-    job = plan(parsed(llm="demo"))[0]
-    assert job.setting.llm.endswith("language_model")
-    assert job.key.facts["llm"].startswith("demo (")
+def test_demo_names_the_parts_of_the_package_and_no_path_enters_the_run():
+    planned = plan(parsed(llm="demo"))[0]
+    assert planned.setting.llm.endswith("language_model")
+    assert planned.key.facts["llm"].startswith("demo (")
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,9 @@ def test_without_a_reference_a_llmrec_is_the_one_under_test():
 
 
 def test_a_backbone_alone_is_recorded_under_its_own_name():
-    facts = {job.key.label: job.key.facts["backbone"] for job in plan(parsed(methods=["gru4rec", "popularity"]))}
+    facts = {
+        planned.key.label: planned.key.facts["backbone"] for planned in plan(parsed(methods=["gru4rec", "popularity"]))
+    }
     assert facts == {"gru4rec": "gru4rec", "popularity": "sasrec"}
 
 
@@ -193,7 +195,7 @@ def test_methods_can_be_chosen_by_label_or_name():
 def test_datasets_can_be_chosen_and_rows_that_are_for_others_do_not_matter():
     two = {"datasets": [{"name": name, "synthetic": {"seed": seed}} for seed, name in enumerate(("one", "two"))]}
     suite = parsed(**two, **method_entry(only_datasets=["one"]))
-    assert {job.key.dataset for job in plan(suite)} == {"one", "two"}
-    assert {job.key.dataset for job in plan(suite.with_datasets(["two"]))} == {"two"}
+    assert {planned.key.dataset for planned in plan(suite)} == {"one", "two"}
+    assert {planned.key.dataset for planned in plan(suite.with_datasets(["two"]))} == {"two"}
     with pytest.raises(ALLMRecError, match=r"unknown data sets \['x'\]; known ones: one, two"):
         suite.with_datasets(["x"])

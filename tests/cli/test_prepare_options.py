@@ -10,7 +10,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from allmrec_hf.cli.prepare import prepare as command
+from allmrec_hf.cli.prepare_command import prepare as command
 from allmrec_hf.data.prepare import prepare, prepare_frames
 from tests.command_line import refused, succeeded
 

@@ -9,9 +9,9 @@ import polars as pl
 import pytest
 
 from allmrec_hf.catalog import ItemCatalog
+from allmrec_hf.data.data_report import format_report, warn_of_missing_titles
 from allmrec_hf.data.prepare import prepare, prepare_frames
 from allmrec_hf.data.prepared import PreparedData
-from allmrec_hf.data.report import format_report, warn_of_missing_titles
 from allmrec_hf.errors import DataError
 
 

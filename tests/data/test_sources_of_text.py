@@ -14,7 +14,7 @@ from fake_hub import FakeHub
 from allmrec_hf.data.interactions import validate_items
 from allmrec_hf.data.readers import READERS, RawData, TextFormat
 from allmrec_hf.data.readers.json_lines import discover_fields
-from allmrec_hf.data.readers.tables import read_table
+from allmrec_hf.data.readers.table_files import read_table
 from allmrec_hf.errors import DataError
 
 

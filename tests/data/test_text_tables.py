@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from allmrec_hf.data.readers import READERS, RawData, TextFormat, delimited
-from allmrec_hf.data.readers.tables import read_table
+from allmrec_hf.data.readers.table_files import read_table
 from allmrec_hf.errors import DataError
 
 Rows = list[tuple[Any, ...]]

@@ -14,7 +14,7 @@ from allmrec_hf.data.prepared import PreparedData
 from allmrec_hf.data.synthetic import SyntheticWorld
 from allmrec_hf.errors import ALLMRecError, DataError
 from allmrec_hf.evaluation.rankers import PopularityRanker
-from allmrec_hf.evaluation.scenarios import LEFT_OUT, SCENARIOS, TRAINED_ON, Trial, scenario
+from allmrec_hf.evaluation.scenarios import LEFT_OUT, SCENARIOS, TRAINED_ON, EvaluationSplit, scenario
 
 HELD_OUT = [
     scenario("cold-users", num_interactions=9, min_users=1),
@@ -55,13 +55,13 @@ def rows(data: PreparedData, split: str) -> dict[str, list[str]]:
     return dict(frame.select("user_id", pl.concat_list("target", "candidates")).iter_rows())
 
 
-def users(trial: Trial) -> tuple[set[str], set[str]]:
-    return set(trial.training.user_ids), set(trial.evaluation.user_ids)
+def users(split: EvaluationSplit) -> tuple[set[str], set[str]]:
+    return set(split.training.user_ids), set(split.evaluation.user_ids)
 
 
 @pytest.mark.parametrize("chosen", HELD_OUT, ids=str)
 def test_nobody_who_is_evaluated_was_trained_on(data, chosen):
-    trained, evaluated = users(chosen.trial(data))
+    trained, evaluated = users(chosen.split(data))
     assert trained
     assert evaluated
     assert not trained & evaluated
@@ -69,19 +69,19 @@ def test_nobody_who_is_evaluated_was_trained_on(data, chosen):
 
 @pytest.mark.parametrize("chosen", ONE_DOMAIN, ids=str)
 def test_everybody_evaluated_keeps_the_candidates_of_the_original(data, chosen):
-    trial = chosen.trial(data)
-    for split in ("validation", "test"):
-        original = rows(data, split)
-        assert rows(trial.evaluation, split) == {user: original[user] for user in trial.evaluation.user_ids}
-        assert rows(trial.training, split) == {user: original[user] for user in trial.training.user_ids}
-        assert len(trial.evaluation.candidates(split)) == trial.evaluation.num_users
+    split = chosen.split(data)
+    for targets in ("validation", "test"):
+        original = rows(data, targets)
+        assert rows(split.evaluation, targets) == {user: original[user] for user in split.evaluation.user_ids}
+        assert rows(split.training, targets) == {user: original[user] for user in split.training.user_ids}
+        assert len(split.evaluation.candidates(targets)) == split.evaluation.num_users
 
 
 @pytest.mark.parametrize("chosen", ONE_DOMAIN, ids=str)
 def test_both_parts_have_one_catalogue_and_survive_the_disk(data, chosen, tmp_path):
-    trial = chosen.trial(data)
-    assert trial.training.catalog is trial.evaluation.catalog is data.catalog
-    for number, part in enumerate((trial.training, trial.evaluation)):
+    split = chosen.split(data)
+    assert split.training.catalog is split.evaluation.catalog is data.catalog
+    for number, part in enumerate((split.training, split.evaluation)):
         copy = PreparedData(part.interactions, part.catalog, part.candidate_frame, part.info)
         loaded = PreparedData.load(copy.save(tmp_path / str(number)))
         assert loaded.interactions.equals(part.interactions)
@@ -93,60 +93,60 @@ def test_both_parts_have_one_catalogue_and_survive_the_disk(data, chosen, tmp_pa
 @pytest.mark.parametrize("name", ["cold-users-cut", "few-shot", "share"])
 def test_the_seed_alone_decides_who_is_drawn(data, name):
     parameters = {"few-shot": {"num_users": 30}, "share": {"share": 0.4}}.get(name, {})
-    first, again, another = (users(scenario(name, seed=seed, **parameters).trial(data)) for seed in (1, 1, 2))
+    first, again, another = (users(scenario(name, seed=seed, **parameters).split(data)) for seed in (1, 1, 2))
     assert first == again
     assert first != another
 
 
 def test_few_shots_are_nested_and_ask_the_same_users(data):
-    trials = [scenario("few-shot", num_users=k, largest=64).trial(data) for k in (8, 32, 64)]
-    small, medium, large = (users(trial)[0] for trial in trials)
+    splits = [scenario("few-shot", num_users=k, largest=64).split(data) for k in (8, 32, 64)]
+    small, medium, large = (users(split)[0] for split in splits)
     assert (len(small), len(medium), len(large)) == (8, 32, 64)
     assert small < medium < large
-    assert len({frozenset(users(trial)[1]) for trial in trials}) == 1
-    assert users(trials[0])[1] == set(data.user_ids) - large
+    assert len({frozenset(users(split)[1]) for split in splits}) == 1
+    assert users(splits[0])[1] == set(data.user_ids) - large
 
 
 def test_shares_are_nested_ask_everybody_and_end_in_the_whole(data):
-    trials = [scenario("share", share=share).trial(data) for share in (0.1, 0.5, 1)]
-    trained = [users(trial)[0] for trial in trials]
+    splits = [scenario("share", share=share).split(data) for share in (0.1, 0.5, 1)]
+    trained = [users(split)[0] for split in splits]
     assert [len(part) for part in trained] == [20, 100, 200]
     assert trained[0] < trained[1] < trained[2]
-    assert all(trial.evaluation.user_ids == data.user_ids for trial in trials)
-    assert trials[2].training.interactions.equals(data.interactions)
-    groups = trials[0].groups()
+    assert all(split.evaluation.user_ids == data.user_ids for split in splits)
+    assert splits[2].training.interactions.equals(data.interactions)
+    groups = splits[0].groups()
     assert (groups[TRAINED_ON].sum(), groups[LEFT_OUT].sum()) == (20, 180)
     assert {user for user, known in zip(data.user_ids, groups[TRAINED_ON], strict=True) if known} == trained[0]
-    assert trials[2].groups() == {}
+    assert splits[2].groups() == {}
 
 
 def test_cold_users_are_all_with_exactly_so_many_interactions(data):
-    trial = scenario("cold-users", num_interactions=9, min_users=1).trial(data)
+    split = scenario("cold-users", num_interactions=9, min_users=1).split(data)
     lengths = {user: len(data.sequence(number)) for number, user in enumerate(data.user_ids)}
-    assert users(trial)[1] == {user for user, length in lengths.items() if length == 9}
-    assert users(trial)[0] == {user for user, length in lengths.items() if length != 9}
+    assert users(split)[1] == {user for user, length in lengths.items() if length == 9}
+    assert users(split)[0] == {user for user, length in lengths.items() if length != 9}
 
 
 def test_cut_users_keep_three_interactions_and_the_target(data):
-    trial = scenario("cold-users-cut").trial(data)
-    assert trial.evaluation.num_users == 40
-    for number, user in enumerate(trial.evaluation.user_ids):
+    split = scenario("cold-users-cut").split(data)
+    assert split.evaluation.num_users == 40
+    for number, user in enumerate(split.evaluation.user_ids):
         original = data.sequence(data.user_number(user))
-        assert trial.evaluation.sequence(number).tolist() == original[-3:].tolist()
-        assert trial.evaluation.candidates("test").targets[number] == original[-1]
+        assert split.evaluation.sequence(number).tolist() == original[-3:].tolist()
+        assert split.evaluation.candidates("test").targets[number] == original[-1]
 
 
 def test_a_domain_is_evaluated_by_what_another_taught(data, other):
-    trial = scenario("cross-domain").trial(data, other)
-    assert trial.training.catalog is trial.evaluation.catalog
-    assert trial.training.num_items == data.num_items + other.num_items
-    assert trial.training.user_ids == [f"films:{user}" for user in data.user_ids]
-    assert (trial.training.candidates("validation").items == data.candidates("validation").items).all()
-    assert (trial.evaluation.candidates("test").items == other.candidates("test").items + data.num_items).all()
-    assert trial.evaluation.history(0, "test").tolist() == (other.history(0, "test") + data.num_items).tolist()
-    assert (trial.training.domain, trial.evaluation.domain) == ("movie", "movie")  # the words the methods were taught
-    assert trial.description["trained_on"] == "films"
-    result = trial.evaluate([PopularityRanker(trial.training.item_counts("train"))])
+    split = scenario("cross-domain").split(data, other)
+    assert split.training.catalog is split.evaluation.catalog
+    assert split.training.num_items == data.num_items + other.num_items
+    assert split.training.user_ids == [f"films:{user}" for user in data.user_ids]
+    assert (split.training.candidates("validation").items == data.candidates("validation").items).all()
+    assert (split.evaluation.candidates("test").items == other.candidates("test").items + data.num_items).all()
+    assert split.evaluation.history(0, "test").tolist() == (other.history(0, "test") + data.num_items).tolist()
+    assert (split.training.domain, split.evaluation.domain) == ("movie", "movie")  # the words the methods were taught
+    assert split.description["trained_on"] == "films"
+    result = split.evaluate([PopularityRanker(split.training.item_counts("train"))])
     assert result.members["never_seen"].all()
     assert result.ranks["popularity"].expected.tolist() == [5.5] * other.num_users  # it knows nothing of these items
     assert result.report["dataset"] == "games"
@@ -163,39 +163,39 @@ def test_domains_that_share_ids_are_refused_or_cleaned(data, other, tmp_path):
     )
     common = len(set(shared.user_ids) & set(data.user_ids))
     with pytest.raises(DataError, match=rf"share {common} user ids .* and 7 item ids \(first .*\).*overlap='drop'"):
-        scenario("cross-domain").trial(data, shared)
-    trial = scenario("cross-domain", overlap="drop", seed=2).trial(data, shared)
-    plain = {user.removeprefix("films:") for user in trial.training.user_ids}
+        scenario("cross-domain").split(data, shared)
+    split = scenario("cross-domain", overlap="drop", seed=2).split(data, shared)
+    plain = {user.removeprefix("films:") for user in split.training.user_ids}
     assert not plain & set(shared.user_ids)
-    assert trial.training.num_items == data.num_items + shared.num_items - 7
-    assert not {f"films:{item}" for item in names.values()} & set(trial.training.catalog.item_ids)
-    assert rows(trial.evaluation, "test").keys() == {f"games:{user}" for user in shared.user_ids}
-    sets = trial.training.candidates("validation")
+    assert split.training.num_items == data.num_items + shared.num_items - 7
+    assert not {f"films:{item}" for item in names.values()} & set(split.training.catalog.item_ids)
+    assert rows(split.evaluation, "test").keys() == {f"games:{user}" for user in shared.user_ids}
+    sets = split.training.candidates("validation")
     assert sets.items.max() <= data.num_items - 7  # negatives of the trained domain alone
-    assert (trial.description["shared_users_dropped"], trial.description["shared_items_dropped"]) == (common, 7)
-    again = scenario("cross-domain", overlap="drop", seed=2).trial(data, shared)
-    assert again.training.candidate_frame.equals(trial.training.candidate_frame)
+    assert (split.description["shared_users_dropped"], split.description["shared_items_dropped"]) == (common, 7)
+    again = scenario("cross-domain", overlap="drop", seed=2).split(data, shared)
+    assert again.training.candidate_frame.equals(split.training.candidate_frame)
 
 
 def test_a_domain_cannot_be_another_to_itself(data, other):
     with pytest.raises(DataError, match="called 'films' and 'films', which does not keep their ids apart"):
-        scenario("cross-domain").trial(data, data)
+        scenario("cross-domain").split(data, data)
     other = PreparedData(other.interactions, other.catalog, other.candidate_frame, {**other.info, "name": "films:b"})
     with pytest.raises(DataError, match="does not keep their ids apart"):
-        scenario("cross-domain").trial(data, other)
+        scenario("cross-domain").split(data, other)
 
 
 def test_the_number_of_data_sets_is_checked(data):
     with pytest.raises(DataError, match=r"cross-domain takes 2 data sets, 1 were given \(train on the first"):
-        scenario("cross-domain").trial(data)
+        scenario("cross-domain").split(data)
     with pytest.raises(DataError, match="overall takes 1 data sets, 2 were given"):
-        scenario("overall").trial(data, data)
+        scenario("overall").split(data, data)
 
 
 def test_the_description_counts_what_is_in_both_parts(data):
-    trial = scenario("few-shot", num_users=5, seed=3).trial(data)
-    known = trial.training.item_counts("train")
-    assert trial.description == {
+    split = scenario("few-shot", num_users=5, seed=3).split(data)
+    known = split.training.item_counts("train")
+    assert split.description == {
         "scenario": "few-shot",
         "label": "few-shot-5-seed-3",
         "parameters": {"num_users": 5, "largest": None, "seed": 3},
@@ -205,8 +205,8 @@ def test_the_description_counts_what_is_in_both_parts(data):
         "items": 120,
         "items_trained_on": int((known > 0).sum()),
     }
-    assert trial.training.info["scenario"]["part"] == "training"
-    assert json.loads(json.dumps(trial.description)) == trial.description
+    assert split.training.info["scenario"]["part"] == "training"
+    assert json.loads(json.dumps(split.description)) == split.description
 
 
 def test_a_label_tells_scenarios_of_one_kind_apart():
@@ -216,24 +216,24 @@ def test_a_label_tells_scenarios_of_one_kind_apart():
 
 
 def test_the_report_shows_the_scenario_and_its_groups(data):
-    trial = scenario("overall").trial(data)
-    assert trial.training is trial.evaluation is data
-    result = trial.evaluate([PopularityRanker(data.item_counts("train"))], max_users=150)
+    split = scenario("overall").split(data)
+    assert split.training is split.evaluation is data
+    result = split.evaluate([PopularityRanker(data.item_counts("train"))], max_users=150)
     names = ["overall", "warm", "cold", "never_seen", *(f"history {span}" for span in ("1-5", "6-10", "11-20"))]
     groups = result.to_dict()["methods"]["popularity"]
     assert list(groups) == [*names, "history 21-50", "history 51+"]
     assert sum(groups[name]["users"] for name in groups if name.startswith("history")) == 150
     assert groups["history 51+"] == {"users": 0}
-    assert result.report["scenario"] == trial.description
+    assert result.report["scenario"] == split.description
     assert result.to_table().startswith("films, scenario overall, test split")
     assert "history 6-10" in result.per_user().columns
 
 
 def test_warm_cold_and_never_seen_follow_the_training_part(data):
-    trial = scenario("few-shot", num_users=5).trial(data)
-    result = trial.evaluate([PopularityRanker(trial.training.item_counts("train"))])
-    known = trial.training.item_counts("train+validation")
-    assert result.members["never_seen"].tolist() == (known[trial.evaluation.candidates("test").targets] == 0).tolist()
+    split = scenario("few-shot", num_users=5).split(data)
+    result = split.evaluate([PopularityRanker(split.training.item_counts("train"))])
+    known = split.training.item_counts("train+validation")
+    assert result.members["never_seen"].tolist() == (known[split.evaluation.candidates("test").targets] == 0).tolist()
     assert result.report["groups"]["never_seen"]["items"] == int((known[1:] == 0).sum())
 
 
@@ -250,7 +250,7 @@ def test_warm_cold_and_never_seen_follow_the_training_part(data):
 )
 def test_data_that_do_not_allow_a_scenario_are_refused_with_both_counts(data, name, parameters, message):
     with pytest.raises(DataError, match=message):
-        scenario(name, **parameters).trial(data)
+        scenario(name, **parameters).split(data)
 
 
 def test_a_part_without_a_single_target_is_refused(tmp_path):
@@ -263,15 +263,15 @@ def test_a_part_without_a_single_target_is_refused(tmp_path):
     )
     data = prepare_frames(frame, output=tmp_path / "d", filter="none", num_candidates=2)
     chosen = [scenario("share", share=0.5, seed=seed) for seed in range(8)]
-    assert {tuple(made.trial(data).training.user_ids) for made in chosen if drawn(made, data)} == {("b",)}
+    assert {tuple(made.split(data).training.user_ids) for made in chosen if drawn(made, data)} == {("b",)}
     unlucky = next(made for made in chosen if not drawn(made, data))
     with pytest.raises(DataError, match="none of the 1 users of the training part has 3 interactions, at least 1 is"):
-        unlucky.trial(data)
+        unlucky.split(data)
 
 
 def drawn(made, data):
     try:
-        return bool(made.trial(data))
+        return bool(made.split(data))
     except DataError:
         return False
 
@@ -318,14 +318,14 @@ def test_real_purchases_in_every_scenario(tmp_path):
     office = real("amazon_office_products_2018_tail", tmp_path)
     gifts = real("amazon_gift_cards_2018", tmp_path)
     with pytest.raises(DataError, match=r"has 0 users with exactly 3 interactions, scenario cold-users needs 50"):
-        scenario("cold-users").trial(office)
+        scenario("cold-users").split(office)
     made = [
-        scenario("cold-users", num_interactions=5).trial(office),
-        scenario("cold-users-cut").trial(office),
-        scenario("few-shot", num_users=128, largest=256).trial(office),
-        scenario("share", share=0.25).trial(office),
-        scenario("cross-domain", overlap="drop").trial(gifts, office),
+        scenario("cold-users", num_interactions=5).split(office),
+        scenario("cold-users-cut").split(office),
+        scenario("few-shot", num_users=128, largest=256).split(office),
+        scenario("share", share=0.25).split(office),
+        scenario("cross-domain", overlap="drop").split(gifts, office),
     ]
-    for trial in made:
-        result = trial.evaluate([PopularityRanker(trial.training.item_counts("train"))])
-        assert result.report["users"] == trial.description["users_evaluated"] > 200
+    for split in made:
+        result = split.evaluate([PopularityRanker(split.training.item_counts("train"))])
+        assert result.report["users"] == split.description["users_evaluated"] > 200

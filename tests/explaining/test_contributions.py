@@ -9,7 +9,7 @@ import allmrec_hf
 from allmrec_hf import ALLMRecError, DataError
 from allmrec_hf.data.synthetic import SyntheticWorld
 from allmrec_hf.explaining.contributions import Contribution, Effect, contributions, sign_agreement
-from allmrec_hf.explaining.reading import Reading
+from allmrec_hf.explaining.prompt_probe import PromptProbe
 from allmrec_hf.prompt import PromptTemplate
 from tests.tiny import tiny_model, tiny_processor
 
@@ -33,31 +33,31 @@ def items_of(found):
 
 def test_the_explained_value_is_the_score_that_recommend_gives(model):
     processor = tiny_processor()
-    reading = Reading(model, processor, HISTORY, CANDIDATES)
+    probe = PromptProbe(model, processor, HISTORY, CANDIDATES)
     scores = model.score(**processor([HISTORY], [CANDIDATES]))[0]
-    torch.testing.assert_close(reading.candidate_scores(), scores, rtol=0, atol=1e-4)
-    torch.testing.assert_close(reading.values([reading.embeds])[0], scores[0], rtol=0, atol=1e-4)
+    torch.testing.assert_close(probe.candidate_scores(), scores, rtol=0, atol=1e-4)
+    torch.testing.assert_close(probe.values([probe.embeds])[0], scores[0], rtol=0, atol=1e-4)
 
 
 def test_the_contrast_is_the_score_minus_the_mean_of_the_candidates(model):
-    reading = Reading(model, tiny_processor(), HISTORY, CANDIDATES, contrast=True)
-    scores = reading.candidate_scores()
-    torch.testing.assert_close(reading.values([reading.embeds])[0], scores[0] - scores.mean(), rtol=0, atol=1e-4)
+    probe = PromptProbe(model, tiny_processor(), HISTORY, CANDIDATES, contrast=True)
+    scores = probe.candidate_scores()
+    torch.testing.assert_close(probe.values([probe.embeds])[0], scores[0] - scores.mean(), rtol=0, atol=1e-4)
 
 
 def test_spans_hold_the_title_and_the_vector_of_each_named_item(model):
     processor = tiny_processor(history_in_prompt=3)
-    reading = Reading(model, processor, HISTORY, CANDIDATES)
+    probe = PromptProbe(model, processor, HISTORY, CANDIDATES)
     batch = processor([HISTORY], [CANDIDATES])
-    assert [int(batch["slot_ids"][0, span.slot]) for span in reading.spans] == HISTORY[1:]
-    for span, item in zip(reading.spans, HISTORY[1:], strict=True):
+    assert [int(batch["slot_ids"][0, span.slot]) for span in probe.spans] == HISTORY[1:]
+    for span, item in zip(probe.spans, HISTORY[1:], strict=True):
         text = processor.tokenizer.decode(batch["input_ids"][0, span.start : span.slot])
         assert processor.title(item) in text
 
 
 def test_a_cut_prompt_is_the_prompt_of_the_shorter_history(model):
     processor = tiny_processor()
-    reading = Reading(model, processor, HISTORY, CANDIDATES)
+    probe = PromptProbe(model, processor, HISTORY, CANDIDATES)
     batch = processor([HISTORY], [CANDIDATES])
     order = [slot for slot in batch["slot_ids"][0].tolist() if slot > 0][len(HISTORY) :]
     known = {name: batch[name] for name in ("history_ids", "history_mask")}
@@ -66,7 +66,7 @@ def test_a_cut_prompt_is_the_prompt_of_the_shorter_history(model):
         tokens = {"input_ids": torch.tensor([prompt.tokens]), "slot_ids": torch.tensor([prompt.slots])}
         with torch.no_grad():
             expected = model.embed_prompts(**tokens, **known)[0]
-        torch.testing.assert_close(reading.without_item(number), expected, rtol=0, atol=1e-6)
+        torch.testing.assert_close(probe.without_item(number), expected, rtol=0, atol=1e-6)
 
 
 def test_leave_one_out_is_scoring_without_the_item(model):
@@ -129,12 +129,12 @@ def test_gradients_reach_no_parameter(model):
 def test_path_averaged_gradients_add_up_to_the_change_from_the_baseline(model):
     """Completeness of integrated gradients; 64 midpoints leave a small error of the sum."""
     processor = tiny_processor()
-    reading = Reading(model, processor, HISTORY, CANDIDATES)
-    baseline = reading.with_user(reading.embeds, reading.baselines.user)
+    probe = PromptProbe(model, processor, HISTORY, CANDIDATES)
+    baseline = probe.with_user(probe.embeds, probe.baselines.user)
     for number in range(len(HISTORY)):
-        baseline = reading.with_neutral_item(number, baseline)
+        baseline = probe.with_neutral_item(number, baseline)
     with torch.no_grad():
-        change = float(reading.values([reading.embeds])[0] - reading.values([baseline])[0])
+        change = float(probe.values([probe.embeds])[0] - probe.values([baseline])[0])
     found = contributions(model, processor, HISTORY, CANDIDATES[0], CANDIDATES, gradient_steps=64)
     total = found[0].gradient_x_input.total + sum(one.gradient_x_input.in_prompt or 0 for one in items_of(found))
     assert total == pytest.approx(change, abs=0.02)

@@ -21,7 +21,8 @@ from allmrec_hf.evaluation.protocol import Ranker
 from allmrec_hf.evaluation.rankers import PopularityRanker
 from allmrec_hf.methods.a_llmrec import facts
 from allmrec_hf.methods.llm_srec import uniformity
-from allmrec_hf.methods.method import Method, Setting, method
+from allmrec_hf.methods.method import Method, Setting
+from allmrec_hf.methods.registry import method
 from allmrec_hf.methods.tallrec import answer_tokens, with_lora
 from allmrec_hf.ranking import ndcg_at_k, target_ranks
 from allmrec_hf.training.parts import DEMO_PARTS

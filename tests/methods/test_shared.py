@@ -7,7 +7,7 @@ import torch
 
 from allmrec_hf.errors import ALLMRecError
 from allmrec_hf.methods import shared
-from allmrec_hf.methods.method import method
+from allmrec_hf.methods.registry import method
 from allmrec_hf.methods.shared import backbone_run, refuse_other_settings, run_until, text_embeddings, trained_backbone
 from allmrec_hf.training.settings import run_settings
 from tests.methods.world import small_setting, small_world

@@ -8,12 +8,12 @@ import torch
 
 from allmrec_hf.catalog import ItemCatalog
 from allmrec_hf.errors import ALLMRecError
-from allmrec_hf.methods.cf_alone import PAPERS
+from allmrec_hf.methods.backbone_alone import PAPERS
 from allmrec_hf.methods.ctrl import prompt_texts, symmetric_info_nce
 from allmrec_hf.methods.item_knn import ItemKNNRanker, item_similarities
-from allmrec_hf.methods.method import METHODS, method
-from allmrec_hf.methods.picking import best_on_validation, validation_ndcg
+from allmrec_hf.methods.model_selection import best_on_validation, validation_ndcg
 from allmrec_hf.methods.recformer import KEY_TYPE, SPECIAL, VALUE_TYPE, Recformer, RecformerConfig, flattened_items
+from allmrec_hf.methods.registry import METHODS, method
 from allmrec_hf.training.samples import Samples
 from tests.methods.world import CHANCE, metrics_on_test, small_setting, small_world
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from allmrec_hf.errors import ALLMRecError
-from allmrec_hf.evaluation.cost import tell_evaluation_cost
+from allmrec_hf.evaluation.evaluation_cost import tell_evaluation_cost
 from allmrec_hf.evaluation.llm_ranker import ALLMRecRanker
 from allmrec_hf.training.arguments import StageArguments
 from allmrec_hf.training.cost import ProjectionCost, projection_cost, tell_projection_cost, warn_of_few_steps

@@ -12,7 +12,7 @@ from toy_task import ToyTask
 from allmrec_hf.cf_sasrec import SASRecConfig, SASRecModel
 from allmrec_hf.errors import ALLMRecError, CheckpointError
 from allmrec_hf.evaluation.rankers import PopularityRanker
-from allmrec_hf.methods.picking import best_on_validation, validation_ndcg
+from allmrec_hf.methods.model_selection import best_on_validation, validation_ndcg
 from allmrec_hf.ranking import target_ranks
 from allmrec_hf.training import checkpoint as ckpt
 from allmrec_hf.training.arguments import StageArguments

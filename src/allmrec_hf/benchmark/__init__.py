@@ -1,1 +1,1 @@
-"""The laboratory: suites of data, scenarios and methods, cells that survive a kill, and the report made of them."""
+"""Benchmark: suites of data, scenarios and methods, benchmark runs that resume after a kill, and their report."""

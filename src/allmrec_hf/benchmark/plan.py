@@ -1,4 +1,4 @@
-"""What a suite comes to: its cells, in the order in which they are computed."""
+"""List the benchmark runs of a suite in the order in which they are computed."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from typing import Any
 from .._version import __version__
 from ..errors import ALLMRecError
 from ..methods.llm_parts import chosen_settings
-from ..methods.method import Method, Setting, backbone_names, method
+from ..methods.method import Method, Setting
+from ..methods.registry import backbone_names, method
 from ..training.arguments import STAGES, preset
 from ..training.parts import DEMO, DEMO_PARTS, part_path
 from ..training.settings import run_settings
-from .cells import CellKey
+from .runs import RunKey
 from .sources import fingerprint
 from .suite import DatasetSpec, MethodSpec, ScenarioSpec, Suite
 
@@ -25,18 +26,18 @@ END_BYTES = 2**20
 
 
 @dataclass(frozen=True)
-class Job:
-    """One cell that the suite asks for.
+class PlannedRun:
+    """One benchmark run that the suite asks for.
 
     Attributes:
-        key: The cell.
+        key: The run.
         dataset: Its data; those of the targets where the scenario has two.
         scenario: Its scenario.
         method: Its method.
         setting: What the method is trained with; its two folders are names under the benchmark's output.
     """
 
-    key: CellKey
+    key: RunKey
     dataset: DatasetSpec
     scenario: ScenarioSpec
     method: MethodSpec
@@ -44,35 +45,37 @@ class Job:
 
     @property
     def group(self) -> tuple[str, str, int]:
-        """Return what jobs that share trained parts have in common."""
+        """Return what runs that share trained parts have in common."""
         return self.key.dataset, self.key.scenario, self.key.seed
 
     def __str__(self) -> str:
         return f"{self.key.dataset}, {self.key.scenario}, {self.key.label}, seed {self.key.seed}"
 
 
-def plan(suite: Suite) -> list[Job]:
-    """Return all cells of a suite, those that share trained parts one after the other.
+def plan(suite: Suite) -> list[PlannedRun]:
+    """Return all benchmark runs of a suite; runs that share trained parts follow one another.
 
     Raises:
-        ALLMRecError: when a method does not know an option, prepared data are missing, or a row has no cell at all.
+        ALLMRecError: when a method does not know an option, prepared data are missing, or a method has no run at all.
     """
     methods = {spec.label: _checked(spec) for spec in suite.methods}
     digests = {spec.name: fingerprint(spec) for spec in suite.datasets}
-    jobs = []
+    planned_runs: list[PlannedRun] = []
     for seed in suite.seeds:
-        for scenario, dataset in _trials(suite):
+        for scenario, dataset in _scenarios_of_data(suite):
             data = {name: digests[name] for name in (dataset.name, *scenario.domains)}
             for spec in suite.methods:
                 seeded = methods[spec.label].seeded
                 if spec.runs_in(dataset.name, scenario) and (seeded or seed == suite.seeds[0]):
-                    jobs.append(_job(suite, dataset, scenario, spec, seed, data))
-    without = [spec.label for spec in suite.methods if not any(job.method.label == spec.label for job in jobs)]
+                    planned_runs.append(_planned_run(suite, dataset, scenario, spec, seed, data))
+    without = [
+        spec.label for spec in suite.methods if not any(planned.method.label == spec.label for planned in planned_runs)
+    ]
     if without:
         raise ALLMRecError(f"no scenario and data set of the suite is for {', '.join(without)}; see only_...")
     wanted = suite.only_datasets or [spec.name for spec in suite.datasets]
-    jobs = [job for job in jobs if job.dataset.name in wanted]
-    return sorted(jobs, key=lambda job: suite.datasets.index(job.dataset))
+    planned_runs = [planned for planned in planned_runs if planned.dataset.name in wanted]
+    return sorted(planned_runs, key=lambda planned: suite.datasets.index(planned.dataset))
 
 
 @cache
@@ -104,7 +107,7 @@ def _checked(spec: MethodSpec) -> Method:
     return found
 
 
-def _trials(suite: Suite) -> list[tuple[ScenarioSpec, DatasetSpec]]:
+def _scenarios_of_data(suite: Suite) -> list[tuple[ScenarioSpec, DatasetSpec]]:
     return [
         (scenario, dataset)
         for dataset in suite.datasets
@@ -113,9 +116,9 @@ def _trials(suite: Suite) -> list[tuple[ScenarioSpec, DatasetSpec]]:
     ]
 
 
-def _job(
+def _planned_run(
     suite: Suite, dataset: DatasetSpec, scenario: ScenarioSpec, spec: MethodSpec, seed: int, data: Mapping[str, str]
-) -> Job:
+) -> PlannedRun:
     llm = spec.llm or suite.llm
     llm = None if llm is None else part_path(llm, "language_model")
     text_encoder = part_path(suite.text_encoder, "text_encoder")
@@ -137,8 +140,8 @@ def _job(
         "options": dict(spec.options),
         "evaluation": asdict(suite.evaluation),
     }
-    key = CellKey(dataset.name, scenario.label, spec.label, spec.method, seed, json.loads(json.dumps(facts)))
-    parts = CellKey(dataset.name, scenario.label, "parts", "parts", seed, shared)
+    key = RunKey(dataset.name, scenario.label, spec.label, spec.method, seed, json.loads(json.dumps(facts)))
+    parts = RunKey(dataset.name, scenario.label, "parts", "parts", seed, shared)
     setting = Setting(
         folder=Path("work") / key.digest,
         parts=Path("parts") / parts.digest,
@@ -151,4 +154,4 @@ def _job(
         budget=suite.budget,
         options=spec.options,
     )
-    return Job(key, dataset, scenario, spec, setting)
+    return PlannedRun(key, dataset, scenario, spec, setting)

@@ -1,4 +1,4 @@
-"""Runs a suite: computes the cells that are not there yet, whatever became of the last attempt."""
+"""Run a suite: compute every benchmark run that has no stored result yet."""
 
 from __future__ import annotations
 
@@ -24,25 +24,26 @@ from ..data.prepared import PreparedData
 from ..errors import ALLMRecError, DataError
 from ..evaluation.geometry import joint_embedding_geometry
 from ..evaluation.protocol import Ranker
-from ..evaluation.scenarios import CrossDomain, FewShot, Trial
+from ..evaluation.scenarios import CrossDomain, EvaluationSplit, FewShot
 from ..files import written_whole
 from ..methods.a_llmrec import facts
-from ..methods.method import Method, method
+from ..methods.method import Method
+from ..methods.registry import method
 from ..modeling_allmrec import ALLMRecModel
 from ..training.parts import check_llm
-from .cells import (
-    Cell,
-    CellKey,
-    cell_folder,
+from .benchmark_report import render
+from .plan import PlannedRun, part_name, plan
+from .published import published_values
+from .runs import (
+    BenchmarkRun,
+    RunKey,
     discard_unfinished,
     is_done,
-    load_cell,
+    load_run,
     refuse_other_candidates,
-    save_cell,
+    run_folder,
+    save_run,
 )
-from .plan import Job, part_name, plan
-from .published import published_values
-from .report import render
 from .sources import check_files, prepared_data
 from .suite import Suite, check_cutoffs
 from .verdicts import UNTRAINED
@@ -72,18 +73,18 @@ class Place:
 
 @dataclass
 class Outcome:
-    """What a run came to.
+    """The outcome of one call of `run_suite`.
 
     Attributes:
-        jobs: All cells of the suite.
-        computed: How many of them this run computed.
+        planned_runs: All benchmark runs of the suite.
+        computed: How many of them this call computed.
         done: How many of them are done, now or before.
         skipped: Scenarios that cannot be made: dataset, scenario, reason.
-        failed: Cells that ended with an error: dataset, scenario, label, seed, error.
+        failed: Runs that ended with an error: dataset, scenario, label, seed, error.
         report: The report, where there was anything to tell.
     """
 
-    jobs: list[Job]
+    planned_runs: list[PlannedRun]
     computed: int = 0
     done: int = 0
     skipped: list[dict[str, Any]] = field(default_factory=list)
@@ -98,15 +99,15 @@ def run_suite(
     keep_parts: bool = False,
     prepare_process: Callable[[], None] | None = None,
 ) -> Outcome:
-    """Compute the cells of a suite that are not there yet.
+    """Compute the benchmark runs of a suite that have no stored result yet.
 
-    Nothing is known of an earlier run but its finished cells and what methods left to be gone on with, so it may have
-    ended in any way.
+    Of an earlier call only its finished runs and the checkpoints of unfinished methods are used, so it may have ended
+    in any way.
 
     Args:
         suite: The suite.
         place: Where it runs.
-        processes: How many cells are computed at a time, each with other trained parts.
+        processes: How many runs are computed at a time, each with other trained parts.
         keep_parts: Keep backbones, alignments and text embeddings when all is done.
         prepare_process: Called first in each process that is started, such as to set up its log; it can be pickled.
 
@@ -128,23 +129,25 @@ def _run_suite(
     suite: Suite, place: Place, processes: int, keep_parts: bool, prepare_process: Callable[[], None] | None
 ) -> Outcome:
     trust = place.trust_remote_code
-    outcome = Outcome([replace(job, setting=replace(job.setting, trust_remote_code=trust)) for job in plan(suite)])
-    to_do = [job for job in outcome.jobs if not is_done(place.output, job.key)]
-    logger.info("%d cells, %d of them done already", len(outcome.jobs), len(outcome.jobs) - len(to_do))
+    outcome = Outcome(
+        [replace(planned, setting=replace(planned.setting, trust_remote_code=trust)) for planned in plan(suite)]
+    )
+    to_do = [planned for planned in outcome.planned_runs if not is_done(place.output, planned.key)]
+    logger.info("%d runs, %d of them done already", len(outcome.planned_runs), len(outcome.planned_runs) - len(to_do))
     discard_unfinished(place.output)
-    needed = {name for job in outcome.jobs for name in (job.dataset.name, *job.scenario.domains)}
+    needed = {name for planned in outcome.planned_runs for name in (planned.dataset.name, *planned.scenario.domains)}
     for spec in (spec for spec in suite.datasets if spec.name in needed):
         check_files(spec, place.data_root, place.output)
     _check_llms(to_do)
     data = Datasets(suite, place)
-    _check_trials(suite, outcome.jobs, data)
+    _check_splits(suite, outcome.planned_runs, data)
     started, finished = time.monotonic(), 0
     for computed, skipped, failed in _all_groups(to_do, data, processes, prepare_process):
         outcome.computed += computed
         outcome.skipped += [entry for entry in skipped if entry not in outcome.skipped]  # once for all seeds
         outcome.failed += failed
         finished += computed + len(failed)
-        logger.info("%d of %d cells after %.0f s", finished, len(to_do), time.monotonic() - started)
+        logger.info("%d of %d runs after %.0f s", finished, len(to_do), time.monotonic() - started)
     _write(place.output / SKIPPED_FILE, outcome.skipped)
     _write(place.output / FAILED_FILE, outcome.failed)
     if not outcome.failed and not keep_parts:
@@ -153,27 +156,27 @@ def _run_suite(
     return outcome
 
 
-def finished_cells(jobs: Iterable[Job], output: Path) -> list[Cell]:
-    """Return the finished cells of a suite, and check that they compare.
+def finished_runs(planned_runs: Iterable[PlannedRun], output: Path) -> list[BenchmarkRun]:
+    """Return the finished runs of a suite, and check that they compare.
 
-    Cells of an earlier form of the suite that lie in the same folder are left out, which the log says.
+    Runs of an earlier form of the suite in the same folder are left out, with a warning in the log.
 
     Raises:
         DataError: when there are none, or two were ranked on different candidates.
     """
-    keys: list[CellKey] = [job.key for job in jobs if is_done(output, job.key)]
+    keys: list[RunKey] = [planned.key for planned in planned_runs if is_done(output, planned.key)]
     if not keys:
-        raise DataError(f"{output} holds no finished cell of this suite; run it without --only-report")
-    present = len(list((output / "cells").glob("*/result.json")))
+        raise DataError(f"{output} holds no finished run of this suite; run it without --only-report")
+    present = len(list((output / "runs").glob("*/result.json")))
     if present > len(keys):
         logger.warning(
-            "%d cells in %s are none of this suite's, or of an older form, and are left out",
+            "%d runs in %s are none of this suite's, or of an older form, and are left out",
             present - len(keys),
             output,
         )
-    cells = [load_cell(cell_folder(output, key)) for key in keys]
-    refuse_other_candidates(cells)
-    return cells
+    runs = [load_run(run_folder(output, key)) for key in keys]
+    refuse_other_candidates(runs)
+    return runs
 
 
 class Datasets:
@@ -197,30 +200,30 @@ class Datasets:
         return {"suite": self.suite, "place": self.place, "_loaded": {}}
 
 
-def run_cell(job: Job, trial: Trial, data: Datasets) -> Cell:
+def compute_run(planned: PlannedRun, split: EvaluationSplit, data: Datasets) -> BenchmarkRun:
     """Train and evaluate one method in one scenario; only the method itself stores anything, to go on with."""
     output, evaluation = data.place.output.resolve(), data.suite.evaluation
-    folders = {name: output / getattr(job.setting, name) for name in ("folder", "parts", "common")}
+    folders = {name: output / getattr(planned.setting, name) for name in ("folder", "parts", "common")}
     for folder in folders.values():
         folder.mkdir(parents=True, exist_ok=True)
-    setting = replace(job.setting, **folders)
-    trained = method(job.method.method)
+    setting = replace(planned.setting, **folders)
+    trained = method(planned.method.method)
     started = time.monotonic()
-    ranker = trained.fit(trial.training, setting)
-    ranker.name = job.key.label
+    ranker = trained.fit(split.training, setting)
+    ranker.name = planned.key.label
     fitted = time.monotonic()
-    result = trial.evaluate([ranker], max_users=evaluation.max_users, cutoffs=evaluation.cutoffs)
+    result = split.evaluate([ranker], max_users=evaluation.max_users, cutoffs=evaluation.cutoffs)
     ended = time.monotonic()
-    details = _details(job, trained, trial, ranker)
+    details = _details(planned, trained, split, ranker)
     details |= {"seconds_fit": fitted - started, "seconds_evaluate": ended - fitted}
-    return Cell(job.key, result.to_dict(), result.per_user(), ended - started, details)
+    return BenchmarkRun(planned.key, result.to_dict(), result.per_user(), ended - started, details)
 
 
 def _all_groups(
-    jobs: Sequence[Job], data: Datasets, processes: int, prepare_process: Callable[[], None] | None
+    planned_runs: Sequence[PlannedRun], data: Datasets, processes: int, prepare_process: Callable[[], None] | None
 ) -> Iterable[_GroupOutcome]:
-    """Yield what each group of jobs with common parts came to; groups are what processes share out."""
-    groups = [list(part) for _, part in groupby(jobs, key=lambda job: job.group)]
+    """Yield the outcome of each group of runs with common parts; groups are what processes share out."""
+    groups = [list(part) for _, part in groupby(planned_runs, key=lambda planned: planned.group)]
     if processes <= 1:
         yield from (_run_group(group, data) for group in groups)
         return
@@ -232,7 +235,7 @@ def _all_groups(
         except BrokenProcessPool as error:
             raise ALLMRecError(
                 "a process was ended by the system, probably for want of memory; give fewer --jobs and run the same "
-                "command again: finished cells stay"
+                "command again: finished runs stay"
             ) from error
 
 
@@ -251,60 +254,62 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _run_group(jobs: Sequence[Job], data: Datasets) -> _GroupOutcome:
-    first, failed = jobs[0], []
+def _run_group(planned_runs: Sequence[PlannedRun], data: Datasets) -> _GroupOutcome:
+    first, failed = planned_runs[0], []
     try:
-        trial = make_trial(first, data)
+        split = make_split(first, data)
     except DataError as error:
         logger.warning("%s, %s cannot be made: %s", first.key.dataset, first.key.scenario, error)
         return 0, [{"dataset": first.key.dataset, "scenario": first.key.scenario, "reason": str(error)}], []
-    for job in jobs:
+    for planned in planned_runs:
         try:
-            cell = run_cell(job, trial, data)
+            run = compute_run(planned, split, data)
         except Exception as error:  # one method's failure must not cost the others their results
             if isinstance(error, ALLMRecError):
-                logger.error("%s failed: %s", job, error)
+                logger.error("%s failed: %s", planned, error)
             else:
-                logger.exception("%s failed", job)
-            names = {name: getattr(job.key, name) for name in ("dataset", "scenario", "label", "seed")}
+                logger.exception("%s failed", planned)
+            names = {name: getattr(planned.key, name) for name in ("dataset", "scenario", "label", "seed")}
             failed.append(names | {"error": f"{type(error).__name__}: {error}"})
             continue
-        save_cell(data.place.output, cell)
-        shutil.rmtree(data.place.output / job.setting.folder, ignore_errors=True)
-        logger.info("%s: %.0f s", job, cell.seconds)
-    return len(jobs) - len(failed), [], failed
+        save_run(data.place.output, run)
+        shutil.rmtree(data.place.output / planned.setting.folder, ignore_errors=True)
+        logger.info("%s: %.0f s", planned, run.seconds)
+    return len(planned_runs) - len(failed), [], failed
 
 
-def make_trial(job: Job, data: Datasets) -> Trial:
-    """Return the trial of a job's scenario on its data.
+def make_split(planned: PlannedRun, data: Datasets) -> EvaluationSplit:
+    """Return the evaluation split of a run's scenario on its data.
 
     Raises:
         DataError: when the data do not allow the scenario.
     """
-    trial = job.scenario.scenario.trial(*(data[name] for name in job.scenario.domains or (job.dataset.name,)))
+    split = planned.scenario.scenario.split(
+        *(data[name] for name in planned.scenario.domains or (planned.dataset.name,))
+    )
     buckets = data.suite.evaluation.history_buckets
     if buckets is None:
-        return trial
-    parameters = {**trial.description["parameters"], "history_buckets": list(buckets)}
-    return replace(trial, history_buckets=buckets, description={**trial.description, "parameters": parameters})
+        return split
+    parameters = {**split.description["parameters"], "history_buckets": list(buckets)}
+    return replace(split, history_buckets=buckets, description={**split.description, "parameters": parameters})
 
 
-def _details(job: Job, trained: Method, trial: Trial, ranker: Ranker) -> dict[str, Any]:
+def _details(planned: PlannedRun, trained: Method, split: EvaluationSplit, ranker: Ranker) -> dict[str, Any]:
     """Return what a report says of a method besides its ranking."""
     found = facts(ranker)
-    if job.setting.llm is not None and "llm" in found:
-        random = job.method.method in UNTRAINED
-        found["llm"] = ("random weights, as " if random else "") + part_name(job.setting.llm)
+    if planned.setting.llm is not None and "llm" in found:
+        random = planned.method.method in UNTRAINED
+        found["llm"] = ("random weights, as " if random else "") + part_name(planned.setting.llm)
     model = getattr(ranker, "model", None)
     if isinstance(model, ALLMRecModel) and _was_aligned(model):
         found["geometry"] = joint_embedding_geometry(model)
     return found | {
         "paper": trained.paper,
         "simplified": trained.simplified,
-        "ablation_of": job.method.ablation_of,
-        "scenario": dict(trial.description),
-        "options": dict(job.setting.options),
-        "backbone": job.setting.backbone,
+        "ablation_of": planned.method.ablation_of,
+        "scenario": dict(split.description),
+        "options": dict(planned.setting.options),
+        "backbone": planned.setting.backbone,
     }
 
 
@@ -313,46 +318,46 @@ def _was_aligned(model: ALLMRecModel) -> bool:
     return int((model.item_table.interaction_counts > 0).sum()) > 1
 
 
-def _check_llms(jobs: Iterable[Job]) -> None:
+def _check_llms(planned_runs: Iterable[PlannedRun]) -> None:
     """Refuse, before anything is computed, LLMs that are missing."""
-    needing = [job for job in jobs if method(job.method.method).reads_llm]
-    for job in needing:
-        job.setting.required_llm(job.key.label)
+    needing = [planned for planned in planned_runs if method(planned.method.method).reads_llm]
+    for planned in needing:
+        planned.setting.required_llm(planned.key.label)
     seen: list[tuple[str, str | None, dict[str, Any], bool]] = []
-    for job in needing:
-        options = job.setting.options
+    for planned in needing:
+        options = planned.setting.options
         own = dict(options.get("llm_options") or {})
-        asked = (str(job.setting.llm), options.get("llm_revision"), own, job.setting.trust_remote_code)
+        asked = (str(planned.setting.llm), options.get("llm_revision"), own, planned.setting.trust_remote_code)
         if asked not in seen:
             seen.append(asked)
             check_llm(*asked)
 
 
-def _check_trials(suite: Suite, jobs: Iterable[Job], data: Datasets) -> None:
+def _check_splits(suite: Suite, planned_runs: Iterable[PlannedRun], data: Datasets) -> None:
     """Prepare all data, and refuse what the suite asks of them that cannot be; nobody should wait hours for that.
 
     What the suite names itself (K users, two domains) is its mistake; that data have no user of some kind is not.
     """
-    for job in {job.group[:2]: job for job in jobs}.values():
-        check_cutoffs(suite, job.key.dataset, int(data[job.key.dataset].info["num_candidates"]))
-        if isinstance(job.scenario.scenario, (FewShot, CrossDomain)):
-            make_trial(job, data)
+    for planned in {planned.group[:2]: planned for planned in planned_runs}.values():
+        check_cutoffs(suite, planned.key.dataset, int(data[planned.key.dataset].info["num_candidates"]))
+        if isinstance(planned.scenario.scenario, (FewShot, CrossDomain)):
+            make_split(planned, data)
 
 
 def write_report(suite: Suite, outcome: Outcome, output: Path, command: str = "") -> Path:
-    """Write the report of all finished cells of the suite, and of what did not come about in the last run.
+    """Write the report of all finished runs of the suite, and of what the last call could not compute.
 
     Raises:
-        ALLMRecError: when there are no finished cells, or they cannot be compared.
+        ALLMRecError: when there are no finished runs, or they cannot be compared.
     """
-    cells = finished_cells(outcome.jobs, output)
-    outcome.done = len(cells)
+    runs = finished_runs(outcome.planned_runs, output)
+    outcome.done = len(runs)
     labels = [spec.label for spec in suite.methods]
-    reference = suite.reference if any(cell.key.label == suite.reference for cell in cells) else None
-    skipped, failed = _not_there(outcome.jobs, output)
+    reference = suite.reference if any(run.key.label == suite.reference for run in runs) else None
+    skipped, failed = _not_there(outcome.planned_runs, output)
     return render(
         output,
-        cells,
+        runs,
         suite.title,
         reference,
         command=command,
@@ -363,10 +368,14 @@ def write_report(suite: Suite, outcome: Outcome, output: Path, command: str = ""
     )
 
 
-def _not_there(jobs: Iterable[Job], output: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def _not_there(planned_runs: Iterable[PlannedRun], output: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Return what was skipped, or not computed yet, and what failed and has not come about since."""
     names = ("dataset", "scenario", "label", "seed")
-    waiting = [{name: getattr(job.key, name) for name in names} for job in jobs if not is_done(output, job.key)]
+    waiting = [
+        {name: getattr(planned.key, name) for name in names}
+        for planned in planned_runs
+        if not is_done(output, planned.key)
+    ]
     failed = [entry for entry in _read(output / FAILED_FILE) if {name: entry.get(name) for name in names} in waiting]
     known = [{name: entry[name] for name in names} for entry in failed]
     skipped = _read(output / SKIPPED_FILE)
@@ -386,7 +395,7 @@ def _read(path: Path) -> list[dict[str, Any]]:
 
 
 def _write(path: Path, entries: Sequence[Mapping[str, Any]]) -> None:
-    """Write what did not come about; without any, an earlier run's file goes."""
+    """Write what was not computed; without any, remove the file of an earlier call."""
     if not entries:
         path.unlink(missing_ok=True)
         return

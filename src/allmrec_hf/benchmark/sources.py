@@ -54,7 +54,7 @@ def source_files(spec: DatasetSpec, data_root: Path | None) -> list[Path]:
 def fingerprint(spec: DatasetSpec) -> str:
     """Return twelve hexadecimal digits over how a data set is made; of prepared data, over their content.
 
-    Raw files count by name, so that cells can be listed and reported where the files are not.
+    Raw files count by name, so that runs can be listed and reported where the files are not.
     """
     facts = asdict(spec) | {"expected": None}
     if spec.source == "prepared":

@@ -1,4 +1,4 @@
-"""A suite: which data, scenarios and methods a benchmark runs; `reading` makes one of YAML."""
+"""A suite: which data, scenarios and methods a benchmark runs; `suite_parser` reads one from YAML."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import ALLMRecError
 from ..evaluation.scenarios import Scenario
-from ..methods.method import method_names
+from ..methods.registry import method_names
 from ..training.settings import DEFAULT_BACKBONE, DEFAULT_TEXT_ENCODER
 
 SUITES = Path(__file__).parent / "suites"
@@ -41,7 +41,7 @@ class ScenarioSpec:
     """One scenario with one value of each of its parameters.
 
     Attributes:
-        label: Its name in cells and tables, such as `few-shot-256`.
+        label: Its name in runs and tables, such as `few-shot-256`.
         scenario: How the data are split.
         domains: For a scenario across data sets: the one to train on and the one to evaluate.
         only_datasets: Names of the data sets it is made of; empty for all.
@@ -92,7 +92,7 @@ class EvaluationSpec:
     """How rankers are evaluated.
 
     Attributes:
-        max_users: A seeded sample of this many users, the same for every cell; None for all.
+        max_users: A seeded sample of this many users, the same for every run; None for all.
         cutoffs: The k of Hit@k and NDCG@k; None for those of 1, 5 and 10 that are no more than the candidates.
         history_buckets: The largest history length of each bucket but the last; None for the scenario's own.
     """
@@ -120,7 +120,7 @@ class Suite:
         reference: Label of the method that all others are compared with.
         evaluation: How rankers are evaluated.
         published: Name of the data set in `published.PUBLISHED` whose figures are printed beside ours.
-        only_datasets: Names of the data sets whose cells are run and reported; empty for all.
+        only_datasets: Names of the data sets whose runs are computed and reported; empty for all.
     """
 
     title: str

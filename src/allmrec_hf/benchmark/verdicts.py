@@ -14,8 +14,8 @@ from ..cf_encoder import MODEL_TYPE_PREFIX, cf_encoder_types
 from ..errors import DataError
 from ..evaluation.significance import ROUNDING
 from ..evaluation.warmth import OVERALL
-from .cells import Cell
-from .tables import SIGNIFICANT, Tables, by_scenario, chance, headline, labels_in_order, measured
+from .result_tables import SIGNIFICANT, Tables, by_scenario, chance, headline, labels_in_order, measured
+from .runs import BenchmarkRun
 
 LARGE_LLM = 1_000_000_000
 CONTROLS = ("popularity", "text-cosine", "no-llm", "random-llm", "fair-backbone", "leak-alarm")
@@ -58,7 +58,7 @@ class _Scene:
     """A dataset and scenario, as the rules look at it."""
 
     where: str
-    cells: Mapping[str, Cell]  # the first of each label
+    runs: Mapping[str, BenchmarkRun]  # the first of each label
     means: Mapping[str, Mapping[str, Any]]  # rows of `Tables.results` by label
     against: Mapping[str, Mapping[str, Any]]  # rows of `Tables.comparisons` of the reference by label
     reference: str | None
@@ -68,15 +68,15 @@ class _Scene:
         """Return the labels of a method, its ablations left out."""
         return [
             label
-            for label, cell in self.cells.items()
-            if cell.key.method == method and label != self.reference and not cell.details.get("ablation_of")
+            for label, run in self.runs.items()
+            if run.key.method == method and label != self.reference and not run.details.get("ablation_of")
         ]
 
 
-def verdicts(cells: Sequence[Cell], tables: Tables, reference: str | None) -> list[Verdict]:
+def verdicts(runs: Sequence[BenchmarkRun], tables: Tables, reference: str | None) -> list[Verdict]:
     """Return all alarms and verdicts, by subject; within one, the worst first."""
-    scenes = _scenes(cells, tables, reference)
-    has_llm = reference is None or _has_llm(cells, reference)
+    scenes = _scenes(runs, tables, reference)
+    has_llm = reference is None or _has_llm(runs, reference)
     found = [_leak(scene) for scene in scenes]
     found += [_controls(scene, has_llm) for scene in scenes]
     if reference is None:
@@ -88,8 +88,8 @@ def verdicts(cells: Sequence[Cell], tables: Tables, reference: str | None) -> li
     else:
         text = f"{reference}, the method under test, has no LLM: credit, its size and the fair backbone are not asked"
         found.append(Verdict(CREDIT, "note", "", text))
-    found += [_llm_size(cells, reference)] if has_llm else []
-    found.append(_seeds(cells))
+    found += [_llm_size(runs, reference)] if has_llm else []
+    found.append(_seeds(runs))
     subjects = (LEAK, MISSING_CONTROLS, CREDIT, FAIRNESS, LLM_SIZE, SEEDS)
     found = _folded(found, len(scenes))
     return sorted(found, key=lambda verdict: (subjects.index(verdict.subject), STATUSES.index(verdict.status)))
@@ -106,18 +106,18 @@ def _folded(found: Sequence[Verdict], num_scenes: int) -> list[Verdict]:
     ]
 
 
-def _has_llm(cells: Sequence[Cell], label: str) -> bool:
-    return any(cell.details.get("llm_parameters") for cell in cells if cell.key.label == label)
+def _has_llm(runs: Sequence[BenchmarkRun], label: str) -> bool:
+    return any(run.details.get("llm_parameters") for run in runs if run.key.label == label)
 
 
-def verdict_metric(cells: Sequence[Cell]) -> str:
-    """Return the metric that verdicts look at: Hit@1, the paper's, unless the cells lack it."""
-    return headline(measured(cells))[0]
+def verdict_metric(runs: Sequence[BenchmarkRun]) -> str:
+    """Return the metric that verdicts look at: Hit@1, the paper's, unless the runs lack it."""
+    return headline(measured(runs))[0]
 
 
-def _scenes(cells: Sequence[Cell], tables: Tables, reference: str | None) -> list[_Scene]:
+def _scenes(runs: Sequence[BenchmarkRun], tables: Tables, reference: str | None) -> list[_Scene]:
     scenes = []
-    for (dataset, scenario), members in by_scenario(cells).items():
+    for (dataset, scenario), members in by_scenario(runs).items():
         metric = verdict_metric(members)
         place = {"dataset": dataset, "scenario": scenario, "group": OVERALL, "metric": metric}
         present = labels_in_order(members)
@@ -142,7 +142,7 @@ def _leak(scene: _Scene) -> Verdict:
     if not labels:
         text = "leak-alarm was not run: a leak of the target into the prompt or the candidates would go unnoticed"
         return Verdict(LEAK, "missing", scene.where, text)
-    random_order = chance(next(iter(scene.cells.values())), scene.metric)
+    random_order = chance(next(iter(scene.runs.values())), scene.metric)
     limit, source = random_order, "chance"
     cosines = scene.of_method("text-cosine")
     for label in cosines:
@@ -163,7 +163,7 @@ def _leak(scene: _Scene) -> Verdict:
 
 def _controls(scene: _Scene, has_llm: bool) -> Verdict:
     """Return which controls are missing; a method under test without an LLM needs only those of any recommender."""
-    own = None if scene.reference is None else scene.cells[scene.reference].key.method
+    own = None if scene.reference is None else scene.runs[scene.reference].key.method
     wanted = [method for method in CONTROLS if has_llm or method not in OF_LLM]
     missing = [method for method in wanted if method != own and not scene.of_method(method)]
     missing += [] if own in _backbones() or _backbone(scene) else [BACKBONE_ALONE]
@@ -207,12 +207,12 @@ def _credit(scene: _Scene) -> Verdict:
 
 def _like_reference(scene: _Scene, method: str) -> list[str]:
     """Return the labels of a control made with the reference's backbone and LLM; another's shows nothing."""
-    own = scene.cells[str(scene.reference)].key.facts
+    own = scene.runs[str(scene.reference)].key.facts
     names = ("backbone", "llm")
     return [
         label
         for label in scene.of_method(method)
-        if all(scene.cells[label].key.facts.get(name) == own.get(name) for name in names)
+        if all(scene.runs[label].key.facts.get(name) == own.get(name) for name in names)
     ]
 
 
@@ -231,16 +231,16 @@ def _fairness(scene: _Scene) -> Verdict:
     return Verdict(FAIRNESS, "against", scene.where, f"{scene.reference} {verb} {whom}: {facts}")
 
 
-def _llm_size(cells: Sequence[Cell], reference: str | None) -> Verdict:
-    method = next((cell.key.method for cell in cells if cell.key.label == reference), None)
+def _llm_size(runs: Sequence[BenchmarkRun], reference: str | None) -> Verdict:
+    method = next((run.key.method for run in runs if run.key.label == reference), None)
     sizes = {
-        (int(cell.details["llm_parameters"]), str(cell.details.get("llm", "an LLM")))
-        for cell in cells
-        if cell.details.get("llm_parameters") and cell.key.method not in UNTRAINED and method in (None, cell.key.method)
+        (int(run.details["llm_parameters"]), str(run.details.get("llm", "an LLM")))
+        for run in runs
+        if run.details.get("llm_parameters") and run.key.method not in UNTRAINED and method in (None, run.key.method)
     }
     unresolved = "the paper's claim about large LLMs is neither confirmed nor refuted here"
     if not sizes:
-        return Verdict(LLM_SIZE, "note", "", f"no cell states the size of an LLM: {unresolved}")
+        return Verdict(LLM_SIZE, "note", "", f"no run states the size of an LLM: {unresolved}")
     size, llm = max(sizes)
     text = f"the largest LLM used, {llm}, has {parameters(size)} parameters"
     if size < LARGE_LLM:
@@ -248,12 +248,12 @@ def _llm_size(cells: Sequence[Cell], reference: str | None) -> Verdict:
     return Verdict(LLM_SIZE, "quiet", "", f"{text}; what is said of it holds for this LLM and these data")
 
 
-def _seeds(cells: Sequence[Cell]) -> Verdict:
+def _seeds(runs: Sequence[BenchmarkRun]) -> Verdict:
     counts = {
-        (cell.key.dataset, cell.key.scenario, cell.key.label): len(
-            {other.key.seed for other in cells if _same_place(cell, other)}
+        (run.key.dataset, run.key.scenario, run.key.label): len(
+            {other.key.seed for other in runs if _same_place(run, other)}
         )
-        for cell in cells
+        for run in runs
     }
     low, high = min(counts.values()), max(counts.values())
     if high == 1:
@@ -264,7 +264,7 @@ def _seeds(cells: Sequence[Cell]) -> Verdict:
     return Verdict(SEEDS, "note" if low == 1 else "quiet", "", text)
 
 
-def _same_place(one: Cell, other: Cell) -> bool:
+def _same_place(one: BenchmarkRun, other: BenchmarkRun) -> bool:
     return (one.key.dataset, one.key.scenario, one.key.label) == (
         other.key.dataset,
         other.key.scenario,
@@ -276,8 +276,8 @@ def _backbone(scene: _Scene) -> str | None:
     """Return the label of the CF backbone alone: the reference's own where it is known, else the best one."""
     known = _backbones()
     if scene.reference is not None:
-        cell = scene.cells[scene.reference]
-        own = cell.details.get("backbone") or cell.key.facts.get("backbone")
+        run = scene.runs[scene.reference]
+        own = run.details.get("backbone") or run.key.facts.get("backbone")
         known = {own} if own else known
     labels = [label for method in sorted(known) for label in scene.of_method(method)]
     return max(labels, key=lambda label: float(scene.means[label]["mean"]), default=None)

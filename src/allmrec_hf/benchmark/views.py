@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..evaluation.warmth import OVERALL
-from .cells import Cell
 from .published import PublishedValue
-from .tables import FEW_USERS, SIGNIFICANT, Tables, chance, headline
+from .result_tables import FEW_USERS, SIGNIFICANT, Tables, chance, headline
+from .runs import BenchmarkRun
 from .verdicts import name, p_value, parameters, signed
 
 NONE = "-"
@@ -121,7 +121,7 @@ def number(value: Any) -> str:
     return f"{int(value):,}" if float(value).is_integer() else f"{value:.4g}"
 
 
-def results_grid(rows: Sequence[Mapping[str, Any]], kinds: Mapping[str, str], cell: Cell) -> Grid:
+def results_grid(rows: Sequence[Mapping[str, Any]], kinds: Mapping[str, str], run: BenchmarkRun) -> Grid:
     """Return means with intervals and spread over seeds, the best and those not told apart from it emphasised."""
     metrics = list(dict.fromkeys(row["metric"] for row in rows))
     sections = []
@@ -139,7 +139,7 @@ def results_grid(rows: Sequence[Mapping[str, Any]], kinds: Mapping[str, str], ce
                 detail = f"{row['low']:.3f} to {row['high']:.3f}{spread}"
                 line.append(Entry(f"{row['mean']:.4f}", detail, strong=emphasised and row["among_best"]))
             lines.append(line)
-        by_chance = texts(*(f"{chance(cell, metric, group):.4f}" for metric in metrics))
+        by_chance = texts(*(f"{chance(run, metric, group):.4f}" for metric in metrics))
         lines.append([Entry("chance", "a random order"), *by_chance])
         sections.append(Section(group_heading(group, users), lines))
     return Grid(["method", *map(name, metrics)], sections)
@@ -196,28 +196,28 @@ def ablations_grid(rows: Sequence[tuple[str, Mapping[str, Any]]]) -> Grid | None
     return Grid(header, [Section("", lines)], texts=4) if lines else None
 
 
-def methods_grid(first: Mapping[str, Cell], kinds: Mapping[str, str]) -> Grid:
+def methods_grid(first: Mapping[str, BenchmarkRun], kinds: Mapping[str, str]) -> Grid:
     """Return what each method is, where it comes from and what is simplified."""
     lines = []
-    for label, cell in first.items():
-        details = cell.details
+    for label, run in first.items():
+        details = run.details
         llm = str(details.get("llm") or NONE)
         if details.get("llm_parameters"):
             llm += f" ({parameters(details['llm_parameters'])} parameters)"
         options = ", ".join(f"{key}: {value}" for key, value in flat(details.get("options") or {}).items())
         paper, simplified = str(details.get("paper") or NONE), str(details.get("simplified") or NONE)
-        words_of_it = texts(cell.key.method, llm, paper, simplified, options or NONE)
+        words_of_it = texts(run.key.method, llm, paper, simplified, options or NONE)
         lines.append([Entry(label, kinds[label], tone=kinds[label]), *words_of_it])
     header = ["label", "method", "LLM", "paper", "what is simplified or differs", "options"]
     return Grid(header, [Section("", lines)], texts=len(header))
 
 
-def data_grid(scenes: Mapping[tuple[str, str], Sequence[Cell]]) -> Grid:
+def data_grid(scenes: Mapping[tuple[str, str], Sequence[BenchmarkRun]]) -> Grid:
     """Return what was evaluated in each dataset and scenario."""
     lines = []
-    for (dataset, scenario), cells in scenes.items():
-        report = cells[0].report
-        seeds = sorted({cell.key.seed for cell in cells})
+    for (dataset, scenario), runs in scenes.items():
+        report = runs[0].report
+        seeds = sorted({run.key.seed for run in runs})
         available = number(report.get("users_available", report["users"]))
         lines.append(
             [
@@ -231,37 +231,37 @@ def data_grid(scenes: Mapping[tuple[str, str], Sequence[Cell]]) -> Grid:
     return Grid(header, [Section("", lines)], texts=4)
 
 
-def scenario_facts(cells: Sequence[Cell]) -> str:
-    """Return what the cells say of their scenario, as one line."""
-    described = cells[0].details.get("scenario") or cells[0].report.get("scenario") or {}
+def scenario_facts(runs: Sequence[BenchmarkRun]) -> str:
+    """Return what the runs say of their scenario, as one line."""
+    described = runs[0].details.get("scenario") or runs[0].report.get("scenario") or {}
     if not isinstance(described, Mapping):
         return str(described)
     return " · ".join(f"{key.replace('_', ' ')} {number(value)}" for key, value in flat(described).items())
 
 
-def cost_grid(cells: Sequence[Cell], scenarios: Sequence[str]) -> Grid:
+def cost_grid(runs: Sequence[BenchmarkRun], scenarios: Sequence[str]) -> Grid:
     """Return seconds of training and evaluation, the mean over seeds, by label and scenario."""
     seconds: dict[tuple[str, str], list[float]] = {}
-    for cell in cells:
-        seconds.setdefault((cell.key.label, cell.key.scenario), []).append(cell.seconds)
+    for run in runs:
+        seconds.setdefault((run.key.label, run.key.scenario), []).append(run.seconds)
     lines = []
-    for label in dict.fromkeys(cell.key.label for cell in cells):
+    for label in dict.fromkeys(run.key.label for run in runs):
         found = [seconds.get((label, scenario)) for scenario in scenarios]
         lines.append([Entry(label), *texts(*(f"{sum(one) / len(one):,.1f}" if one else NONE for one in found))])
-    total = [sum(cell.seconds for cell in cells if cell.key.scenario == scenario) for scenario in scenarios]
-    lines.append([Entry("all cells, summed", strong=True), *texts(*(f"{value:,.1f}" for value in total))])
+    total = [sum(run.seconds for run in runs if run.key.scenario == scenario) for scenario in scenarios]
+    lines.append([Entry("all runs, summed", strong=True), *texts(*(f"{value:,.1f}" for value in total))])
     return Grid(["seconds, mean over seeds", *scenarios], [Section("", lines)])
 
 
-def geometry_grid(cells: Sequence[Cell]) -> Grid | None:
-    """Return the geometry of joint embeddings, the mean over seeds; None where no cell has any.
+def geometry_grid(runs: Sequence[BenchmarkRun]) -> Grid | None:
+    """Return the geometry of joint embeddings, the mean over seeds; None where no run has any.
 
     Methods that share an alignment stand in one row.
     """
     found: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for cell in cells:
-        if isinstance(cell.details.get("geometry"), Mapping):
-            found.setdefault((cell.key.label, cell.key.scenario), []).append(flat(cell.details["geometry"]))
+    for run in runs:
+        if isinstance(run.details.get("geometry"), Mapping):
+            found.setdefault((run.key.label, run.key.scenario), []).append(flat(run.details["geometry"]))
     if not found:
         return None
     columns = list(dict.fromkeys(key for seeds in found.values() for one in seeds for key in one))

@@ -17,7 +17,7 @@ from .loading import TrustOption
 from .options import ConfigOption, JsonOption, emit, say, setup_process, stderr, user_errors
 
 if TYPE_CHECKING:
-    from ..benchmark.plan import Job
+    from ..benchmark.plan import PlannedRun
     from ..benchmark.runner import Outcome, Place
     from ..benchmark.suite import Suite
 
@@ -25,7 +25,7 @@ FAILED = 1
 
 
 def benchmark(
-    output: Annotated[Path | None, typer.Option(help="Folder of the cells and the report; gone on with.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder of the runs and the report; gone on with.")] = None,
     suite: Annotated[
         str | None, typer.Option(help="YAML file, or smoke, real, paper-movies, paper-games, paper-beauty, paper-toys.")
     ] = None,
@@ -48,7 +48,7 @@ def benchmark(
     keep_parts: Annotated[bool, typer.Option("--keep-parts", help="Keep trained backbones and alignments.")] = False,
     trust_remote_code: TrustOption = False,
     only_report: Annotated[bool, typer.Option("--only-report", help="Compute nothing; report what is there.")] = False,
-    list_cells: Annotated[bool, typer.Option("--list", help="Show suites, or the cells of one, and stop.")] = False,
+    list_runs: Annotated[bool, typer.Option("--list", help="Show suites, or the runs of one, and stop.")] = False,
     json_output: JsonOption = False,
     config: ConfigOption = None,
 ) -> None:
@@ -69,11 +69,11 @@ def benchmark(
         from ..benchmark.suite import suite_names
         from ..errors import ALLMRecError
 
-        if list_cells and suite is None and data is None:
+        if list_runs and suite is None and data is None:
             emit({"suites": suite_names()}) if json_output else say("\n".join(suite_names()))
             return
         chosen = _suite(suite, data, methods, datasets, seeds, max_users, {"llm": llm, "text_encoder": text_encoder})
-        if list_cells:
+        if list_runs:
             _list(chosen, output, json_output)
             return
         if output is None:
@@ -95,7 +95,7 @@ def _suite(
     parts: dict[str, str | None],
 ) -> Suite:
     """Return the suite with what the command line changes; without one, the methods on the data."""
-    from ..benchmark.reading import load_suite, parse_suite
+    from ..benchmark.suite_parser import load_suite, parse_suite
     from ..errors import ALLMRecError
 
     names = _names(methods)
@@ -139,23 +139,27 @@ def _seeds(text: str) -> tuple[int, ...]:
 
 
 def _list(suite: Suite, output: Path | None, json_output: bool) -> None:
-    from ..benchmark.cells import is_done
     from ..benchmark.plan import plan
+    from ..benchmark.runs import is_done
 
-    found: list[tuple[Job, bool]] = [(job, output is not None and is_done(output, job.key)) for job in plan(suite)]
+    found: list[tuple[PlannedRun, bool]] = [
+        (planned, output is not None and is_done(output, planned.key)) for planned in plan(suite)
+    ]
     if json_output:
         names = ("dataset", "scenario", "label", "method", "seed")
-        emit({"cells": [{name: getattr(job.key, name) for name in names} | {"done": done} for job, done in found]})
+        emit(
+            {"runs": [{name: getattr(planned.key, name) for name in names} | {"done": done} for planned, done in found]}
+        )
         return
-    for job, done in found:
-        say(f"{'done' if done else 'to do':<6} {job}")
-    say(f"{len(found)} cells, {sum(done for _, done in found)} done")
+    for planned, done in found:
+        say(f"{'done' if done else 'to do':<6} {planned}")
+    say(f"{len(found)} runs, {sum(done for _, done in found)} done")
 
 
 def _run(suite: Suite, place: Place, jobs: int, keep_parts: bool, only_report: bool) -> Outcome:
-    from ..benchmark.cells import is_done
     from ..benchmark.plan import plan
     from ..benchmark.runner import Outcome, run_suite, write_report
+    from ..benchmark.runs import is_done
     from ..errors import ALLMRecError
 
     told = partial(_setup_process, logging.getLogger("allmrec_hf").level <= logging.INFO)
@@ -164,8 +168,8 @@ def _run(suite: Suite, place: Place, jobs: int, keep_parts: bool, only_report: b
     try:
         outcome = Outcome(planned) if only_report else run_suite(suite, place, jobs, keep_parts, told)
     except KeyboardInterrupt:
-        done = sum(is_done(place.output, job.key) for job in planned)
-        stderr.print(f"interrupted; {done} of {len(planned)} cells are done, the same command goes on", markup=False)
+        done = sum(is_done(place.output, planned.key) for planned in planned)
+        stderr.print(f"interrupted; {done} of {len(planned)} runs are done, the same command goes on", markup=False)
         raise
     try:
         outcome.report = write_report(suite, outcome, place.output, _command())
@@ -176,7 +180,7 @@ def _run(suite: Suite, place: Place, jobs: int, keep_parts: bool, only_report: b
 
 
 def _setup_process(verbose: bool) -> None:
-    """Set up a process whose log tells of every cell, and of more only where asked to."""
+    """Set up a process whose log tells of every run, and of more only where asked to."""
     setup_process(verbose)
     logging.getLogger("allmrec_hf.benchmark.runner").setLevel(logging.INFO)
 
@@ -188,7 +192,7 @@ def _command() -> str:
 
 def _summary(outcome: Outcome) -> dict[str, Any]:
     return {
-        "cells": len(outcome.jobs),
+        "runs": len(outcome.planned_runs),
         "done": outcome.done,
         "computed": outcome.computed,
         "skipped": outcome.skipped,
@@ -198,7 +202,7 @@ def _summary(outcome: Outcome) -> dict[str, Any]:
 
 
 def _tell(outcome: Outcome) -> None:
-    say(f"{outcome.done} of {len(outcome.jobs)} cells are done, {outcome.computed} of them computed now.")
+    say(f"{outcome.done} of {len(outcome.planned_runs)} runs are done, {outcome.computed} of them computed now.")
     for entry in outcome.skipped:
         say(f"Left out: {entry['dataset']}, {entry['scenario']}: {entry['reason']}")
     for entry in outcome.failed:

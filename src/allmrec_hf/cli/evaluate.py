@@ -187,7 +187,7 @@ def evaluate(
     with user_errors():
         from ..data.prepared import PreparedData
         from ..errors import ALLMRecError
-        from ..evaluation.cost import tell_evaluation_cost
+        from ..evaluation.evaluation_cost import tell_evaluation_cost
         from ..evaluation.evaluator import evaluate as run
         from ..evaluation.llm_ranker import ALLMRecRanker
         from ..files import check_writable

@@ -11,7 +11,7 @@ from .evaluate import evaluate
 from .explain import explain
 from .import_cf import import_cf, import_users_module
 from .options import setup_process, user_errors
-from .prepare import prepare
+from .prepare_command import prepare
 from .recommend import add_items, push, recommend
 from .train import train
 

@@ -116,8 +116,8 @@ def setup_logging(verbose: bool = False) -> None:
     logger.handlers = [handler]
     logger.propagate = False
     logger.setLevel(logging.INFO if verbose else logging.WARNING)
-    for name in ("training", "evaluation"):  # what a run with an LLM will cost is told to everyone
-        logging.getLogger(f"allmrec_hf.{name}.cost").setLevel(logging.INFO)
+    for name in ("training.cost", "evaluation.evaluation_cost"):  # the cost of a run with an LLM is always logged
+        logging.getLogger(f"allmrec_hf.{name}").setLevel(logging.INFO)
 
 
 def setup_process(verbose: bool = False) -> None:

@@ -230,7 +230,7 @@ def add_items(
     """
     with user_errors():
         from ..data.interactions import told_of_column_map, validate_items
-        from ..data.readers.tables import item_names, read_table
+        from ..data.readers.table_files import item_names, read_table
         from ..errors import ALLMRecError
 
         if output is None and (model == DEMO or not Path(model).is_dir()):

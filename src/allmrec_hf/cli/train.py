@@ -307,7 +307,7 @@ def train(
         }
         _check_together(settings, stages, arguments)
         prepared = PreparedData.load(data)
-        prepared = prepared if share is None else share.trial(prepared).training
+        prepared = prepared if share is None else share.split(prepared).training
         count = num_candidates or min(settings.num_candidates, int(prepared.info["num_candidates"]))
         settings = replace(settings, num_candidates=count)
         trust = trust_remote_code

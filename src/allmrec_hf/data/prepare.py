@@ -16,6 +16,7 @@ from .._version import __version__
 from ..catalog import ItemCatalog
 from ..errors import DataError
 from .candidates import SampledCandidates, Touched, sample_candidates, title_groups
+from .data_report import Steps, warn_of_missing_titles
 from .filtering import FilterName, Repeats, apply_filter, check_filter, with_rating, without_repeats
 from .interactions import (
     ITEM_ID,
@@ -30,7 +31,6 @@ from .interactions import (
 from .matching import with_matching_ids
 from .prepared import FORMAT, INFO_FILE, TARGET_SPLITS, PreparedData
 from .readers import READERS, PathLike, Quotes, RawData, TextFormat
-from .report import Steps, warn_of_missing_titles
 from .splits import leave_one_out
 from .storage import check_output
 from .times import Order, TimeRules

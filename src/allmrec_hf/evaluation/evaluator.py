@@ -21,8 +21,8 @@ from ..data.digests import other_items
 from ..errors import ALLMRecError, DataError
 from ..files import written_whole
 from ..ranking import Ranks, summarize_ranks, target_ranks
+from .evaluation_report import format_markdown, format_table
 from .protocol import EvaluationData, Ranker, TargetSplit, TitleGenerator, TrainSplit
-from .report import format_markdown, format_table
 from .retrieved import check_scores, retrieved_ranks
 from .rows import Rows, count_seen_targets, further_members, select_rows
 from .warmth import WarmthGroups

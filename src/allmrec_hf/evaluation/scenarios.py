@@ -1,7 +1,7 @@
-"""Scenarios: named, seeded ways to turn prepared data into what is trained on and who is evaluated.
+"""Scenarios: named, seeded ways to divide prepared data into users to train on and users to evaluate.
 
-Each makes a `Trial`; `docs/scenarios.md` defines them all. Whoever is evaluated keeps the very candidates of the
-original data, so that every method in every scenario answers the same questions.
+Each returns an `EvaluationSplit`; `docs/scenarios.md` defines them all. Evaluated users keep their candidates of the
+original data, so every method in every scenario ranks the same candidate sets.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ UNLABELLED = {"label": False}  # of a parameter that a whole suite has in common
 
 
 @dataclass(frozen=True)
-class Trial:
+class EvaluationSplit:
     """What a scenario makes of the data; both parts have one catalogue, the same object.
 
     Attributes:
@@ -100,10 +100,10 @@ class Scenario(ABC):
             _check_whole(self.name, "seed", self.seed, 0)
 
     @abstractmethod
-    def _make(self, *domains: PreparedData) -> Trial:
-        """Return the trial, whose description `trial` completes."""
+    def _make(self, *domains: PreparedData) -> EvaluationSplit:
+        """Return the evaluation split, whose description `split` completes."""
 
-    def trial(self, *domains: PreparedData) -> Trial:
+    def split(self, *domains: PreparedData) -> EvaluationSplit:
         """Return what to train on and whom to evaluate.
 
         Args:
@@ -158,9 +158,9 @@ class Overall(Scenario):
         if self.history_buckets not in ((), []):
             history_groups([], self.history_buckets)
 
-    def _make(self, *domains: PreparedData) -> Trial:
+    def _make(self, *domains: PreparedData) -> EvaluationSplit:
         (data,) = domains
-        return Trial(data, data, {}, self.history_buckets)
+        return EvaluationSplit(data, data, {}, self.history_buckets)
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,7 @@ class ColdUsers(Scenario):
         _check_whole(self.name, "num_interactions", self.num_interactions, MIN_INTERACTIONS)
         _check_whole(self.name, "min_users", self.min_users, 1)
 
-    def _make(self, *domains: PreparedData) -> Trial:
+    def _make(self, *domains: PreparedData) -> EvaluationSplit:
         (data,) = domains
         lengths = num_interactions(data)
         cold = [user for user, length in lengths.items() if length == self.num_interactions]
@@ -203,7 +203,7 @@ class ColdUsersCut(Scenario):
         _check_share(self.name, self.share)
         _check_whole(self.name, "num_interactions", self.num_interactions, MIN_INTERACTIONS)
 
-    def _make(self, *domains: PreparedData) -> Trial:
+    def _make(self, *domains: PreparedData) -> EvaluationSplit:
         (data,) = domains
         pool = users_with_targets(data)
         held_out = _drawn(pool, round(self.share * len(pool)), self.seed)
@@ -212,8 +212,8 @@ class ColdUsersCut(Scenario):
                 f"{data.name}: a share of {self.share:g} of {len(pool)} users with targets is nobody; scenario "
                 f"{self.name} needs at least 1"
             )
-        trial = _held_out(self, data, held_out)
-        return replace(trial, evaluation=with_recent(trial.evaluation, self.num_interactions))
+        split = _held_out(self, data, held_out)
+        return replace(split, evaluation=with_recent(split.evaluation, self.num_interactions))
 
 
 @dataclass(frozen=True)
@@ -231,7 +231,7 @@ class FewShot(Scenario):
         if self.largest is not None:
             _check_whole(self.name, "largest", self.largest, self.num_users)
 
-    def _make(self, *domains: PreparedData) -> Trial:
+    def _make(self, *domains: PreparedData) -> EvaluationSplit:
         (data,) = domains
         pool, largest = users_with_targets(data), self.largest or self.num_users
         if largest >= len(pool):
@@ -242,7 +242,7 @@ class FewShot(Scenario):
             )
         order = _drawn(pool, len(pool), self.seed)
         training = with_users(data, order[: self.num_users], self._note("training"))
-        return Trial(training, with_users(data, order[largest:], self._note("evaluation")), {})
+        return EvaluationSplit(training, with_users(data, order[largest:], self._note("evaluation")), {})
 
 
 @dataclass(frozen=True)
@@ -257,7 +257,7 @@ class Share(Scenario):
         super().__post_init__()
         _check_share(self.name, self.share)
 
-    def _make(self, *domains: PreparedData) -> Trial:
+    def _make(self, *domains: PreparedData) -> EvaluationSplit:
         (data,) = domains
         chosen = _drawn(data.user_ids, round(self.share * data.num_users), self.seed)
         if not chosen:
@@ -266,7 +266,7 @@ class Share(Scenario):
                 "needs at least 1"
             )
         evaluation = with_users(data, data.user_ids, self._note("evaluation"))
-        return Trial(with_users(data, chosen, self._note("training")), evaluation, {})
+        return EvaluationSplit(with_users(data, chosen, self._note("training")), evaluation, {})
 
 
 @dataclass(frozen=True)
@@ -283,7 +283,7 @@ class CrossDomain(Scenario):
         if self.overlap not in ("error", "drop"):
             raise ALLMRecError(f"scenario {self.name}: overlap is {self.overlap!r}; choose 'error' or 'drop'")
 
-    def _make(self, *domains: PreparedData) -> Trial:
+    def _make(self, *domains: PreparedData) -> EvaluationSplit:
         source, target = domains
         prefixes = [f"{data.name}:" for data in domains]
         if prefixes[0].startswith(prefixes[1]) or prefixes[1].startswith(prefixes[0]):
@@ -297,7 +297,7 @@ class CrossDomain(Scenario):
             source = self._without_shared(source, target, users, items)
         catalog = joint_catalog([source.catalog, target.catalog], prefixes)
         words = {"domain": source.domain}  # those of the prompt the methods were trained with
-        return Trial(
+        return EvaluationSplit(
             prefixed(source, prefixes[0], catalog, self._note("training")),
             prefixed(target, prefixes[1], catalog, {**self._note("evaluation"), **words}),
             {
@@ -352,8 +352,8 @@ def scenario(name: str, **parameters: Any) -> Scenario:
     return kind(**parameters)
 
 
-def _held_out(scenario: Scenario, data: PreparedData, user_ids: Sequence[str]) -> Trial:
-    """Return the trial that evaluates some users and trains on all others."""
+def _held_out(scenario: Scenario, data: PreparedData, user_ids: Sequence[str]) -> EvaluationSplit:
+    """Return the evaluation split that evaluates some users and trains on all others."""
     left_out = set(user_ids)
     trained = [user for user in data.user_ids if user not in left_out]
     if not trained:
@@ -361,7 +361,7 @@ def _held_out(scenario: Scenario, data: PreparedData, user_ids: Sequence[str]) -
             f"{data.name}: scenario {scenario.label} holds out all {data.num_users} users; nobody is left to train on"
         )
     training = with_users(data, trained, scenario._note("training"))
-    return Trial(training, with_users(data, user_ids, scenario._note("evaluation")), {})
+    return EvaluationSplit(training, with_users(data, user_ids, scenario._note("evaluation")), {})
 
 
 def _drawn(user_ids: Sequence[str], count: int, seed: int) -> list[str]:
@@ -370,13 +370,13 @@ def _drawn(user_ids: Sequence[str], count: int, seed: int) -> list[str]:
     return [user_ids[place] for place in order[:count]]
 
 
-def _counts(trial: Trial) -> dict[str, int]:
-    known = trial.training.item_counts("train")
+def _counts(split: EvaluationSplit) -> dict[str, int]:
+    known = split.training.item_counts("train")
     return {
-        "users_trained_on": trial.training.num_users,
+        "users_trained_on": split.training.num_users,
         "training_interactions": int(known.sum()),
-        "users_evaluated": len(trial.evaluation.candidates("test")),
-        "items": trial.training.num_items,
+        "users_evaluated": len(split.evaluation.candidates("test")),
+        "items": split.training.num_items,
         "items_trained_on": int((known > 0).sum()),
     }
 

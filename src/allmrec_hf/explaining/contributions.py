@@ -19,7 +19,7 @@ from ..errors import ALLMRecError
 from ..indices import checked_index, checked_indices
 from ..modeling_allmrec import ALLMRecModel
 from ..processing_allmrec import ALLMRecProcessor
-from .reading import Reading
+from .prompt_probe import PromptProbe
 
 Removal = Literal["delete", "neutral"]
 CLEAR = 0.1
@@ -80,7 +80,7 @@ def contributions(
 
     The candidate list of the prompt keeps its order while items are left out. Of an item that the prompt does not name
     (an older one) only the share in the user vector counts. When the only item is left out, the average user's vector
-    (see `reading.Baselines`) stands in the slot.
+    (see `prompt_probe.Baselines`) stands in the slot.
 
     Args:
         model: The model with its LLM.
@@ -111,14 +111,14 @@ def contributions(
         raise ALLMRecError("the explained item must be among the candidates of its prompt")
     read = list(history)[-processor.max_history_length :]
     rows = [item, *(index for index in candidates if index != item)]
-    reading = Reading(model, processor, read, rows, permutation, contrast, batch_size)
-    shorter = reading.user_vectors([read[:place] + read[place + 1 :] for place in range(len(read))])  # (L, d_llm)
-    left_out = _leave_one_out(reading, shorter, removal)
-    gradients = _gradient_x_input(reading, shorter, gradient_steps)
+    probe = PromptProbe(model, processor, read, rows, permutation, contrast, batch_size)
+    shorter = probe.user_vectors([read[:place] + read[place + 1 :] for place in range(len(read))])  # (L, d_llm)
+    left_out = _leave_one_out(probe, shorter, removal)
+    gradients = _gradient_x_input(probe, shorter, gradient_steps)
     _refuse_not_finite([(left.total, right.total) for left, right in zip(left_out, gradients, strict=True)])
     offset = len(history) - len(read)
     found: list[Contribution] = []
-    if reading.user_place is not None:
+    if probe.user_place is not None:
         found.append(Contribution("user", 0, -1, left_out[-1], gradients[-1]))
     return found + [
         Contribution("history", index, offset + place, left_out[place], gradients[place])
@@ -127,58 +127,58 @@ def contributions(
 
 
 @torch.no_grad()
-def _leave_one_out(reading: Reading, shorter: Tensor, removal: Removal) -> list[Effect]:
+def _leave_one_out(probe: PromptProbe, shorter: Tensor, removal: Removal) -> list[Effect]:
     """Return the effect of every history item, and of the user vector last."""
-    count, first = len(reading.history), reading.first_named
-    take_out = reading.without_item if removal == "delete" else reading.with_neutral_item
-    variants = [reading.embeds]
+    count, first = len(probe.history), probe.first_named
+    take_out = probe.without_item if removal == "delete" else probe.with_neutral_item
+    variants = [probe.embeds]
     for place, user in enumerate(shorter):
-        prompt = take_out(place - first) if place >= first else reading.embeds
-        variants += [reading.with_user(prompt, user), prompt, reading.with_user(reading.embeds, user)]
-    variants.append(reading.with_user(reading.embeds, reading.baselines.user))
-    values = reading.values(variants).double()
+        prompt = take_out(place - first) if place >= first else probe.embeds
+        variants += [probe.with_user(prompt, user), prompt, probe.with_user(probe.embeds, user)]
+    variants.append(probe.with_user(probe.embeds, probe.baselines.user))
+    values = probe.values(variants).double()
     drops = (values[0] - values[1:]).tolist()
     effects = []
     for place in range(count):
         total, in_prompt, through_user = drops[3 * place : 3 * place + 3]
-        has_user = reading.user_place is not None
+        has_user = probe.user_place is not None
         effects.append(Effect(total, in_prompt if place >= first else None, through_user if has_user else None))
     return [*effects, Effect(drops[-1])]
 
 
-def _gradient_x_input(reading: Reading, shorter: Tensor, steps: int) -> list[Effect]:
+def _gradient_x_input(probe: PromptProbe, shorter: Tensor, steps: int) -> list[Effect]:
     """Return the effect of every history item, and of the user vector last."""
-    embeds = reading.embeds
-    baseline = reading.with_user(embeds, reading.baselines.user)
-    for number in range(len(reading.spans)):
-        baseline = reading.with_neutral_item(number, baseline)
-    gradient = _path_gradient(reading, baseline, steps)
+    embeds = probe.embeds
+    baseline = probe.with_user(embeds, probe.baselines.user)
+    for number in range(len(probe.spans)):
+        baseline = probe.with_neutral_item(number, baseline)
+    gradient = _path_gradient(probe, baseline, steps)
     shares = (gradient * (embeds - baseline).double()).sum(dim=-1)  # (T,)
     effects = []
-    for place in range(len(reading.history)):
-        number = place - reading.first_named
+    for place in range(len(probe.history)):
+        number = place - probe.first_named
         in_prompt = None
         if number >= 0:
-            in_prompt = float(shares[reading.spans[number].start : reading.spans[number].stop].sum())
+            in_prompt = float(shares[probe.spans[number].start : probe.spans[number].stop].sum())
         through_user = None
-        if reading.user_place is not None:
-            change = (embeds[reading.user_place] - shorter[place].to(embeds.dtype)).double()
-            through_user = float(gradient[reading.user_place] @ change)
+        if probe.user_place is not None:
+            change = (embeds[probe.user_place] - shorter[place].to(embeds.dtype)).double()
+            through_user = float(gradient[probe.user_place] @ change)
         effects.append(Effect((in_prompt or 0.0) + (through_user or 0.0), in_prompt, through_user))
-    return [*effects, Effect(0.0 if reading.user_place is None else float(shares[reading.user_place]))]
+    return [*effects, Effect(0.0 if probe.user_place is None else float(shares[probe.user_place]))]
 
 
-def _path_gradient(reading: Reading, baseline: Tensor, steps: int) -> Tensor:
+def _path_gradient(probe: PromptProbe, baseline: Tensor, steps: int) -> Tensor:
     """Return the gradient `(T, d_llm)` of the value, averaged over the path from the baseline to the input."""
     places = [1.0] if steps == 1 else [(step + 0.5) / steps for step in range(steps)]
     total = torch.zeros_like(baseline, dtype=torch.float64)
-    for start in range(0, steps, reading.batch_size):
+    for start in range(0, steps, probe.batch_size):
         points = [
-            (baseline + place * (reading.embeds - baseline)).detach().requires_grad_(True)
-            for place in places[start : start + reading.batch_size]
+            (baseline + place * (probe.embeds - baseline)).detach().requires_grad_(True)
+            for place in places[start : start + probe.batch_size]
         ]
         with torch.enable_grad():
-            value = reading.values(points).sum()
+            value = probe.values(points).sum()
         total += torch.stack(torch.autograd.grad(value, points)).double().sum(dim=0)
     return total / steps
 

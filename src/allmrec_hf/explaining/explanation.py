@@ -21,7 +21,7 @@ from ..modeling_allmrec import ALLMRecModel
 from ..processing_allmrec import ALLMRecProcessor
 from .contributions import CLEAR, Removal, contributions
 from .nearest_words import nearest_tokens
-from .reading import Reading
+from .prompt_probe import PromptProbe
 
 FORMAT = 1
 NUM_CANDIDATES = 20
@@ -170,22 +170,22 @@ def explain(
     found = contributions(
         model, processor, known, chosen, rows, removal=removal, gradient_steps=gradient_steps, **settings
     )
-    reading = Reading(model, processor, known[-processor.max_history_length :], rows, **settings)
-    scores = _scores(model, reading, known, rows)
+    probe = PromptProbe(model, processor, known[-processor.max_history_length :], rows, **settings)
+    scores = _scores(model, probe, known, rows)
     by_item = {row["item_index"]: row for row in scores}
     return {
         "format": FORMAT,
         "item": {**_named(catalog, chosen), **_figures(by_item[chosen])},
         "value": {
             "kind": "contrast" if contrast else "log_likelihood",
-            "nats": float(reading.values([reading.embeds])),
+            "nats": float(probe.values([probe.embeds])),
         },
         "methods": {**METHODS, "removal": removal, "gradient_steps": gradient_steps, "clear_from": CLEAR},
         "contributions": [
             {**({} if one.source == "user" else _named(catalog, one.item)), **_without(one.to_dict(), "item")}
             for one in found
         ],
-        "nearest_tokens": _nearest(model, processor, reading, chosen, top_tokens),
+        "nearest_tokens": _nearest(model, processor, probe, chosen, top_tokens),
         "candidates": [{**_named(catalog, row["item_index"]), **_figures(row)} for row in scores],
         "notes": notes,
     }
@@ -236,13 +236,13 @@ def _candidates(
 
 
 @torch.no_grad()
-def _scores(model: ALLMRecModel, reading: Reading, history: list[int], rows: list[int]) -> list[dict[str, Any]]:
+def _scores(model: ALLMRecModel, probe: PromptProbe, history: list[int], rows: list[int]) -> list[dict[str, Any]]:
     """Return both scores of every candidate, best by the LLM first."""
     items = torch.tensor([rows], device=model.device)
     read = torch.tensor([history[-model.cf_encoder.config.max_history_length :]], device=model.device)
     users = model.cf_encoder.encode_users(read, torch.ones_like(read, dtype=torch.bool))
     by_cf = model.cf_encoder.score(users, items)[0].double()
-    by_llm = reading.candidate_scores().double()
+    by_llm = probe.candidate_scores().double()
     llm_ranks, cf_ranks = _ranks(by_llm, SAME_NATS), _ranks(by_cf, _SAME_CF * float(by_cf.abs().max()))
     counts = model.item_table.interaction_counts[items[0]]
     cold = (counts < model.config.min_interactions).tolist()
@@ -281,15 +281,15 @@ def _ranks(scores: Tensor, same: float) -> list[int]:
 
 @torch.no_grad()
 def _nearest(
-    model: ALLMRecModel, processor: ALLMRecProcessor, reading: Reading, chosen: int, top_k: int
+    model: ALLMRecModel, processor: ALLMRecProcessor, probe: PromptProbe, chosen: int, top_k: int
 ) -> list[dict[str, Any]]:
     """Return the nearest tokens of the user's vector, of every history item's and of the chosen item's."""
-    items = [*reading.history, chosen]
+    items = [*probe.history, chosen]
     projected = model.item_projector(model.item_vectors(torch.tensor(items, device=model.device)))
-    roles: list[dict[str, Any]] = [{"source": "history"} for _ in reading.history] + [{"source": "item"}]
+    roles: list[dict[str, Any]] = [{"source": "history"} for _ in probe.history] + [{"source": "item"}]
     labels = [{**role, **_named(processor.catalog, index)} for role, index in zip(roles, items, strict=True)]
-    if reading.user_place is not None:
-        projected = torch.cat([reading.user_vectors([reading.history]), projected])
+    if probe.user_place is not None:
+        projected = torch.cat([probe.user_vectors([probe.history]), projected])
         labels.insert(0, {"source": "user"})
     near = nearest_tokens(model, processor.tokenizer, projected, top_k)
     return [

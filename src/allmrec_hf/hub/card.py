@@ -16,7 +16,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from ..errors import ALLMRecError, CheckpointError
-from ..evaluation.report import about_ties, describe, format_markdown
+from ..evaluation.evaluation_report import about_ties, describe, format_markdown
 from ..files import written_whole
 
 CARD_FILE = "README.md"

@@ -15,7 +15,7 @@ from ..evaluation.protocol import History
 from ..evaluation.rankers import DEFAULT_BATCH_SIZE, Scores, best_unseen
 from ..indices import check_histories, check_padded
 from .method import Method, Setting
-from .picking import best_on_validation, grid_of
+from .model_selection import best_on_validation, grid_of
 from .shared import stage_arguments
 
 ROWS_AT_ONCE = 1024  # items whose similarities are computed at a time

@@ -1,38 +1,17 @@
-"""The contract of a method that the laboratory trains and ranks with, and the registry by name."""
+"""The contract of a method that the benchmark trains and evaluates; `registry` finds one by its name."""
 
 from __future__ import annotations
 
-import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ..cf_encoder import MODEL_TYPE_PREFIX, cf_encoder_types
 from ..data.prepared import PreparedData
 from ..errors import ALLMRecError
 from ..evaluation.protocol import Ranker
 from ..training.settings import DEFAULT_BACKBONE, DEFAULT_TEXT_ENCODER
-
-# Name: module of this room and its class. A CF backbone's own name is a method too, see `cf_alone`.
-METHODS = {
-    "popularity": ("floors", "Popularity"),
-    "item-knn": ("item_knn", "ItemKNN"),
-    "text-cosine": ("floors", "TextCosine"),
-    "a-llmrec": ("a_llmrec", "ALLMRec"),
-    "llm-only": ("llm_only", "LLMOnly"),
-    "mlp-llm": ("mlp_llm", "MLPLLM"),
-    "tallrec": ("tallrec", "TALLRec"),
-    "morec": ("morec", "MoRec"),
-    "ctrl": ("ctrl", "CTRL"),
-    "recformer": ("recformer", "RECFORMER"),
-    "llm-srec": ("llm_srec", "LLMSRec"),
-    "no-llm": ("controls", "NoLLM"),
-    "random-llm": ("controls", "RandomLLM"),
-    "fair-backbone": ("controls", "FairBackbone"),
-    "leak-alarm": ("controls", "LeakAlarm"),
-}
 
 
 @dataclass(frozen=True)
@@ -114,34 +93,3 @@ class Method(ABC):
             known = ", ".join(self.options) or "none"
             raise ALLMRecError(f"the method {self.name} has no options {unknown}; it has {known}")
         return setting.options
-
-
-def backbone_names() -> list[str]:
-    """Return the names of the CF backbones, each of which is a method too."""
-    return [name.removeprefix(MODEL_TYPE_PREFIX) for name in cf_encoder_types()]
-
-
-def method_names() -> list[str]:
-    """Return the names of all methods, the CF backbones among them."""
-    return [*METHODS, *backbone_names()]
-
-
-def method(name: str) -> Method:
-    """Return a method by name.
-
-    Raises:
-        ALLMRecError: when the name is unknown; the message lists the known ones.
-
-    Example:
-        >>> method("popularity").name
-        'popularity'
-    """
-    if name in METHODS:
-        module, class_name = METHODS[name]
-        found: Method = getattr(importlib.import_module(f".{module}", __package__), class_name)()
-        return found
-    if name in method_names():
-        from .cf_alone import CFAlone
-
-        return CFAlone(name)
-    raise ALLMRecError(f"unknown method {name!r}; known ones: {', '.join(method_names())}")

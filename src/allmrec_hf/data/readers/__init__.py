@@ -7,7 +7,7 @@ from .amazon_2023 import read_amazon_2023
 from .base import PathLike, Quotes, RawData, Reader, TextFormat
 from .hub import read_hub
 from .movielens import read_movielens
-from .tables import read_tables
+from .table_files import read_tables
 
 READERS: dict[str, Reader] = {
     "table": read_tables,

@@ -11,7 +11,7 @@ from ..times import BY_TIME, TimeRules
 from .amazon_2018 import refuse_format, shop_items, text_fields
 from .base import AS_FOUND, PathLike, RawData, TextFormat, stem
 from .json_lines import TEXT, TEXTS, Fields, read_json_lines
-from .tables import is_json_lines, read_table
+from .table_files import is_json_lines, read_table
 
 REVIEW_FIELDS = {"user_id": TEXT, "parent_asin": TEXT, "timestamp": TEXT, "rating": TEXT}
 ITEM_FIELDS = {

@@ -16,7 +16,7 @@ from ..interactions import validate_interactions, validate_items
 from ..times import BY_TIME, TimeRules
 from .base import AS_FOUND, PathLike, RawData, TextFormat
 from .columns import interaction_names, item_names
-from .tables import KNOWN, read_table, renamed
+from .table_files import KNOWN, read_table, renamed
 
 logger = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""From the ranks in the cells to two long tables, of results and of comparisons, from which every figure is made."""
+"""From the ranks in the runs to two long tables, of results and of comparisons, from which every figure is made."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from ..errors import ALLMRecError, DataError
-from ..evaluation.report import metric_names
+from ..evaluation.evaluation_report import metric_names
 from ..evaluation.significance import (
     Interval,
     average_over_seeds,
@@ -28,7 +28,7 @@ from ..evaluation.significance import (
 from ..evaluation.warmth import GROUPS, OVERALL
 from ..files import written_whole
 from ..ranking import Ranks, hit_at_k, ndcg_at_k, reciprocal_rank
-from .cells import Cell, refuse_other_candidates
+from .runs import BenchmarkRun, refuse_other_candidates
 
 BASE_SCENARIO = "overall"
 SIGNIFICANT = 0.05
@@ -106,41 +106,41 @@ def per_user_values(metric: str, ranks: Ranks) -> NDArray[np.float64]:
     return (hit_at_k if match[1] == "hit" else ndcg_at_k)(ranks, int(match[2]))
 
 
-def chance(cell: Cell, metric: str, group: str = OVERALL) -> float:
+def chance(run: BenchmarkRun, metric: str, group: str = OVERALL) -> float:
     """Return what a random order of the candidates, or one score for all, reaches in expectation.
 
-    Every cell of a dataset and scenario has the same; the evaluator found it from each user's own number of candidates.
+    Every run of a dataset and scenario has the same; the evaluator found it from each user's own number of candidates.
 
     Raises:
-        DataError: when the cell's report does not say it.
+        DataError: when the run's report does not say it.
     """
     try:
-        return float(cell.report["chance"][group][metric])
+        return float(run.report["chance"][group][metric])
     except (KeyError, TypeError) as error:
-        raise DataError(f"{_title(cell)}: its report has no chance level of {metric}, {group}") from error
+        raise DataError(f"{_title(run)}: its report has no chance level of {metric}, {group}") from error
 
 
-def labels_in_order(cells: Iterable[Cell], order: Sequence[str] = ()) -> dict[str, Cell]:
-    """Return the first cell of each label: those of `order` first, then the others as they come."""
-    first: dict[str, Cell] = {}
-    for cell in cells:
-        first.setdefault(cell.key.label, cell)
+def labels_in_order(runs: Iterable[BenchmarkRun], order: Sequence[str] = ()) -> dict[str, BenchmarkRun]:
+    """Return the first run of each label: those of `order` first, then the others as they come."""
+    first: dict[str, BenchmarkRun] = {}
+    for run in runs:
+        first.setdefault(run.key.label, run)
     return {label: first[label] for label in [*(label for label in order if label in first), *first]}
 
 
-def default_reference(cells: Iterable[Cell]) -> str | None:
+def default_reference(runs: Iterable[BenchmarkRun]) -> str | None:
     """Return the label of the method under test where none was named: the first whole A-LLMRec, or None."""
-    for label, cell in labels_in_order(cells).items():
-        if cell.key.method == "a-llmrec" and not cell.details.get("ablation_of"):
+    for label, run in labels_in_order(runs).items():
+        if run.key.method == "a-llmrec" and not run.details.get("ablation_of"):
             return label
     return None
 
 
-def measured(cells: Iterable[Cell]) -> list[str]:
+def measured(runs: Iterable[BenchmarkRun]) -> list[str]:
     """Return the metrics that can be made from ranks, in the order of the reports; NDCG@1 equals Hit@1."""
     names: list[str] = []
-    for cell in cells:
-        names += [name for name in metric_names(cell.report) if name not in names and name != "valid"]
+    for run in runs:
+        names += [name for name in metric_names(run.report) if name not in names and name != "valid"]
     return names
 
 
@@ -149,26 +149,26 @@ def headline(metrics: Sequence[str]) -> list[str]:
     return [name for name in _COMPARED if name in metrics] or list(metrics[:1])
 
 
-def make_tables(cells: Sequence[Cell], reference: str | None, order: Sequence[str] = ()) -> Tables:
-    """Compute means, intervals, tests and corrections of all cells.
+def make_tables(runs: Sequence[BenchmarkRun], reference: str | None, order: Sequence[str] = ()) -> Tables:
+    """Compute means, intervals, tests and corrections of all runs.
 
     Args:
-        cells: Finished cells.
+        runs: Finished runs.
         reference: Label of the method that every other is compared with; None compares only ablations.
         order: Labels in the order of the tables.
 
     Raises:
-        ALLMRecError: when no cell has the reference's label.
-        DataError: when cells of one dataset and scenario have other candidates, users or groups, or one label has two
-            cells of one seed.
+        ALLMRecError: when no run has the reference's label.
+        DataError: when runs of one dataset and scenario have other candidates, users or groups, or one label has two
+            runs of one seed.
     """
-    labels = list(labels_in_order(cells, order))
+    labels = list(labels_in_order(runs, order))
     if reference is not None and reference not in labels:
-        raise ALLMRecError(f"no cell is labelled {reference!r}, the method under test; labels: {', '.join(labels)}")
-    refuse_other_candidates(list(cells))
+        raise ALLMRecError(f"no run is labelled {reference!r}, the method under test; labels: {', '.join(labels)}")
+    refuse_other_candidates(list(runs))
     results: list[dict[str, Any]] = []
     comparisons: list[dict[str, Any]] = []
-    for (dataset, scenario), members in by_scenario(cells).items():
+    for (dataset, scenario), members in by_scenario(runs).items():
         place = {"dataset": dataset, "scenario": scenario}
         columns = _columns(members, labels)
         pairs = _pairs(members, columns.labels, reference)
@@ -181,34 +181,34 @@ def make_tables(cells: Sequence[Cell], reference: str | None, order: Sequence[st
     return Tables(pl.DataFrame(results, _RESULTS), _corrected(pl.DataFrame(comparisons, _COMPARISONS)))
 
 
-def by_scenario(cells: Iterable[Cell]) -> dict[tuple[str, str], list[Cell]]:
-    """Return the cells of each dataset and scenario, both in the order in which they first appear."""
-    found: dict[tuple[str, str], list[Cell]] = {}
-    for cell in cells:
-        found.setdefault((cell.key.dataset, cell.key.scenario), []).append(cell)
+def by_scenario(runs: Iterable[BenchmarkRun]) -> dict[tuple[str, str], list[BenchmarkRun]]:
+    """Return the runs of each dataset and scenario, both in the order in which they first appear."""
+    found: dict[tuple[str, str], list[BenchmarkRun]] = {}
+    for run in runs:
+        found.setdefault((run.key.dataset, run.key.scenario), []).append(run)
     datasets = list(dict.fromkeys(dataset for dataset, _ in found))
     return dict(sorted(found.items(), key=lambda entry: datasets.index(entry[0][0])))
 
 
-def _columns(cells: Sequence[Cell], labels: Sequence[str]) -> _Columns:
-    first = cells[0]
+def _columns(runs: Sequence[BenchmarkRun], labels: Sequence[str]) -> _Columns:
+    first = runs[0]
     names = [name for name, kind in first.ranks.schema.items() if kind == pl.Boolean and name != OVERALL]
     names.sort(key=lambda name: GROUPS.index(name) if name in GROUPS else len(GROUPS))
     by_label: dict[str, dict[int, Ranks]] = {label: {} for label in labels}
-    for cell in cells:
-        titles = (_title(first), _title(cell))
-        refuse_other_users(first.ranks, cell.ranks, titles, ["user_id", "target"])
-        if any(name not in cell.ranks.columns or not cell.ranks[name].equals(first.ranks[name]) for name in names):
+    for run in runs:
+        titles = (_title(first), _title(run))
+        refuse_other_users(first.ranks, run.ranks, titles, ["user_id", "target"])
+        if any(name not in run.ranks.columns or not run.ranks[name].equals(first.ranks[name]) for name in names):
             raise DataError(f"{titles[0]} and {titles[1]} put users into different groups; make both on the same data")
-        seeds = by_label[cell.key.label]
-        if cell.key.seed in seeds:
+        seeds = by_label[run.key.label]
+        if run.key.seed in seeds:
             raise DataError(
-                f"{titles[1]} was run twice on {cell.key.dataset}, {cell.key.scenario}, with different settings; "
+                f"{titles[1]} was run twice on {run.key.dataset}, {run.key.scenario}, with different settings; "
                 "keep the one you mean, or give the two different labels"
             )
-        seeds[cell.key.seed] = _ranks(cell)
+        seeds[run.key.seed] = _ranks(run)
     present = [label for label in labels if by_label[label]]
-    metrics = measured(cells)
+    metrics = measured(runs)
     values = [
         [
             average_over_seeds([per_user_values(metric, ranks) for ranks in by_label[label].values()])[0]
@@ -221,24 +221,24 @@ def _columns(cells: Sequence[Cell], labels: Sequence[str]) -> _Columns:
     return _Columns(present, metrics, np.array(values).transpose(2, 1, 0), by_label, groups)
 
 
-def _title(cell: Cell) -> str:
-    return f"{cell.key.label} (seed {cell.key.seed})"
+def _title(run: BenchmarkRun) -> str:
+    return f"{run.key.label} (seed {run.key.seed})"
 
 
-def _ranks(cell: Cell) -> Ranks:
-    """Return the ranks of a cell with the last place that counts under its protocol."""
-    limits = {"full": cell.report.get("num_retrieved"), "paper": 1}
-    limit = limits.get(cell.report["protocol"]) or np.inf
-    if not {"rank", "tied"} <= set(cell.ranks.columns) or not len(cell.ranks):
+def _ranks(run: BenchmarkRun) -> Ranks:
+    """Return the ranks of a run with the last place that counts under its protocol."""
+    limits = {"full": run.report.get("num_retrieved"), "paper": 1}
+    limit = limits.get(run.report["protocol"]) or np.inf
+    if not {"rank", "tied"} <= set(run.ranks.columns) or not len(run.ranks):
         raise DataError(
-            f"{_title(cell)}: {len(cell.ranks)} ranks with the columns {', '.join(cell.ranks.columns)}; rank and tied "
-            "are needed (a version before ties were kept wrote it: delete the cell and run again)"
+            f"{_title(run)}: {len(run.ranks)} ranks with the columns {', '.join(run.ranks.columns)}; rank and tied "
+            "are needed (a version before ties were kept wrote it: delete the run and run again)"
         )
-    ranks, tied = (cell.ranks[name].cast(pl.Float64).fill_null(np.nan).to_numpy() for name in ("rank", "tied"))
+    ranks, tied = (run.ranks[name].cast(pl.Float64).fill_null(np.nan).to_numpy() for name in ("rank", "tied"))
     try:
         return Ranks.of_expected(ranks, tied, limit)
     except ValueError as error:
-        raise DataError(f"{_title(cell)}: {error} (rank: 1 is best, inf is a miss; tied: a count)") from error
+        raise DataError(f"{_title(run)}: {error} (rank: 1 is best, inf is a miss; tied: a count)") from error
 
 
 def _results(columns: _Columns, group: str, resampled: NDArray[np.float64]) -> list[dict[str, Any]]:
@@ -320,9 +320,9 @@ def _by_seed(
     ]
 
 
-def _pairs(cells: Sequence[Cell], labels: Sequence[str], reference: str | None) -> list[tuple[str, str]]:
+def _pairs(runs: Sequence[BenchmarkRun], labels: Sequence[str], reference: str | None) -> list[tuple[str, str]]:
     pairs = [(reference, label) for label in labels if label != reference] if reference in labels else []
-    found = labels_in_order(cells)
+    found = labels_in_order(runs)
     for label in labels:
         parent = found[label].details.get("ablation_of")
         if parent in labels and parent not in (label, reference):

@@ -1,8 +1,8 @@
-"""A cell: one method with one seed in one scenario of one data set, stored when it is done and never computed again.
+"""A benchmark run: one method with one seed in one scenario of one data set. A stored run is not computed again.
 
 ```
-OUTPUT/cells/<dataset>--<scenario>--<label>--<seed>--<digest>/result.json      what was run and what came out
-                                                              /per_user.parquet every user's rank and ties
+OUTPUT/runs/<dataset>--<scenario>--<label>--<seed>--<digest>/result.json      what was run and its results
+                                                             /per_user.parquet every user's rank and ties
 ```
 """
 
@@ -22,15 +22,15 @@ import polars as pl
 from ..errors import ALLMRecError, DataError
 from ..files import written_whole
 
-CELLS = "cells"
+RUNS = "runs"
 RESULT_FILE, RANKS_FILE = "result.json", "per_user.parquet"
 FORMAT = 2  # 1 had ranks without their ties, from which metrics cannot be made
 _UNSAFE = re.compile(r"[^a-z0-9]+")
 
 
 @dataclass(frozen=True)
-class CellKey:
-    """What a cell is; two keys with another digest are two cells.
+class RunKey:
+    """Everything that identifies a benchmark run; keys with different digests are different runs.
 
     Attributes:
         dataset: Name of the data set within the suite.
@@ -55,14 +55,14 @@ class CellKey:
 
     @property
     def folder_name(self) -> str:
-        """Return a name for the cell's folder that no label can break out of."""
+        """Return a name for the run's folder that no label can break out of."""
         words = [_UNSAFE.sub("-", part.lower()).strip("-")[:40] for part in (self.dataset, self.scenario, self.label)]
         return "--".join([*words, str(self.seed), self.digest])
 
 
 @dataclass(frozen=True)
-class Cell:
-    """A finished cell.
+class BenchmarkRun:
+    """A finished benchmark run.
 
     Attributes:
         key: What it is.
@@ -73,24 +73,24 @@ class Cell:
         details: What the method says of itself: `paper`, `simplified`, LLM and its size, geometry, ...
     """
 
-    key: CellKey
+    key: RunKey
     report: Mapping[str, Any]
     ranks: pl.DataFrame
     seconds: float
     details: Mapping[str, Any] = field(default_factory=dict)
 
 
-def cell_folder(output: Path, key: CellKey) -> Path:
-    """Return where a cell is kept."""
-    return output / CELLS / key.folder_name
+def run_folder(output: Path, key: RunKey) -> Path:
+    """Return where a run is kept."""
+    return output / RUNS / key.folder_name
 
 
-def is_done(output: Path, key: CellKey) -> bool:
-    """Tell whether a cell was finished, in the form that this version writes; `result.json` is the last file written.
+def is_done(output: Path, key: RunKey) -> bool:
+    """Tell whether a run was finished, in the form that this version writes; `result.json` is the last file written.
 
-    A cell of an older form is as good as none: it is computed again. A damaged one is told of when it is read.
+    A run of an older form is as good as none: it is computed again. A damaged one is told of when it is read.
     """
-    file = cell_folder(output, key) / RESULT_FILE
+    file = run_folder(output, key) / RESULT_FILE
     try:
         written = json.loads(file.read_text(encoding="utf-8"))["format"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -98,26 +98,26 @@ def is_done(output: Path, key: CellKey) -> bool:
     return not (isinstance(written, int) and written < FORMAT)
 
 
-def save_cell(output: Path, cell: Cell) -> Path:
-    """Write a cell and return its folder; a kill leaves either a whole cell or none."""
-    folder = cell_folder(output, cell.key)
+def save_run(output: Path, run: BenchmarkRun) -> Path:
+    """Write a run and return its folder; a kill leaves either a whole run or none."""
+    folder = run_folder(output, run.key)
     (folder / RESULT_FILE).unlink(missing_ok=True)  # of an older form
     with written_whole(folder / RANKS_FILE) as temporary:
-        cell.ranks.write_parquet(temporary)
+        run.ranks.write_parquet(temporary)
     content = {
         "format": FORMAT,
-        "key": asdict(cell.key),
-        "report": dict(cell.report),
-        "seconds": cell.seconds,
-        "details": dict(cell.details),
+        "key": asdict(run.key),
+        "report": dict(run.report),
+        "seconds": run.seconds,
+        "details": dict(run.details),
     }
     with written_whole(folder / RESULT_FILE) as temporary:
         temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return folder
 
 
-def load_cell(folder: Path) -> Cell:
-    """Read a finished cell.
+def load_run(folder: Path) -> BenchmarkRun:
+    """Read a finished run.
 
     Raises:
         DataError: when a file is missing or damaged.
@@ -130,34 +130,34 @@ def load_cell(folder: Path) -> Cell:
                 "it again"
             )
         ranks = pl.read_parquet(folder / RANKS_FILE)
-        return Cell(CellKey(**content["key"]), content["report"], ranks, content["seconds"], content["details"])
+        return BenchmarkRun(RunKey(**content["key"]), content["report"], ranks, content["seconds"], content["details"])
     except (OSError, ValueError, KeyError, TypeError, pl.exceptions.PolarsError) as error:
         if isinstance(error, ALLMRecError):
             raise
-        raise DataError(f"{folder} is no finished cell ({error!r}); delete the folder to compute it again") from error
+        raise DataError(f"{folder} is no finished run ({error!r}); delete the folder to compute it again") from error
 
 
-def refuse_other_candidates(cells: list[Cell]) -> None:
-    """Refuse cells of one data set and scenario that were ranked on different candidate files.
+def refuse_other_candidates(runs: list[BenchmarkRun]) -> None:
+    """Refuse runs of one data set and scenario that were ranked on different candidate files.
 
     Raises:
-        DataError: naming the two runs.
+        DataError: naming the two benchmark runs.
     """
-    first: dict[tuple[str, str], Cell] = {}
-    for cell in cells:
-        other = first.setdefault((cell.key.dataset, cell.key.scenario), cell)
+    first: dict[tuple[str, str], BenchmarkRun] = {}
+    for run in runs:
+        other = first.setdefault((run.key.dataset, run.key.scenario), run)
         for name in ("candidates_sha256", "users", "protocol", "split", "num_retrieved"):
-            if cell.report.get(name) != other.report.get(name):
+            if run.report.get(name) != other.report.get(name):
                 raise DataError(
-                    f"{cell.key.label} (seed {cell.key.seed}) and {other.key.label} (seed {other.key.seed}) cannot be "
-                    f"compared on {cell.key.dataset}, {cell.key.scenario}: {name} is {cell.report.get(name)!r} "
+                    f"{run.key.label} (seed {run.key.seed}) and {other.key.label} (seed {other.key.seed}) cannot be "
+                    f"compared on {run.key.dataset}, {run.key.scenario}: {name} is {run.report.get(name)!r} "
                     f"and {other.report.get(name)!r}; evaluate both on the same candidate file "
-                    "(delete one cell and run again)"
+                    "(delete one run and run again)"
                 )
 
 
 def discard_unfinished(output: Path) -> None:
-    """Remove what a kill left of cells that were being written."""
-    for folder in (output / CELLS).glob("*"):
+    """Remove what a kill left of runs that were being written."""
+    for folder in (output / RUNS).glob("*"):
         if folder.is_dir() and not (folder / RESULT_FILE).exists():
             shutil.rmtree(folder)

@@ -132,8 +132,8 @@ def prepare(
     `allmrec prepare --interactions ratings.csv --min-rating 4 --time-format '%d/%m/%Y' --output data/liked`
     """
     with user_errors():
+        from ..data.data_report import format_report
         from ..data.prepare import prepare as run
-        from ..data.report import format_report
 
         data = run(
             interactions,

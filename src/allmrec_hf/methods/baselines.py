@@ -1,4 +1,4 @@
-"""What every method must beat: popularity, and the text alone."""
+"""Baselines that every method must beat: popularity, and raw text embeddings alone."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import ClassVar
 from ..data.prepared import PreparedData
 from ..evaluation.rankers import PopularityRanker, TextCosineRanker
 from .method import Method, Setting
-from .picking import best_on_validation, grid_of
+from .model_selection import best_on_validation, grid_of
 from .shared import stage_arguments, text_embeddings
 
 LAST_ITEMS = (1, 2, 3, 5, 10, 20)

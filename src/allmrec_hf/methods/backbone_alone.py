@@ -1,4 +1,4 @@
-"""Every CF backbone as a method of its own: what A-LLMRec has to improve on."""
+"""A CF backbone alone as a method; A-LLMRec has to rank better than it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PAPERS = {
 }
 
 
-class CFAlone(Method):
+class BackboneAlone(Method):
     """A CF backbone trained on the training part, without text and without an LLM.
 
     An item nobody touched in training keeps whatever vector the backbone has for it, which means nothing.

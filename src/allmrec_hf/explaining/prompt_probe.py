@@ -1,4 +1,4 @@
-"""What the LLM reads for one request, piece by piece, and what the answers score when a piece is taken out."""
+"""Build the prompt of one request and score the answers with parts of it removed or replaced."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def _mean_token(language_model: Any) -> Tensor:
     return torch.stack(sums).sum(dim=0) / num_token_rows(language_model)
 
 
-class Reading:
+class PromptProbe:
     """One request as the LLM reads it: the very prompt of `recommend`, whose candidate list stays as it is.
 
     Args:

@@ -16,9 +16,8 @@ from markupsafe import Markup
 from ..evaluation.warmth import OVERALL
 from ..files import written_whole
 from . import plots, views
-from .cells import Cell
 from .published import PublishedValue
-from .tables import (
+from .result_tables import (
     BASE_SCENARIO,
     Tables,
     by_scenario,
@@ -29,6 +28,7 @@ from .tables import (
     make_tables,
     measured,
 )
+from .runs import BenchmarkRun
 from .verdicts import CONTROLS, name, parameters, verdicts
 
 HTML_FILE, MARKDOWN_FILE, TABLES_FOLDER = "report.html", "report.md", "tables"
@@ -73,10 +73,10 @@ _MARKDOWN = re.compile(r"([\\`*_\[\]<>|~$&#!])")
 class _Material:
     """What all parts of a report are made from."""
 
-    cells: Sequence[Cell]
+    runs: Sequence[BenchmarkRun]
     tables: Tables
     reference: str | None
-    first: Mapping[str, Cell]
+    first: Mapping[str, BenchmarkRun]
     kinds: Mapping[str, str]
 
     def points(self, dataset: str, scenario: str, group: str, metric: str) -> list[plots.Point]:
@@ -95,7 +95,7 @@ class _Material:
 
 def render(
     output: Path,
-    cells: Sequence[Cell],
+    runs: Sequence[BenchmarkRun],
     title: str,
     reference: str | None = None,
     *,
@@ -105,11 +105,11 @@ def render(
     skipped: Sequence[Mapping[str, Any]] = (),
     failed: Sequence[Mapping[str, Any]] = (),
 ) -> Path:
-    """Write `report.html`, `report.md` and `tables/*.parquet`; the same cells give the same bytes.
+    """Write `report.html`, `report.md` and `tables/*.parquet`; the same runs give the same bytes.
 
     Args:
         output: The benchmark's folder.
-        cells: Finished cells; data sets and scenarios are shown in the order in which they first appear.
+        runs: Finished runs; data sets and scenarios are shown in the order in which they first appear.
         title: The report's title.
         reference: Label of the method under test, which every other is compared with; None takes the first whole
             A-LLMRec, and where there is none, compares nothing.
@@ -117,35 +117,35 @@ def render(
         order: Labels in the order of the tables.
         published: Published figures to print beside ours.
         skipped: Scenarios that could not be made, each with `dataset`, `scenario`, `reason`; with `label` and `seed`
-            too, cells that are not there.
-        failed: Cells that failed, each with `dataset`, `scenario`, `label`, `seed`, `error`.
+            too, runs that are not there.
+        failed: Runs that failed, each with `dataset`, `scenario`, `label`, `seed`, `error`.
 
     Returns:
         The path of the HTML file.
 
     Raises:
         ALLMRecError: when the reference is no label, or matplotlib is not installed.
-        DataError: when cells cannot be compared: other candidates, users, groups, or one seed of a label twice.
+        DataError: when runs cannot be compared: other candidates, users, groups, or one seed of a label twice.
     """
-    reference = reference if reference is not None else default_reference(cells)
-    tables = make_tables(cells, reference, order)
-    first = labels_in_order(cells, order)
-    kinds = {label: _kind(cell, label == reference) for label, cell in first.items()}
-    material = _Material(cells, tables, reference, first, kinds)
-    found = verdicts(cells, tables, reference)
+    reference = reference if reference is not None else default_reference(runs)
+    tables = make_tables(runs, reference, order)
+    first = labels_in_order(runs, order)
+    kinds = {label: _kind(run, label == reference) for label, run in first.items()}
+    material = _Material(runs, tables, reference, first, kinds)
+    found = verdicts(runs, tables, reference)
     context = {
         "title": title,
         "command": command,
         "reference": reference,
         "subjects": {subject: [v for v in found if v.subject == subject] for subject in _unique(found, "subject")},
-        "num_cells": len(cells),
-        "seeds": sorted({cell.key.seed for cell in cells}),
-        "llms": _llms(cells),
-        "versions": _versions(cells),
-        "data": views.data_grid(by_scenario(cells)),
+        "num_runs": len(runs),
+        "seeds": sorted({run.key.seed for run in runs}),
+        "llms": _llms(runs),
+        "versions": _versions(runs),
+        "data": views.data_grid(by_scenario(runs)),
         "methods": views.methods_grid(first, kinds),
         "datasets": [
-            _dataset(material, dataset, published) for dataset in dict.fromkeys(key[0] for key in by_scenario(cells))
+            _dataset(material, dataset, published) for dataset in dict.fromkeys(key[0] for key in by_scenario(runs))
         ],
         "problems": _problems(skipped, failed),
         "colours": plots.COLOURS,
@@ -176,35 +176,35 @@ def _template(file: str) -> str:
     return resources.files(__package__).joinpath(file).read_text(encoding="utf-8")
 
 
-def _kind(cell: Cell, is_reference: bool) -> str:
+def _kind(run: BenchmarkRun, is_reference: bool) -> str:
     if is_reference:
         return plots.REFERENCE
-    if cell.details.get("ablation_of"):
+    if run.details.get("ablation_of"):
         return plots.ABLATION
-    return plots.CONTROL if cell.key.method in CONTROLS else plots.METHOD
+    return plots.CONTROL if run.key.method in CONTROLS else plots.METHOD
 
 
 def _unique(entries: Iterable[Any], attribute: str) -> list[Any]:
     return list(dict.fromkeys(getattr(entry, attribute) for entry in entries))
 
 
-def _llms(cells: Sequence[Cell]) -> list[str]:
-    known = {cell.details.get("llm"): cell.details.get("llm_parameters") for cell in cells if cell.details.get("llm")}
+def _llms(runs: Sequence[BenchmarkRun]) -> list[str]:
+    known = {run.details.get("llm"): run.details.get("llm_parameters") for run in runs if run.details.get("llm")}
     return [f"{llm} ({parameters(size)} parameters)" if size else str(llm) for llm, size in known.items()]
 
 
-def _versions(cells: Sequence[Cell]) -> dict[str, str]:
-    """Return each library's versions; more than one where cells were computed with different ones."""
+def _versions(runs: Sequence[BenchmarkRun]) -> dict[str, str]:
+    """Return each library's versions; more than one where runs were computed with different ones."""
     found: dict[str, list[str]] = {}
-    for cell in cells:
-        for library, version in (cell.report.get("versions") or {}).items():
+    for run in runs:
+        for library, version in (run.report.get("versions") or {}).items():
             if version not in found.setdefault(library, []):
                 found[library].append(version)
     return {library: " and ".join(sorted(versions)) for library, versions in found.items()}
 
 
 def _problems(skipped: Sequence[Mapping[str, Any]], failed: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return what did not come about, a line each; cells absent for one reason share the line of their scenario."""
+    """Return what did not come about, a line each; runs absent for one reason share the line of their scenario."""
     found = [f"{_place(entry)}: not made: {entry['reason']}" for entry in skipped if "label" not in entry]
     absent: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for entry in skipped:
@@ -212,17 +212,17 @@ def _problems(skipped: Sequence[Mapping[str, Any]], failed: Sequence[Mapping[str
             absent.setdefault((_place(entry), str(entry["reason"])), []).append(entry)
     for (place, reason), entries in absent.items():
         if len(entries) == 1:
-            found.append(f"{place}, {_cell(entries[0])}: {reason}")
+            found.append(f"{place}, {_run_of(entries[0])}: {reason}")
         else:
-            found.append(f"{place}: {len(entries)} cells {reason}: {_labels_with_seeds(entries)}")
-    return found + [f"{_place(entry)}, {_cell(entry)}: failed: {entry.get('error', '')}" for entry in failed]
+            found.append(f"{place}: {len(entries)} runs {reason}: {_labels_with_seeds(entries)}")
+    return found + [f"{_place(entry)}, {_run_of(entry)}: failed: {entry.get('error', '')}" for entry in failed]
 
 
 def _place(entry: Mapping[str, Any]) -> str:
     return f"{entry['dataset']}, {entry['scenario']}"
 
 
-def _cell(entry: Mapping[str, Any]) -> str:
+def _run_of(entry: Mapping[str, Any]) -> str:
     return f"{entry['label']}, seed {entry['seed']}"
 
 
@@ -241,12 +241,12 @@ def _labels_with_seeds(entries: Sequence[Mapping[str, Any]]) -> str:
 def _dataset(material: _Material, dataset: str, published: Sequence[PublishedValue]) -> views.DatasetView:
     labels = list(material.first)
     scenes = {
-        scenario: sorted(found, key=lambda cell: labels.index(cell.key.label))
-        for (place, scenario), found in by_scenario(material.cells).items()
+        scenario: sorted(found, key=lambda run: labels.index(run.key.label))
+        for (place, scenario), found in by_scenario(material.runs).items()
         if place == dataset
     }
-    cells = [cell for found in scenes.values() for cell in found]
-    cells.sort(key=lambda cell: labels.index(cell.key.label))
+    runs = [run for found in scenes.values() for run in found]
+    runs.sort(key=lambda run: labels.index(run.key.label))
     base = BASE_SCENARIO if BASE_SCENARIO in scenes else next(iter(scenes))
     ablations = _ablation_rows(material, dataset)
     return views.DatasetView(
@@ -258,34 +258,34 @@ def _dataset(material: _Material, dataset: str, published: Sequence[PublishedVal
             *_ablation_plots(material, dataset, ablations),
         ],
         ablations=views.ablations_grid(ablations),
-        geometry=views.geometry_grid(cells),
+        geometry=views.geometry_grid(runs),
         published=views.published_grid(dataset, published, material.tables),
-        cost=views.cost_grid(cells, list(scenes)),
+        cost=views.cost_grid(runs, list(scenes)),
     )
 
 
-def _scene(material: _Material, dataset: str, scenario: str, cells: Sequence[Cell]) -> views.SceneView:
+def _scene(material: _Material, dataset: str, scenario: str, runs: Sequence[BenchmarkRun]) -> views.SceneView:
     place = {"dataset": dataset, "scenario": scenario}
     results = list(material.tables.results.filter(**place).iter_rows(named=True))
     compared = material.tables.comparisons.filter(**place)
     compared = compared.filter(reference=material.reference or "")
     return views.SceneView(
         name=scenario,
-        facts=views.scenario_facts(cells),
-        results=views.results_grid(results, material.kinds, cells[0]),
+        facts=views.scenario_facts(runs),
+        results=views.results_grid(results, material.kinds, runs[0]),
         comparisons=views.comparisons_grid(list(compared.iter_rows(named=True))),
-        plots=_scene_plots(material, dataset, scenario, cells),
+        plots=_scene_plots(material, dataset, scenario, runs),
     )
 
 
-def _scene_plots(material: _Material, dataset: str, scenario: str, cells: Sequence[Cell]) -> list[views.Plot]:
-    metric = headline(measured(cells))[0]
+def _scene_plots(material: _Material, dataset: str, scenario: str, runs: Sequence[BenchmarkRun]) -> list[views.Plot]:
+    metric = headline(measured(runs))[0]
     groups = (OVERALL, "warm", "cold")
     panels = {group: material.whole_methods(dataset, scenario, group, metric) for group in groups}
     panels = {group: points for group, points in panels.items() if points}
     where, shown = f"{dataset}, {scenario}", name(metric)
     named = {views.words(group): points for group, points in panels.items()}
-    random_order = chance(cells[0], metric)
+    random_order = chance(runs[0], metric)
     caption = f"{shown} with 95 % intervals over users, {where}"
     found = [views.Plot(caption, plots.bars(named, shown, random_order, caption))]
     if "warm" in panels and "cold" in panels:
@@ -300,7 +300,7 @@ def _scaling(material: _Material, dataset: str, scenarios: Sequence[str]) -> lis
     for pattern, x_label in _SCALING:
         matches = {scenario: pattern.fullmatch(scenario) for scenario in scenarios}
         places = sorted((float(match[1]), scenario) for scenario, match in matches.items() if match)
-        if x_label == _SHARES and places and _same_questions(material.cells, dataset, places[-1][1], BASE_SCENARIO):
+        if x_label == _SHARES and places and _same_questions(material.runs, dataset, places[-1][1], BASE_SCENARIO):
             places = [place for place in places if place[0] < 1] + [(1.0, BASE_SCENARIO)]
         lines: dict[str, list[tuple[float, plots.Point]]] = {}
         metric = _metric(material)
@@ -314,12 +314,12 @@ def _scaling(material: _Material, dataset: str, scenarios: Sequence[str]) -> lis
     return found
 
 
-def _same_questions(cells: Sequence[Cell], dataset: str, *scenarios: str) -> bool:
+def _same_questions(runs: Sequence[BenchmarkRun], dataset: str, *scenarios: str) -> bool:
     """Tell whether scenarios of a data set evaluate the same users on the same candidates."""
     asked = {
-        (cell.key.scenario, cell.report["candidates_sha256"], cell.report["users"])
-        for cell in cells
-        if cell.key.dataset == dataset and cell.key.scenario in scenarios
+        (run.key.scenario, run.report["candidates_sha256"], run.report["users"])
+        for run in runs
+        if run.key.dataset == dataset and run.key.scenario in scenarios
     }
     return len(asked) == len(scenarios) and len({questions[1:] for questions in asked}) == 1
 
@@ -332,8 +332,8 @@ def _sizes(material: _Material, dataset: str, scenario: str) -> list[views.Plot]
     method = own.method
     alike = {
         label
-        for label, cell in material.first.items()
-        if cell.key.method == method and _but_llm(cell) == _but_llm(material.first[material.reference])
+        for label, run in material.first.items()
+        if run.key.method == method and _but_llm(run) == _but_llm(material.first[material.reference])
     }
     points = {
         float(material.first[point.label].details["llm_parameters"]): point
@@ -347,17 +347,17 @@ def _sizes(material: _Material, dataset: str, scenario: str) -> list[views.Plot]
     return [views.Plot(caption, svg)]
 
 
-def _but_llm(cell: Cell) -> dict[str, Any]:
-    """Return all that decides a cell's result but its data, seed and LLM."""
-    return {name: cell.key.facts.get(name) for name in ("backbone", "options", "preset", "budget", "text_encoder")}
+def _but_llm(run: BenchmarkRun) -> dict[str, Any]:
+    """Return all that decides a run's result but its data, seed and LLM."""
+    return {name: run.key.facts.get(name) for name in ("backbone", "options", "preset", "budget", "text_encoder")}
 
 
 def _metric(material: _Material) -> str:
-    return headline(measured(material.cells))[0]
+    return headline(measured(material.runs))[0]
 
 
 def _ablation_rows(material: _Material, dataset: str) -> list[tuple[str, Mapping[str, Any]]]:
-    metrics = headline(measured(material.cells))
+    metrics = headline(measured(material.runs))
     rows = material.tables.comparisons.filter(pl.col("metric").is_in(metrics), dataset=dataset, group=OVERALL)
     return [
         (row["scenario"], row)

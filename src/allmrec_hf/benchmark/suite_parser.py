@@ -1,4 +1,4 @@
-"""From the YAML of a suite to the suite: every mistake is named with its file and place before anything is computed."""
+"""Read a suite from YAML; every mistake is reported with its file and place before anything is computed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import yaml
 from ..data.synthetic import SyntheticWorld
 from ..errors import ALLMRecError
 from ..evaluation.scenarios import CrossDomain, FewShot, scenario
-from ..methods.method import backbone_names, method_names
+from ..methods.registry import backbone_names, method_names
 from ..training.arguments import PRESETS, STAGES, StageArguments
 from ..training.settings import DEFAULT_BACKBONE, DEFAULT_TEXT_ENCODER
 from .published import DATASETS

@@ -1,4 +1,4 @@
-"""What has to be picked of a method is picked on the validation part: the best of several rankers by NDCG@10."""
+"""Select the best of several rankers by NDCG@10 on the validation part."""
 
 from __future__ import annotations
 
