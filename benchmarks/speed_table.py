@@ -27,7 +27,7 @@ COMPARED = """
 SASRec on MovieLens-1M (file order in place of time, which speed does not depend on): width 64, history 50, 2 blocks,
 1 head, dropout 0.2, Adam. `cross_entropy` is over the whole catalogue, `bce` against one sampled item. An epoch is
 timed without validation and checkpoints. Ours and RecTools train on the last 50 targets of each user in batches of 128
-users; RecTools computes padded positions too, and draws negatives that the user may have touched. **RecBole trains on
+users; RecTools computes padded positions too, and draws negatives that the user may have seen. **RecBole trains on
 every prefix of every sequence, another amount of work**: {batches} of its batches of {recbole_batch} prefixes were
 timed and scaled to the epoch (a straight line through 0, no full epoch was run). Its time for 1,000 targets compares
 better, though each target costs it a pass over 50 positions.

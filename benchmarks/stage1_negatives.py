@@ -10,7 +10,7 @@ Compared are, with the text encoder frozen and no LLM:
 
 - `cf`: stage 0 with windows of whole sequences or their last window alone, and a softmax over the catalogue or over the
   items that are targets;
-- `align`: stage 1 with negatives out of what was touched in the training and the validation part, or out of the items
+- `align`: stage 1 with negatives out of the items seen in the training and the validation part, or out of the items
   that the backbone was trained on. Items are ranked by the CF vector decoded from `e_i` (from `q_i` for items that are
   no target in training: path `item`), or from `q_i` for all (path `text`);
 - `project`: the projectors of stage 2 matched by cosine with no LLM (method `no-llm`), trained on the targets "train",

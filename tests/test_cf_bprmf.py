@@ -72,19 +72,19 @@ def test_fold_in_is_the_minimum_of_the_training_loss(l2):
 
 def test_fold_in_recovers_the_vectors_of_trained_users():
     torch.manual_seed(0)
-    touched = torch.stack([torch.randperm(10)[:5] + 1 + 10 * (user % 2) for user in range(16)])  # two tastes
-    rivals = torch.tensor([[item for item in range(1, 21) if item not in row] for row in touched.tolist()])
+    seen = torch.stack([torch.randperm(10)[:5] + 1 + 10 * (user % 2) for user in range(16)])  # two tastes
+    rivals = torch.tensor([[item for item in range(1, 21) if item not in row] for row in seen.tolist()])
     users = torch.arange(16).repeat_interleave(5)
     model = BPRMFModel(BPRMFConfig(num_items=20, hidden_size=8, l2=0.02, initializer_range=0.1))
-    model.start_training(users, touched.flatten(), 16)
-    batch = {"users": users, "targets": touched.flatten(), "negatives": rivals[users]}
+    model.start_training(users, seen.flatten(), 16)
+    batch = {"users": users, "targets": seen.flatten(), "negatives": rivals[users]}
     optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
     for _ in range(300):
         optimizer.zero_grad()
         model.training_loss(batch).backward()
         optimizer.step()
     trained = model.user_vectors().detach()
-    folded = model.encode_users(touched)
+    folded = model.encode_users(seen)
     assert torch.cosine_similarity(folded, trained, dim=1).min() > 0.99
     best = [model.score(vectors)[:, 1:].topk(5, dim=1).indices.sort(dim=1).values for vectors in (folded, trained)]
     assert (best[0] == best[1]).float().mean() > 0.9
@@ -97,7 +97,7 @@ def test_a_history_against_nothing_stays_finite():
     assert model.encode_users(torch.tensor([[1, 1, 1]])).isfinite().all()
 
 
-def test_an_item_touched_twice_counts_twice():
+def test_an_item_seen_twice_counts_twice():
     torch.manual_seed(0)
     model = model_with(torch.randn(40, 8), l2=0.05)
     twice = model.encode_users(torch.tensor([[3, 3, 7]]))[0].double().requires_grad_()
@@ -107,7 +107,7 @@ def test_an_item_touched_twice_counts_twice():
     assert (once - twice.float()).norm() > 1e-2
 
 
-def test_the_contrast_is_spread_over_the_items_that_somebody_touched():
+def test_the_contrast_is_spread_over_the_items_seen_in_training():
     model = BPRMFModel(BPRMFConfig(num_items=100, num_contrast_items=4))
     assert model.contrast_items.tolist() == [1, 26, 51, 76]
     model.start_training(torch.zeros(3, dtype=torch.long), torch.tensor([9, 40, 9]), 1)

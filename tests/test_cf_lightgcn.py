@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from allmrec_hf.cf_lightgcn import LightGCNConfig, LightGCNModel
 from allmrec_hf.errors import ALLMRecError, DataError
 
-# Three users, three items, five edges: user 0 touched items 1 and 2, user 1 item 2 and 3, user 2 item 3.
+# Three users, three items, five edges: user 0 has seen items 1 and 2, user 1 item 2 and 3, user 2 item 3.
 USERS, ITEMS = torch.tensor([0, 0, 1, 1, 2]), torch.tensor([1, 2, 2, 3, 3])
 
 
@@ -117,7 +117,7 @@ def test_the_own_vector_minimises_the_training_loss():
     assert own.norm() > 0.1
 
 
-def test_an_item_touched_twice_is_one_edge():
+def test_an_item_seen_twice_is_one_edge():
     once, twice = in_training(), in_training(torch.cat([USERS, USERS]), torch.cat([ITEMS, ITEMS]))
     torch.testing.assert_close(once.user_vectors(), twice.user_vectors())
     real = torch.ones(1, 3, dtype=torch.bool)

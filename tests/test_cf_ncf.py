@@ -27,9 +27,9 @@ def random_model(**changes):
 
 def two_tastes():
     torch.manual_seed(0)
-    touched = torch.stack([torch.randperm(10)[:5] + 1 + 10 * (user % 2) for user in range(16)])
-    rivals = torch.tensor([[item for item in range(1, 21) if item not in row] for row in touched.tolist()])
-    return touched, rivals, torch.arange(16).repeat_interleave(5)
+    seen = torch.stack([torch.randperm(10)[:5] + 1 + 10 * (user % 2) for user in range(16)])
+    rivals = torch.tensor([[item for item in range(1, 21) if item not in row] for row in seen.tolist()])
+    return seen, rivals, torch.arange(16).repeat_interleave(5)
 
 
 def test_scores_equal_the_values_by_hand():
@@ -88,10 +88,10 @@ def test_fold_in_lowers_the_training_loss_to_a_minimum():
 
 
 def test_folded_users_score_as_trained_users_do():
-    touched, rivals, users = two_tastes()
+    seen, rivals, users = two_tastes()
     model = NCFModel(NCFConfig(num_items=20, hidden_size=16, num_negatives=15, l2=0.01, initializer_range=0.1))
-    model.start_training(users, touched.flatten(), 16)
-    batch = {"users": users, "targets": touched.flatten(), "negatives": rivals[users]}
+    model.start_training(users, seen.flatten(), 16)
+    batch = {"users": users, "targets": seen.flatten(), "negatives": rivals[users]}
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     for _ in range(150):
         optimizer.zero_grad()
@@ -99,7 +99,7 @@ def test_folded_users_score_as_trained_users_do():
         optimizer.step()
     model.update_tables()
     model.eval()
-    both = (model.user_vectors().detach(), model.encode_users(touched))
+    both = (model.user_vectors().detach(), model.encode_users(seen))
     trained, folded = (model.score(vectors)[:, 1:].detach() for vectors in both)
     correlations = [torch.corrcoef(torch.stack(pair))[0, 1] for pair in zip(trained, folded, strict=True)]
     assert sum(correlations) / 16 > 0.9  # the tower has more than one minimum, so not each of them

@@ -207,7 +207,9 @@ def test_replaced_items_change_the_users_that_hold_them(model):
     model.replace_items(torch.tensor([12]), vector.unsqueeze(0))
     torch.testing.assert_close(model.item_embeddings[12], vector)
     assert (model.encode_users(held) - before[0]).abs().max() > 1e-3
-    torch.testing.assert_close(model.encode_users(other), before[1])  # nobody touched item 12: it contrasts with nobody
+    torch.testing.assert_close(
+        model.encode_users(other), before[1]
+    )  # item 12 is never seen in training: it is no contrast
 
 
 def test_another_order_of_the_catalogue_moves_no_user(model):

@@ -38,7 +38,7 @@ class BPRMFModel(ContrastingUserEncoder):
 
     Fold-in minimises, over u, what training minimises for a user with the history H:
     `sum_{i in H} (mean_{j in J} softplus(u.q_j - u.q_i) + l2 / 2 |u|^2)`. The problem is convex and small, so Newton's
-    method solves it; an item that was touched twice counts twice, as it does in training. An empty history gives
+    method solves it; an item seen twice counts twice, as it does in training. An empty history gives
     zeros, which score every item 0.
 
     Example:

@@ -23,7 +23,7 @@ from .cf_losses import (
     sampled_cross_entropy,
     summed_over_positions,
 )
-from .checkpoint_code import refuse_other_weights
+from .checkpoint_code import check_weights_match_config
 from .errors import ALLMRecError, CheckpointError, DataError
 from .indices import check_padded
 from .outputs import CFEncoderOutput
@@ -125,7 +125,7 @@ class CFEncoder(PreTrainedModel):
         """Load a backbone; weights that are not those of its config are refused, not left at random values."""
         kwargs["ignore_mismatched_sizes"] = True  # refused below, with the others
         loaded: Any = super().from_pretrained(*args, output_loading_info=True, **kwargs)
-        refuse_other_weights(str(args[0] if args else kwargs.get("pretrained_model_name_or_path")), loaded[1])
+        check_weights_match_config(str(args[0] if args else kwargs.get("pretrained_model_name_or_path")), loaded[1])
         return loaded if output_loading_info else loaded[0]
 
     @property
@@ -259,7 +259,7 @@ class CFEncoder(PreTrainedModel):
 
         Args:
             batch: `item_ids (B, L)`, `attention_mask (B, L)`, `targets (B, L)` with 0 for none. For `bce`, `gbce` and
-                `bpr` also `negatives (B, L, K)`, items that the user never touched, or `(B, L)` for one; for
+                `bpr` also `negatives (B, L, K)`, items the user has never seen, or `(B, L)` for one; for
                 `sampled_softmax` `negatives (S,)` and their `log_weights (S,)`, see `sampled_cross_entropy`.
 
         Returns:

@@ -1,4 +1,4 @@
-"""LightGCN: vectors smoothed over the graph of who touched what (He et al., SIGIR 2020, arXiv 2002.02126)."""
+"""LightGCN: vectors smoothed over the graph of users and items (He et al., SIGIR 2020, arXiv 2002.02126)."""
 
 import warnings
 from collections.abc import Mapping
@@ -54,7 +54,7 @@ class LightGCNModel(ContrastingUserEncoder):
 
     While training, `initial_item_embedding` and `user_embedding` hold the vectors before propagation; `update_tables`
     writes what is served: `item_embedding`, the propagated items, and `history_embedding`, what each item adds to the
-    users that touched it. A history is folded in by the last step of propagation (`neighbour_part`), which for a user
+    users that have seen it. A history is folded in by the last step of propagation (`neighbour_part`), which for a user
     of the graph is the trained vector without the user's own before propagation. That one is unknown for anybody else
     and solved from the history: it minimises what training minimises for the user, with all items fixed (see
     `ContrastingUserEncoder.solved`). An empty history gives zeros, which score every item 0.
@@ -151,8 +151,8 @@ class LightGCNModel(ContrastingUserEncoder):
     def neighbour_part(self, item_ids: Tensor, real: Tensor) -> Tensor:
         """Return what their items add to users, `(B, d_cf)` for histories `(B, H)`, in float32.
 
-        It is the sum of the items' rows of `history_embedding` over the square root of their number. An item that was
-        touched twice counts once, as in the graph.
+        It is the sum of the items' rows of `history_embedding` over the square root of their number. An item
+        seen twice counts once, as in the graph.
         """
         item_ids = (item_ids * real).sort(dim=1).values
         first = item_ids != F.pad(item_ids, (1, 0))[:, :-1]  # of equal items the first one; padding is never one

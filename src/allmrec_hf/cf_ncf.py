@@ -62,7 +62,7 @@ class NCFModel(ContrastingUserEncoder):
     Both tables hold `[GMF half ; MLP half]`. Fold-in minimises, over u, what training minimises for a user with the
     history H and K negatives for each item:
     `sum_{i in H} (softplus(-s(u, i)) + K mean_{j in J} softplus(s(u, j)))`, plus a penalty of the distance from the
-    average trained user, which an empty history gives. An item that was touched twice counts twice.
+    average trained user, which an empty history gives. An item seen twice counts twice.
 
     Example:
         >>> model = NCFModel(NCFConfig(num_items=100, hidden_size=32)).eval()

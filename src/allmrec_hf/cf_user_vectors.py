@@ -153,7 +153,7 @@ class UserVectorEncoder(CFEncoder):
 
         Args:
             batch: `users (B,)` user numbers, `targets (B,)` catalogue indices, `negatives (B, K)` items that the user
-                never touched, or `(B,)` for one.
+                has never seen, or `(B,)` for one.
 
         Returns:
             A scalar.
@@ -240,7 +240,7 @@ class ContrastingUserEncoder(UserVectorEncoder):
         self.contrast_items[: len(items)] = items.to(self.contrast_items.device)
 
     def start_training(self, users: Tensor, items: Tensor, num_users: int) -> None:
-        """Make user vectors, and take the contrast from the items that somebody touched."""
+        """Make user vectors, and take the contrast from the items seen in training."""
         super().start_training(users, items, num_users)
         self._set_contrast(items.unique())
 
@@ -276,7 +276,7 @@ class ContrastingUserEncoder(UserVectorEncoder):
         """Return the users `(B, d_cf)`, in float32, that minimise the pairwise loss of their histories `(B, H)`.
 
         Minimised, over u, is `sum_{i in H} (mean_{j in J} softplus(u.q_j - u.q_i) + l2 / 2 |u - start|^2)`, which is
-        convex; Newton's method solves it. An item that was touched twice counts twice, as it does in training.
+        convex; Newton's method solves it. An item seen twice counts twice, as it does in training.
         """
         items, used = self.contrast(item_ids, real)
         own = self.item_embedding(item_ids).float() * real.unsqueeze(-1)  # (B, H, d_cf)

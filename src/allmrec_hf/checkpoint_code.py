@@ -22,7 +22,7 @@ from huggingface_hub.utils import validate_repo_id
 from .errors import ALLMRecError, CheckpointError
 from .files import written_whole
 from .part_sources import DEMO
-from .sharing import refuse_local_parts, refuse_machine_paths
+from .sharing import check_no_local_parts, check_no_machine_paths
 
 ENTRY_MODULE = "allmrec_remote"
 README_FILE = "README.md"
@@ -154,8 +154,8 @@ def name_processor_class(directory: Path) -> None:
 # -- weights
 
 
-def refuse_other_weights(path: str, info: Mapping[str, Any]) -> None:
-    """Refuse weights that are not those of the config beside them, which transformers would leave at random values.
+def check_weights_match_config(path: str, info: Mapping[str, Any]) -> None:
+    """Check that loaded weights are those of the config beside them; transformers would leave others at random values.
 
     Args:
         path: Where they come from.
@@ -312,8 +312,8 @@ def push_saved(
     api = HfApi(token=token)
     with tempfile.TemporaryDirectory() as folder:
         save(folder)
-        refuse_local_parts(Path(folder), _REMEDIES)
-        refuse_machine_paths(Path(folder), (path.relative_to(folder).as_posix() for path in Path(folder).rglob("*")))
+        check_no_local_parts(Path(folder), _REMEDIES)
+        check_no_machine_paths(Path(folder), (path.relative_to(folder).as_posix() for path in Path(folder).rglob("*")))
         try:
             repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
             if revision is not None and not revision.startswith("refs/pr"):

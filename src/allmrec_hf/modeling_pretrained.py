@@ -20,10 +20,10 @@ from .checkpoint_code import (
     LANGUAGE_MODEL_FOLDER,
     README_FILE,
     TEXT_ENCODER_FOLDER,
+    check_weights_match_config,
     generated_card,
     leftovers,
     push_saved,
-    refuse_other_weights,
     remove_leftovers,
     replaced_on_the_hub,
     write_checkpoint_code,
@@ -342,7 +342,7 @@ class ALLMRecPreTrainedModel(PreTrainedModel):
         except RuntimeError as error:
             raise CheckpointError(f"the weights of {path} do not fit its config.json: {one_line(error)}") from error
         model, info = loaded
-        refuse_other_weights(path, info)
+        check_weights_match_config(path, info)
         if getattr(model.config, "_commit_hash", None):
             within["revision"] = model.config._commit_hash  # all files of one state of the repository
         model._source = (path, {**{key: value for key, value in hub.items() if key != "force_download"}, **within})

@@ -1,4 +1,4 @@
-"""What of a checkpoint must not go to others: paths of this machine, and parts that only this machine has."""
+"""Find what must not be published with a checkpoint: paths and parts that only this machine has."""
 
 import json
 import re
@@ -87,8 +87,8 @@ def _is_of_this_machine(path: str) -> bool:
         return False
 
 
-def refuse_machine_paths(folder: Path, files: Iterable[str], known: Iterable[str | None] = ()) -> None:
-    """Refuse to publish text files that name paths of this machine.
+def check_no_machine_paths(folder: Path, files: Iterable[str], known: Iterable[str | None] = ()) -> None:
+    """Check that no text file to publish names a path of this machine.
 
     Raises:
         ALLMRecError: when one does; the message names files and paths.
@@ -127,8 +127,8 @@ def local_parts(folder: Path) -> dict[str, str]:
     }
 
 
-def refuse_local_parts(folder: Path, remedies: dict[str, str], without: Iterable[str] = ()) -> None:
-    """Refuse to publish a checkpoint that nobody else could load.
+def check_no_local_parts(folder: Path, remedies: dict[str, str], without: Iterable[str] = ()) -> None:
+    """Check that others can load a checkpoint: that its LLM and text encoder lie in no folder of this machine only.
 
     Args:
         folder: The checkpoint.

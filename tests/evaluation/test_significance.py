@@ -7,13 +7,13 @@ from allmrec_hf.errors import ALLMRecError, DataError
 from allmrec_hf.evaluation.significance import (
     average_over_seeds,
     bootstrap_means,
+    check_same_users,
     deviation,
     difference_interval,
     holm,
     mcnemar,
     mean_interval,
     randomisation_test,
-    refuse_other_users,
     sign_flip_tests,
 )
 
@@ -150,8 +150,8 @@ def test_unpaired_and_empty_and_broken_values_are_refused():
 
 def test_other_users_are_refused_with_counts():
     first = pl.DataFrame({"user_id": ["a", "b", "c"], "target": ["x", "y", "z"]})
-    refuse_other_users(first, first.clone(), ("A", "B"), ["user_id", "target"])
+    check_same_users(first, first.clone(), ("A", "B"), ["user_id", "target"])
     with pytest.raises(DataError, match="A has 3 users, B 2, 2 are in both"):
-        refuse_other_users(first, first.head(2), ("A", "B"), ["user_id", "target"])
+        check_same_users(first, first.head(2), ("A", "B"), ["user_id", "target"])
     with pytest.raises(DataError, match="3 are in both, but user_id, target differ or stand in another order"):
-        refuse_other_users(first, first.reverse(), ("A", "B"), ["user_id", "target"])
+        check_same_users(first, first.reverse(), ("A", "B"), ["user_id", "target"])

@@ -8,7 +8,7 @@ import torch
 from allmrec_hf.errors import ALLMRecError
 from allmrec_hf.methods import shared
 from allmrec_hf.methods.registry import method
-from allmrec_hf.methods.shared import backbone_run, refuse_other_settings, run_until, text_embeddings, trained_backbone
+from allmrec_hf.methods.shared import backbone_run, check_same_settings, run_until, text_embeddings, trained_backbone
 from allmrec_hf.training.settings import run_settings
 from tests.methods.world import small_setting, small_world
 
@@ -62,10 +62,10 @@ def test_a_catalogue_that_somebody_else_is_encoding_is_waited_for(tmp_path, monk
 
 def test_folder_of_other_options_is_refused(tmp_path):
     chosen, folder = method("ctrl"), small_setting(tmp_path).folder
-    refuse_other_settings(chosen, small_setting(tmp_path, options={"temperature": 0.1}))
-    refuse_other_settings(chosen, small_setting(tmp_path, options={"temperature": 0.1}))
-    with pytest.raises(ALLMRecError, match=r"method\.json notes other settings: temperature 0.1 -> None; train into"):
-        refuse_other_settings(chosen, small_setting(tmp_path))
+    check_same_settings(chosen, small_setting(tmp_path, options={"temperature": 0.1}))
+    check_same_settings(chosen, small_setting(tmp_path, options={"temperature": 0.1}))
+    with pytest.raises(ALLMRecError, match=r"method\.json has other settings: temperature 0.1 -> None; train into"):
+        check_same_settings(chosen, small_setting(tmp_path))
     (folder / "method.json").write_text("[")
     with pytest.raises(ALLMRecError, match=r"method\.json is damaged"):
-        refuse_other_settings(chosen, small_setting(tmp_path))
+        check_same_settings(chosen, small_setting(tmp_path))

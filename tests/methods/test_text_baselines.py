@@ -63,12 +63,12 @@ def test_the_method_learns(test_metrics, name):
 
 
 @pytest.mark.parametrize("name", ["text-cosine", "morec", "recformer"])
-def test_text_finds_items_that_nobody_touched(test_metrics, name):
+def test_text_finds_items_never_seen_in_training(test_metrics, name):
     assert test_metrics["never_seen"][name]["ndcg@10"] > CHANCE["ndcg@10"] + 0.1
 
 
 @pytest.mark.parametrize("name", ["popularity", "item-knn", "sasrec", "ctrl"])
-def test_without_text_an_item_nobody_touched_is_lost(test_metrics, name):
+def test_without_text_an_item_never_seen_is_lost(test_metrics, name):
     assert test_metrics["never_seen"][name]["ndcg@10"] < CHANCE["ndcg@10"]
 
 
@@ -157,7 +157,7 @@ def test_every_built_in_backbone_has_a_citation():
 
 def test_item_similarities_are_those_of_three_users_by_hand():
     users = np.array([0, 0, 1, 1, 1, 2, 2, 2])
-    items = np.array([1, 2, 1, 2, 3, 3, 3, 1])  # user 2 touched item 3 twice: once counts
+    items = np.array([1, 2, 1, 2, 3, 3, 3, 1])  # user 2 has seen item 3 twice, which counts once
     table = item_similarities(users, items, num_items=4, neighbors=4, shrinkage=0).toarray()
     one_two, one_three, two_three = 2 / math.sqrt(3 * 2), 2 / math.sqrt(3 * 2), 1 / 2
     expected = np.zeros((5, 5))

@@ -106,7 +106,7 @@ def test_a_user_who_touched_everything_is_named():
     sampler = NegativeSampler(data, "train+validation")
     with pytest.raises(DataError, match="user 'u0' touched nearly all of the 6 items"):
         sampler.negatives(np.array([0]), np.random.default_rng(0))
-    with pytest.raises(DataError, match="'u0' never touched only 0 of the catalogue's 6 items"):
+    with pytest.raises(DataError, match="'u0' has left only 0 of the catalogue's 6 items unseen"):
         sampler.candidates(last_of_training(data), 3, np.random.default_rng(0))
 
 

@@ -18,17 +18,17 @@ from ..evaluation.significance import (
     Interval,
     average_over_seeds,
     bootstrap_means,
+    check_same_users,
     deviation,
     holm,
     mcnemar,
     percentile_interval,
-    refuse_other_users,
     sign_flip_tests,
 )
 from ..evaluation.warmth import GROUPS, OVERALL
 from ..files import written_whole
 from ..ranking import Ranks, hit_at_k, ndcg_at_k, reciprocal_rank
-from .runs import BenchmarkRun, refuse_other_candidates
+from .runs import BenchmarkRun, check_same_candidates
 
 BASE_SCENARIO = "overall"
 SIGNIFICANT = 0.05
@@ -165,7 +165,7 @@ def make_tables(runs: Sequence[BenchmarkRun], reference: str | None, order: Sequ
     labels = list(labels_in_order(runs, order))
     if reference is not None and reference not in labels:
         raise ALLMRecError(f"no run is labelled {reference!r}, the method under test; labels: {', '.join(labels)}")
-    refuse_other_candidates(list(runs))
+    check_same_candidates(list(runs))
     results: list[dict[str, Any]] = []
     comparisons: list[dict[str, Any]] = []
     for (dataset, scenario), members in by_scenario(runs).items():
@@ -197,7 +197,7 @@ def _columns(runs: Sequence[BenchmarkRun], labels: Sequence[str]) -> _Columns:
     by_label: dict[str, dict[int, Ranks]] = {label: {} for label in labels}
     for run in runs:
         titles = (_title(first), _title(run))
-        refuse_other_users(first.ranks, run.ranks, titles, ["user_id", "target"])
+        check_same_users(first.ranks, run.ranks, titles, ["user_id", "target"])
         if any(name not in run.ranks.columns or not run.ranks[name].equals(first.ranks[name]) for name in names):
             raise DataError(f"{titles[0]} and {titles[1]} put users into different groups; make both on the same data")
         seeds = by_label[run.key.label]

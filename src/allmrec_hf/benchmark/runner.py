@@ -37,10 +37,10 @@ from .published import published_values
 from .runs import (
     BenchmarkRun,
     RunKey,
+    check_same_candidates,
     discard_unfinished,
     is_done,
     load_run,
-    refuse_other_candidates,
     run_folder,
     save_run,
 )
@@ -175,7 +175,7 @@ def finished_runs(planned_runs: Iterable[PlannedRun], output: Path) -> list[Benc
             output,
         )
     runs = [load_run(run_folder(output, key)) for key in keys]
-    refuse_other_candidates(runs)
+    check_same_candidates(runs)
     return runs
 
 

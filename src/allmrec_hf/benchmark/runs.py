@@ -137,8 +137,8 @@ def load_run(folder: Path) -> BenchmarkRun:
         raise DataError(f"{folder} is no finished run ({error!r}); delete the folder to compute it again") from error
 
 
-def refuse_other_candidates(runs: list[BenchmarkRun]) -> None:
-    """Refuse runs of one data set and scenario that were ranked on different candidate files.
+def check_same_candidates(runs: list[BenchmarkRun]) -> None:
+    """Check that all runs of one data set and scenario were ranked on the same candidate file.
 
     Raises:
         DataError: naming the two benchmark runs.

@@ -1,4 +1,4 @@
-"""Seeded candidate sets: the target and uniform negatives that the user never touched, no title twice."""
+"""Seeded candidate sets: the target and uniform negatives that the user has never seen, no title twice."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 _FACTORS = ((30, np.uint64(0xBF58476D1CE4E5B9)), (27, np.uint64(0x94D049BB133111EB)))
 
 
-class Touched:
-    """Which items every user touched, for fast look-ups.
+class SeenItems:
+    """The items that each user has seen in an interaction, for fast look-ups.
 
     Args:
         users: Row number of the user of each interaction, in any order.
@@ -33,7 +33,7 @@ class Touched:
         self._keys = np.unique(users.astype(np.int64) * self._stride + items)
 
     def contains(self, users: np.ndarray, items: np.ndarray) -> np.ndarray:
-        """Tell for users (B,) and items (B, C) whether the user touched the item: (B, C) bool."""
+        """Tell for users (B,) and items (B, C) whether the user has seen the item: (B, C) bool."""
         keys = users[:, None] * self._stride + items  # (B, C)
         positions = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
         return self._keys[positions] == keys
@@ -66,7 +66,7 @@ def title_groups(titles: pl.Series) -> np.ndarray:
 def sample_candidates(
     users: np.ndarray,
     targets: np.ndarray,
-    touched: Touched,
+    seen: SeenItems,
     groups: np.ndarray,
     num_candidates: int,
     seed: int,
@@ -75,14 +75,14 @@ def sample_candidates(
 ) -> SampledCandidates:
     """Sample for every user the target and `num_candidates - 1` negatives, shuffled.
 
-    A negative is drawn uniformly from the items that the user never touched in any split and whose title is not in the
+    A negative is drawn uniformly from the items that the user has not seen in any split and whose title is not in the
     set yet. Where too few different titles are left, items with a title that is there already are taken, and the user
     is marked. The draw depends only on the seed, the split and the user's number, not on other users or their order.
 
     Args:
-        users: (B,) row number of each user, as given to `Touched`.
+        users: (B,) row number of each user, as given to `SeenItems`.
         targets: (B,) catalogue index of each target.
-        touched: All interactions, of all splits.
+        seen: All interactions, of all splits.
         groups: (N + 1,) result of `title_groups`.
         num_candidates: C, at least 2.
         seed: The seed.
@@ -101,14 +101,12 @@ def sample_candidates(
             "use a weaker filter or keep items without interactions (keep_items='all')"
         )
     keys = _row_keys(users, seed, split)
-    items, unfinished = _by_rejection(users, targets, touched, groups, num_candidates, keys)
+    items, unfinished = _by_rejection(users, targets, seen, groups, num_candidates, keys)
     duplicate_titles = np.zeros(len(users), dtype=bool)
     step = max(1, EXACT_CELLS // num_items)
     for start in range(0, len(unfinished), step):
         rows = unfinished[start : start + step]
-        chosen, duplicated, available = _exactly(
-            users[rows], targets[rows], touched, groups, num_candidates, keys[rows]
-        )
+        chosen, duplicated, available = _exactly(users[rows], targets[rows], seen, groups, num_candidates, keys[rows])
         _check_available(users[rows], available, num_items, num_candidates, user_ids)
         items[rows, 1:], duplicate_titles[rows] = chosen, duplicated
     order = np.argsort(_draw(keys, np.arange(num_candidates), REJECTION_ROUNDS), axis=1, kind="stable")
@@ -116,7 +114,7 @@ def sample_candidates(
 
 
 def _by_rejection(
-    users: np.ndarray, targets: np.ndarray, touched: Touched, groups: np.ndarray, num_candidates: int, keys: np.ndarray
+    users: np.ndarray, targets: np.ndarray, seen: SeenItems, groups: np.ndarray, num_candidates: int, keys: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draw all open places at once, reject what is not allowed, and repeat; return (B, C) and the unfinished rows."""
     num_items = len(groups) - 1
@@ -128,7 +126,7 @@ def _by_rejection(
         is_open = block == 0
         draws = _draw(keys[rows], np.arange(num_candidates), attempt) >> np.uint64(32)  # (B, C) in [0, 2**32)
         block[is_open] = 1 + ((draws * np.uint64(num_items)) >> np.uint64(32)).astype(np.int64)[is_open]
-        rejected = is_open & touched.contains(users[rows], block)
+        rejected = is_open & seen.contains(users[rows], block)
         rejected |= _repeats(np.where(rejected, -1 - np.arange(num_candidates), groups[block]), is_open)
         block[rejected] = 0
         items[rows] = block
@@ -152,7 +150,7 @@ def _repeats(groups: np.ndarray, is_new: np.ndarray) -> np.ndarray:
 
 
 def _exactly(
-    users: np.ndarray, targets: np.ndarray, touched: Touched, groups: np.ndarray, num_candidates: int, keys: np.ndarray
+    users: np.ndarray, targets: np.ndarray, seen: SeenItems, groups: np.ndarray, num_candidates: int, keys: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Draw negatives by ordering the whole catalogue at random for each user.
 
@@ -162,7 +160,7 @@ def _exactly(
     every = np.broadcast_to(np.arange(1, len(groups)), (len(users), len(groups) - 1))
     order = np.argsort(_draw(keys, every[0], REJECTION_ROUNDS + 1), axis=1, kind="stable")  # (B, N)
     item_groups = groups[1:][order]
-    forbidden = np.take_along_axis(touched.contains(users, every) | (every == targets[:, None]), order, axis=1)
+    forbidden = np.take_along_axis(seen.contains(users, every) | (every == targets[:, None]), order, axis=1)
     own_groups = np.where(forbidden, -1 - np.arange(order.shape[1]), item_groups)  # a forbidden item takes no title
     repeated = _repeats(own_groups, np.ones(order.shape, dtype=bool)) | (item_groups == groups[targets][:, None])
     kind = np.where(forbidden, FORBIDDEN, np.where(repeated, DUPLICATE_TITLE, DIFFERENT))
@@ -180,7 +178,7 @@ def _check_available(
         user = int(users[short[0]])
         name = repr(user_ids[user]) if user_ids is not None else f"number {user}"
         raise DataError(
-            f"user {name} never touched only {available[short[0]]} of the catalogue's {num_items} items, but "
+            f"user {name} has left only {available[short[0]]} of the catalogue's {num_items} items unseen, but "
             f"{num_candidates - 1} negatives are needed ({len(short)} such users at least); lower num_candidates, "
             "leave these users out, or keep items without interactions (keep_items='all')"
         )

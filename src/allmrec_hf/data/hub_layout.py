@@ -11,7 +11,7 @@ import polars as pl
 
 from ..catalog import CATALOG_FILE, ItemCatalog
 from ..errors import DataError
-from ..sharing import refuse_machine_paths
+from ..sharing import check_no_machine_paths
 from .interactions import SPLIT
 from .prepared import CANDIDATE_SCHEMA, INFO_FILE, TARGET_SPLITS, PreparedData, read_info, read_parquet
 from .splits import SPLITS, sort_by_user
@@ -112,7 +112,7 @@ def push(
     api = HfApi(token=token)
     with tempfile.TemporaryDirectory() as directory:
         write_layout(data, Path(directory), repo_id)
-        refuse_machine_paths(Path(directory), (INFO_FILE, "README.md"))
+        check_no_machine_paths(Path(directory), (INFO_FILE, "README.md"))
         url = api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
         api.upload_folder(
             folder_path=directory,

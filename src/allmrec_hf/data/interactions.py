@@ -92,7 +92,7 @@ def validate_interactions(frame: Any, where: str, rules: TimeRules = BY_TIME) ->
     if rules.order == "file":
         columns.append(pl.int_range(frame.height, eager=True, dtype=pl.Int64).alias(TIMESTAMP))
     else:
-        columns.append(whole_times(frame[TIMESTAMP], where, _refuse, rules.time_format).alias(TIMESTAMP))
+        columns.append(whole_times(frame[TIMESTAMP], where, _check_no_row, rules.time_format).alias(TIMESTAMP))
     if RATING in frame.columns and frame[RATING].dtype != pl.Null:
         columns.append(_ratings(frame[RATING], where))
     return pl.DataFrame(columns)
@@ -165,7 +165,7 @@ def _ids(series: pl.Series, where: str) -> pl.Series:
         ids = id_texts(series)
     except DataError as error:
         raise DataError(f"column {series.name} of {where} has the wrong type {error}") from error
-    _refuse(
+    _check_no_row(
         ids.is_null(),
         series,
         where,
@@ -180,13 +180,15 @@ def _ratings(series: pl.Series, where: str) -> pl.Series:
     if series.dtype in (pl.String, pl.Categorical, pl.Enum):
         texts = present_texts(series.cast(pl.String))
         ratings = texts.cast(pl.Float64, strict=False)
-        _refuse(ratings.is_null() & texts.is_not_null(), series, where, "values that are no number", "expected numbers")
+        _check_no_row(
+            ratings.is_null() & texts.is_not_null(), series, where, "values that are no number", "expected numbers"
+        )
     elif series.dtype.is_numeric():
         ratings = series.cast(pl.Float64)
     else:
         raise DataError(f"column {series.name} of {where} has the wrong type {series.dtype}; expected numbers")
     ratings = ratings.fill_nan(None)
-    _refuse(ratings.is_infinite(), series, where, "infinite values", "drop these rows")
+    _check_no_row(ratings.is_infinite(), series, where, "infinite values", "drop these rows")
     return ratings.cast(pl.Float32)
 
 
@@ -198,7 +200,7 @@ def _text(series: pl.Series, where: str) -> pl.Series:
         raise DataError(f"column {series.name} of {where} has the wrong type {error}") from error
 
 
-def _refuse(wrong: pl.Series, values: pl.Series, where: str, what: str, advice: str) -> None:
+def _check_no_row(wrong: pl.Series, values: pl.Series, where: str, what: str, advice: str) -> None:
     """Raise a DataError that counts the wrong rows and shows the first."""
     wrong = wrong.fill_null(False)
     count = int(wrong.sum())

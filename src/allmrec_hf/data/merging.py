@@ -36,7 +36,7 @@ def merge_items(items: pl.DataFrame, where: str, conflicts: Literal["error", "fi
     several = rows.filter(repeated)
     others = [name for name in items.columns if name != ITEM_ID]
     if conflicts == "error":
-        _refuse_conflicts(several, where)
+        _check_no_conflicts(several, where)
     firsts = [pl.col(name).filter(_holds(name, items.schema[name])).first() for name in others]
     merged = several.group_by(ITEM_ID, maintain_order=True).agg(pl.col(_ROW).first(), *firsts)
     single = rows.filter(~repeated)
@@ -56,7 +56,7 @@ def _holds(name: str, kind: pl.DataType) -> pl.Expr:
     return column.is_not_null()
 
 
-def _refuse_conflicts(several: pl.DataFrame, where: str) -> None:
+def _check_no_conflicts(several: pl.DataFrame, where: str) -> None:
     """Check that rows of one item have not different titles or descriptions.
 
     Raises:

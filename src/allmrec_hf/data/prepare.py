@@ -15,7 +15,7 @@ import polars as pl
 from .._version import __version__
 from ..catalog import ItemCatalog
 from ..errors import DataError
-from .candidates import SampledCandidates, Touched, sample_candidates, title_groups
+from .candidates import SampledCandidates, SeenItems, sample_candidates, title_groups
 from .data_report import Steps, warn_of_missing_titles
 from .filtering import FilterName, Repeats, apply_filter, check_filter, with_rating, without_repeats
 from .interactions import (
@@ -330,20 +330,18 @@ def _sample(
 ) -> tuple[pl.DataFrame, int]:
     """Return the candidate file, and how many of its sets had to repeat a title.
 
-    What the filter dropped counts as touched too: with `keep_items="all"` such an item may be in the catalogue.
+    Interactions that the filter dropped count as seen: with `keep_items="all"` such an item may be in the catalogue.
     """
     item_ids = pl.Series(catalog.item_ids, dtype=pl.String)
     users, items = _numbers(everything, USER_ID, user_ids), _numbers(everything, ITEM_ID, item_ids)
     known = (users > 0) & (items > 0)
-    touched = Touched(users[known] - 1, items[known], len(catalog))
+    seen = SeenItems(users[known] - 1, items[known], len(catalog))
     groups = title_groups(catalog.frame["title"])
     names, frames, repeated = user_ids.to_list(), [], 0
     for split in TARGET_SPLITS:
         rows = kept.filter(kept[SPLIT] == split)
         owners, targets = _numbers(rows, USER_ID, user_ids) - 1, _numbers(rows, ITEM_ID, item_ids)
-        sampled = sample_candidates(
-            owners, targets, touched, groups, settings.num_candidates, settings.seed, split, names
-        )
+        sampled = sample_candidates(owners, targets, seen, groups, settings.num_candidates, settings.seed, split, names)
         frames.append(_candidate_frame(rows, sampled, item_ids))
         repeated += int(sampled.duplicate_titles.sum())
     if repeated:

@@ -14,7 +14,7 @@ import polars as pl
 from ..catalog import ItemCatalog
 from ..errors import DataError
 from ..values import id_text
-from .candidates import Touched, sample_candidates, title_groups
+from .candidates import SeenItems, sample_candidates, title_groups
 from .interactions import ITEM_ID, SPLIT, USER_ID
 from .prepared import TARGET_SPLITS, PreparedData
 from .splits import MIN_INTERACTIONS, SPLITS, leave_one_out
@@ -185,14 +185,14 @@ def _sampled(data: PreparedData, seed: int) -> pl.DataFrame:
     """Return seeded candidates for every user with targets."""
     sequences = [data.sequence(user) for user in range(data.num_users)]
     lengths = np.array([len(sequence) for sequence in sequences])
-    touched = Touched(np.repeat(np.arange(data.num_users), lengths), np.concatenate(sequences), data.num_items)
+    seen = SeenItems(np.repeat(np.arange(data.num_users), lengths), np.concatenate(sequences), data.num_items)
     groups, width = title_groups(data.catalog.frame["title"]), int(data.info["num_candidates"])
     item_ids = pl.Series(data.catalog.item_ids, dtype=pl.String)
     users = np.flatnonzero(lengths >= MIN_INTERACTIONS)
     frames = []
     for split in TARGET_SPLITS:
         targets = np.array([sequences[user][-1 if split == "test" else -2] for user in users])
-        items = sample_candidates(users, targets, touched, groups, width, seed, split, data.user_ids).items
+        items = sample_candidates(users, targets, seen, groups, width, seed, split, data.user_ids).items
         columns = {
             SPLIT: [split] * len(users),
             USER_ID: [data.user_ids[user] for user in users],

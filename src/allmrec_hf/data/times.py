@@ -16,7 +16,7 @@ from ..values import present_texts
 
 logger = logging.getLogger(__name__)
 Order = Literal["time", "file"]
-Refuse = Callable[[pl.Series, pl.Series, str, str, str], None]
+RowCheck = Callable[[pl.Series, pl.Series, str, str, str], None]
 
 EXACT = 2.0**53  # beyond it a float no longer tells neighbouring integers apart
 HOW_TO_FORMAT = "--time-format FORMAT on the command line, time_format='%d/%m/%Y %H:%M' in Python"
@@ -65,7 +65,7 @@ class TimeRules:
 BY_TIME = TimeRules()
 
 
-def whole_times(series: pl.Series, where: str, refuse: Refuse, time_format: str | None = None) -> pl.Series:
+def whole_times(series: pl.Series, where: str, check: RowCheck, time_format: str | None = None) -> pl.Series:
     """Return times as int64 in which earlier is smaller and only equal times are equal.
 
     Dates and datetimes become milliseconds since 1970 UTC, or micro- or nanoseconds where some are finer. Numbers stay
@@ -75,7 +75,7 @@ def whole_times(series: pl.Series, where: str, refuse: Refuse, time_format: str 
     Args:
         series: Integers, floats, decimals, dates, datetimes, durations, or text of numbers or dates.
         where: What the table is called in an error.
-        refuse: Raises where its first argument is true: `(wrong, values, where, what, advice)`.
+        check: Raises where its first argument is true: `(wrong, values, where, what, advice)`.
         time_format: The format of texts, in the signs of `strftime`.
 
     Raises:
@@ -85,22 +85,22 @@ def whole_times(series: pl.Series, where: str, refuse: Refuse, time_format: str 
     if kind in (pl.Categorical, pl.Enum):
         series = series.cast(pl.String)
     if time_format is not None:
-        return _formatted(series, where, refuse, time_format)
+        return _formatted(series, where, check, time_format)
     if kind in (pl.Date, pl.Datetime, pl.Duration):
         times = _coarsest(series)
     elif kind.is_integer():
-        times = _integers(series, where, refuse)
+        times = _integers(series, where, check)
     elif kind.is_float():
-        times = _floats(series, where, refuse)
+        times = _floats(series, where, check)
     elif kind.is_decimal():
-        times = _texts(series.cast(pl.String), where, refuse)
+        times = _texts(series.cast(pl.String), where, check)
     elif series.dtype == pl.String:
-        times = _texts(series, where, refuse)
+        times = _texts(series, where, check)
     elif kind == pl.Null:
         times = series.cast(pl.Int64)
     else:
         raise DataError(f"column {series.name} of {where} has the wrong type {kind}; expected numbers, dates or text")
-    refuse(times.is_null(), series, where, "null times", "an interaction needs a time; drop these rows")
+    check(times.is_null(), series, where, "null times", "an interaction needs a time; drop these rows")
     return times
 
 
@@ -118,7 +118,7 @@ def strptime_format(time_format: str) -> str:
     return translated
 
 
-def _formatted(series: pl.Series, where: str, refuse: Refuse, time_format: str) -> pl.Series:
+def _formatted(series: pl.Series, where: str, check: RowCheck, time_format: str) -> pl.Series:
     """Return times that are written in a format."""
     if series.dtype.is_integer():  # such as 20230501
         series = series.cast(pl.String)
@@ -128,7 +128,7 @@ def _formatted(series: pl.Series, where: str, refuse: Refuse, time_format: str) 
             "text; leave it out"
         )
     texts = present_texts(series)
-    refuse(texts.is_null(), series, where, "null times", "an interaction needs a time; drop these rows")
+    check(texts.is_null(), series, where, "null times", "an interaction needs a time; drop these rows")
     chrono = strptime_format(time_format)
     try:
         micros = texts.str.to_datetime(chrono, time_unit="us", strict=False)
@@ -139,7 +139,7 @@ def _formatted(series: pl.Series, where: str, refuse: Refuse, time_format: str) 
             "a year, a month and a day, e.g. '%d/%m/%Y %H:%M'"
         ) from error
     advice = f"expected the format {time_format!r}"
-    refuse(micros.is_null(), series, where, "times of another format", advice)
+    check(micros.is_null(), series, where, "times of another format", advice)
     if nanos is None or (nanos.dt.epoch("us") != micros.dt.epoch("us")).any():  # beyond 1677 to 2262
         return _coarsest(micros)
     return _coarsest(nanos)
@@ -158,18 +158,18 @@ def _coarsest(series: pl.Series) -> pl.Series:
     return times
 
 
-def _integers(series: pl.Series, where: str, refuse: Refuse) -> pl.Series:
+def _integers(series: pl.Series, where: str, check: RowCheck) -> pl.Series:
     """Return integers of any width."""
     times = series.cast(pl.Int64, strict=False)
-    refuse(times.is_null() & series.is_not_null(), series, where, "times beyond 64 bits", "expected unix time")
+    check(times.is_null() & series.is_not_null(), series, where, "times beyond 64 bits", "expected unix time")
     warn_of_mixed_units(times, where)
     return times
 
 
-def _floats(series: pl.Series, where: str, refuse: Refuse) -> pl.Series:
+def _floats(series: pl.Series, where: str, check: RowCheck) -> pl.Series:
     """Return floats; their shortest decimal text tells which unit they need."""
-    refuse(~series.is_finite() & series.is_not_null(), series, where, "NaN or infinite values", "drop these rows")
-    refuse(series.abs() >= 2.0**63, series, where, "times beyond 64 bits", "expected unix time")
+    check(~series.is_finite() & series.is_not_null(), series, where, "NaN or infinite values", "drop these rows")
+    check(series.abs() >= 2.0**63, series, where, "times beyond 64 bits", "expected unix time")
     exact = 2.0**24 if series.dtype == pl.Float32 else EXACT
     blurred = int((series.abs() > exact).sum())
     if blurred:
@@ -191,17 +191,17 @@ def _floats(series: pl.Series, where: str, refuse: Refuse) -> pl.Series:
     return _decimals(series.cast(pl.String))
 
 
-def _texts(series: pl.Series, where: str, refuse: Refuse) -> pl.Series:
+def _texts(series: pl.Series, where: str, check: RowCheck) -> pl.Series:
     """Return times from texts of numbers or of ISO dates; each text is read by itself, so no other changes it."""
     times = series.str.strip_chars().cast(pl.Int64, strict=False)
     if not times.null_count():
         warn_of_mixed_units(times, where)
         return times
     texts = present_texts(series)
-    refuse(texts.is_null(), series, where, "null times", "an interaction needs a time; drop these rows")
+    check(texts.is_null(), series, where, "null times", "an interaction needs a time; drop these rows")
     is_number = texts.str.contains(_NUMBER)
     is_date = ~is_number & texts.str.contains(_DATE.replace("?P<", "?<"))
-    refuse(
+    check(
         ~is_number & ~is_date,
         series,
         where,
@@ -209,7 +209,7 @@ def _texts(series: pl.Series, where: str, refuse: Refuse) -> pl.Series:
         f"expected unix time, 2023-05-31 or 2023-05-31T18:30:00Z; for another format: {HOW_TO_FORMAT}",
     )
     dates = int(is_date.sum())
-    refuse(
+    check(
         is_number if dates else is_date,
         series,
         where,
@@ -217,12 +217,12 @@ def _texts(series: pl.Series, where: str, refuse: Refuse) -> pl.Series:
         "write all times as numbers of one unit, or all as dates",
     )
     if dates:
-        return _iso_dates(texts, series, where, refuse)
+        return _iso_dates(texts, series, where, check)
     if not texts.str.contains(_WHOLE).all():
         warn_of_mixed_units(texts.cast(pl.Float64).cast(pl.Int64, strict=False), where)
         return _decimals(texts)
     times = texts.str.strip_prefix("+").cast(pl.Int64, strict=False)
-    refuse(times.is_null(), series, where, "times beyond 64 bits", "expected unix time")
+    check(times.is_null(), series, where, "times beyond 64 bits", "expected unix time")
     warn_of_mixed_units(times.alias(series.name), where)
     return times
 
@@ -255,7 +255,7 @@ def _ranks(texts: pl.Series) -> pl.Series:
     return texts.replace_strict(list(numbers), places, return_dtype=pl.Int64)
 
 
-def _iso_dates(texts: pl.Series, series: pl.Series, where: str, refuse: Refuse) -> pl.Series:
+def _iso_dates(texts: pl.Series, series: pl.Series, where: str, check: RowCheck) -> pl.Series:
     """Return ISO dates, with or without time of day and offset, as times since 1970 UTC."""
     for common in COMMON_DATES:  # all alike: faster, and the same times
         times = texts.str.to_datetime(common, time_unit="ms", strict=False)
@@ -268,7 +268,7 @@ def _iso_dates(texts: pl.Series, series: pl.Series, where: str, refuse: Refuse) 
     clock = (date + " " + hour + ":" + minute + ":" + second).str.to_datetime(
         "%Y-%m-%d %H:%M:%S", time_unit="us", strict=False
     )
-    refuse(
+    check(
         clock.is_null(),
         series,
         where,

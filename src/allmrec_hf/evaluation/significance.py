@@ -214,8 +214,8 @@ def deviation(means: Sequence[float]) -> float | None:
     return float(np.std(means, ddof=1)) if len(means) > 1 else None
 
 
-def refuse_other_users(first: pl.DataFrame, second: pl.DataFrame, names: tuple[str, str], columns: list[str]) -> None:
-    """Refuse two tables of per-user results whose rows are not the same users (and targets) in the same order.
+def check_same_users(first: pl.DataFrame, second: pl.DataFrame, names: tuple[str, str], columns: list[str]) -> None:
+    """Check that two tables of per-user results hold the same users (and targets) in the same order.
 
     Args:
         first: A row for each user.

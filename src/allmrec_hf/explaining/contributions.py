@@ -115,7 +115,7 @@ def contributions(
     shorter = probe.user_vectors([read[:place] + read[place + 1 :] for place in range(len(read))])  # (L, d_llm)
     left_out = _leave_one_out(probe, shorter, removal)
     gradients = _gradient_x_input(probe, shorter, gradient_steps)
-    _refuse_not_finite([(left.total, right.total) for left, right in zip(left_out, gradients, strict=True)])
+    _check_finite([(left.total, right.total) for left, right in zip(left_out, gradients, strict=True)])
     offset = len(history) - len(read)
     found: list[Contribution] = []
     if probe.user_place is not None:
@@ -183,7 +183,7 @@ def _path_gradient(probe: PromptProbe, baseline: Tensor, steps: int) -> Tensor:
     return total / steps
 
 
-def _refuse_not_finite(pairs: Sequence[tuple[float, float]]) -> None:
+def _check_finite(pairs: Sequence[tuple[float, float]]) -> None:
     broken = sum(not (isfinite(left) and isfinite(right)) for left, right in pairs)
     if broken:
         raise ALLMRecError(
@@ -213,7 +213,7 @@ def sign_agreement(found: Iterable[Contribution], clear: float = CLEAR) -> dict[
         {'contributions': 2, 'agreement': 0.5, 'always_one_sign': 1.0}
     """
     pairs = [(one.leave_one_out.total, one.gradient_x_input.total) for one in found]
-    _refuse_not_finite(pairs)
+    _check_finite(pairs)
     pairs = [pair for pair in pairs if abs(pair[0]) >= clear]
     if not pairs:
         return {"contributions": 0, "agreement": None, "always_one_sign": None}

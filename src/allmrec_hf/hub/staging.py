@@ -16,7 +16,7 @@ from ..checkpoint_code import generated_card, update_json
 from ..errors import ALLMRecError, CheckpointError
 from ..modeling_allmrec import ALLMRecModel
 from ..part_sources import DEMO, is_hub_id
-from ..sharing import local_parts, refuse_local_parts, refuse_machine_paths
+from ..sharing import check_no_local_parts, check_no_machine_paths, local_parts
 from .card import CARD_DATA_FILE, CARD_FILE, read_card, render_card, write_card
 
 _REMEDIES = {
@@ -74,22 +74,22 @@ def shareable(directory: Path, files: Sequence[str], sharing: Sharing) -> Iterat
     is_ours = isinstance(config, dict) and config.get("model_type") == "a-llmrec"
     known = [str(directory), str(directory.resolve()), *local_parts(directory).values(), *_paths_of_the_run(directory)]
     if not is_ours or sharing == Sharing():
-        refuse_local_parts(directory, _REMEDIES)
-        refuse_machine_paths(directory, files, known)
+        check_no_local_parts(directory, _REMEDIES)
+        check_no_machine_paths(directory, files, known)
         yield directory
         return
     given = {
         "llm": sharing.include_llm or sharing.llm_id is not None,
         "text_encoder": sharing.include_text_encoder or sharing.text_encoder_id is not None,
     }
-    refuse_local_parts(directory, _REMEDIES, without=[part for part, choice in given.items() if choice])
+    check_no_local_parts(directory, _REMEDIES, without=[part for part, choice in given.items() if choice])
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         for name in files:
             _link(directory / name, folder / name)
         _change(directory, folder, config, sharing)
         copied = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
-        refuse_machine_paths(folder, copied, known)
+        check_no_machine_paths(folder, copied, known)
         yield folder
 
 

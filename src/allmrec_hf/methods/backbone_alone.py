@@ -24,7 +24,7 @@ PAPERS = {
 class BackboneAlone(Method):
     """A CF backbone trained on the training part, without text and without an LLM.
 
-    An item nobody touched in training keeps whatever vector the backbone has for it, which means nothing.
+    An item never seen in training keeps its initial vector, which means nothing.
 
     Args:
         name: The backbone's registered name.
@@ -32,8 +32,8 @@ class BackboneAlone(Method):
 
     simplified = (
         "trained with this package's recipe, by default cross entropy over the whole catalogue, for every backbone "
-        "that can be; the preset `paper` takes the published losses. With cross entropy an item nobody touched is a "
-        "negative and nothing else, so it ranks last: on never-seen targets Hit@1 is 0, below chance"
+        "that can be; the preset `paper` takes the published losses. With cross entropy an item never seen in training "
+        "is a negative and nothing else, so it ranks last: on never-seen targets Hit@1 is 0, below chance"
     )
 
     def __init__(self, name: str) -> None:

@@ -44,7 +44,7 @@ from .llm_parts import (
     stage_options,
 )
 from .method import Method, Setting
-from .shared import backbone_on_all_known, refuse_other_settings, run_until, stage_arguments, trained_backbone
+from .shared import backbone_on_all_known, check_same_settings, run_until, stage_arguments, trained_backbone
 
 WIDTH_WITHOUT_LLM = 128
 VALIDATIONS = 25
@@ -121,7 +121,7 @@ class NoLLM(Method):
     def fit(self, data: PreparedData, setting: Setting) -> Ranker:
         """Train the two projectors without an LLM and return the ranker by cosine."""
         settings = chosen_settings(self, setting)
-        refuse_other_settings(self, setting, settings.llm)
+        check_same_settings(self, setting, settings.llm)
         folder = run_until(data, setting, settings, "align")
         model = ALLMRecModel.from_pretrained(folder / "align", language_model=None)
         for name in ("item_embedding", "projector", "projector_tokens"):

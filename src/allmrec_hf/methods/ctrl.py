@@ -28,7 +28,7 @@ from ..training.samples import Samples, bucketed_batches, drawn, last_of_trainin
 from ..training.settings import run_settings
 from ..training.task import Batch, StageTask
 from .method import Method, Setting
-from .shared import digest_of_facts, refuse_other_settings, stage_arguments
+from .shared import check_same_settings, digest_of_facts, stage_arguments
 
 PROMPTS_FILE = "prompts-{digest}.safetensors"
 HISTORY_IN_PROMPT = 10
@@ -151,7 +151,7 @@ class CTRL(Method):
                 f"the method {self.name} needs a backbone that reads sequences, which {setting.backbone} does not; "
                 "choose sasrec, ligr, gru4rec or nextitnet"
             )
-        refuse_other_settings(self, setting)
+        check_same_settings(self, setting)
         arguments = stage_arguments(setting, "align")
         samples = drawn(last_of_training(data), int(options["alignment_samples"]), arguments.seed)
         texts = self._prompt_embeddings(data, samples, setting)

@@ -1,4 +1,4 @@
-"""Item-kNN: items that the same users touched are alike (Deshpande and Karypis, ACM TOIS 2004)."""
+"""Item-kNN: items that the same users have seen are alike (Deshpande and Karypis, ACM TOIS 2004)."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def item_similarities(
 ) -> sparse.csr_array:
     """Return the similarity of each item to its nearest others, `(N + 1, N + 1)`, row 0 and the diagonal empty.
 
-    Two items that n users touched both have the similarity n / (sqrt(a * b) + shrinkage), where a and b users touched
-    each: the cosine of their columns of the user-item matrix, less for what few users saw.
+    Two items that n users have both seen have the similarity n / (sqrt(a * b) + shrinkage), where a and b users have
+    seen each: the cosine of their columns of the user-item matrix, less for items that few users have seen.
 
     Args:
         users: `(E,)` user numbers of the interactions; a pair that comes twice counts once.
@@ -44,14 +44,14 @@ def item_similarities(
         [0.0, 0.0, 0.707]
     """
     shape = (int(users.max(initial=-1)) + 1, num_items + 1)
-    touched = sparse.csr_array((np.ones(len(users)), (users, items)), shape=shape)
-    touched.data[:] = 1.0  # what was summed over repeats counts once
-    norms = np.sqrt(touched.sum(axis=0))  # (N + 1,)
-    by_item = sparse.csr_array(touched.T)
+    seen = sparse.csr_array((np.ones(len(users)), (users, items)), shape=shape)
+    seen.data[:] = 1.0  # what was summed over repeats counts once
+    norms = np.sqrt(seen.sum(axis=0))  # (N + 1,)
+    by_item = sparse.csr_array(seen.T)
     parts = []
     for start in range(0, num_items + 1, ROWS_AT_ONCE):
         stop = min(start + ROWS_AT_ONCE, num_items + 1)
-        common = sparse.coo_array(by_item[start:stop] @ touched)  # (rows, N + 1) users of both items
+        common = sparse.coo_array(by_item[start:stop] @ seen)  # (rows, N + 1) users of both items
         rows, columns = common.coords
         values = common.data / (norms[rows + start] * norms[columns] + shrinkage)
         parts.append(_nearest(rows, columns, np.where(rows + start == columns, 0.0, values), neighbors, common.shape))
@@ -137,7 +137,7 @@ class ItemKNN(Method):
     options: ClassVar[tuple[str, ...]] = tuple(GRID)
 
     def fit(self, data: PreparedData, setting: Setting) -> ItemKNNRanker:
-        """Count who touched what, and pick neighbours, shrinkage and history length."""
+        """Count the users of each item, and select neighbours, shrinkage and history length."""
         grid = grid_of(self.name, self.checked(setting), GRID)
         sequences = data.sequences("train")
         users = np.repeat(np.arange(len(sequences)), [len(sequence) for sequence in sequences])

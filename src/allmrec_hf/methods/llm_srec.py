@@ -38,7 +38,7 @@ from .llm_parts import (
     stage_options,
 )
 from .method import Method, Setting
-from .shared import refuse_other_settings, run_until, stage_arguments
+from .shared import check_same_settings, run_until, stage_arguments
 
 _USER_PROMPT = (
     "This user has {verb_past} {{history}} in the previous. Recommend one next {noun} for this user to {verb} next. "
@@ -280,7 +280,7 @@ class LLMSRec(Method):
     def fit(self, data: PreparedData, setting: Setting) -> Ranker:
         """Train what stands around the LLM and return the ranker by dot product."""
         settings = required_llm(self, setting)
-        refuse_other_settings(self, setting, settings.llm)
+        check_same_settings(self, setting, settings.llm)
         folder = run_until(data, setting, settings, "cf") / "cf"
         backbone = load_backbone(folder)
         backbone.target_counts = load_target_counts(str(folder), data.catalog)

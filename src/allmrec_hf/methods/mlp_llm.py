@@ -26,7 +26,7 @@ from .llm_parts import (
     stage_options,
 )
 from .method import Method, Setting
-from .shared import refuse_other_settings, run_until, stage_arguments
+from .shared import check_same_settings, run_until, stage_arguments
 
 
 class IdentityAligner(nn.Module):
@@ -62,7 +62,7 @@ class MLPLLM(Method):
     def fit(self, data: PreparedData, setting: Setting) -> Ranker:
         """Train the projectors and return the ranker by title likelihood."""
         settings = required_llm(self, setting)
-        refuse_other_settings(self, setting, settings.llm)
+        check_same_settings(self, setting, settings.llm)
         template = settings.template(data.domain)
         model, tokenizer = _untrained(data, setting, settings)
         processor = llm_processor(

@@ -22,7 +22,7 @@ from ..training.parts import load_text_encoder, text_dim
 from ..training.samples import training_targets
 from ..training.settings import run_settings
 from .method import Method, Setting
-from .shared import refuse_other_settings, stage_arguments, text_embeddings
+from .shared import check_same_settings, stage_arguments, text_embeddings
 
 TRUNK = "sasrec"
 END_TO_END_NEGATIVES = 128  # items whose texts are encoded anew in each step, beside those of the batch
@@ -136,7 +136,7 @@ class MoRec(Method):
         fine_tune = options.get("fine_tune", False)
         if not isinstance(fine_tune, bool):
             raise ALLMRecError(f"the option fine_tune of {self.name} must be true or false, got {fine_tune!r}")
-        refuse_other_settings(self, setting)
+        check_same_settings(self, setting)
         arguments = stage_arguments(replace(setting, backbone=TRUNK), "cf")
         config = self._config(data, setting, fine_tune)
         with torch.random.fork_rng(devices=[]):

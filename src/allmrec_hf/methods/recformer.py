@@ -25,7 +25,7 @@ from ..training.cf_encoder import train_cf_encoder
 from ..training.parts import load_text_encoder
 from ..training.settings import DEFAULT_BACKBONE
 from .method import Method, Setting
-from .shared import refuse_other_settings, stage_arguments
+from .shared import check_same_settings, stage_arguments
 
 ATTRIBUTES = ("title", "description")  # the keys: what every method with text reads
 PAD, START, UNKNOWN = 0, 1, 2
@@ -219,7 +219,7 @@ class RECFORMER(Method):
     def fit(self, data: PreparedData, setting: Setting) -> CFRanker:
         """Train the transformer and serve with the encoded texts of all items."""
         options = self._numbers(setting)
-        refuse_other_settings(self, setting)
+        check_same_settings(self, setting)
         arguments = stage_arguments(replace(setting, backbone=DEFAULT_BACKBONE), "cf")
         tokens, types, vocabulary = flattened_items(data.catalog, options["item_tokens"])
         config = RecformerConfig(

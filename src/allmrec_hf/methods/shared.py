@@ -67,11 +67,11 @@ def text_embeddings(data: PreparedData, setting: Setting) -> torch.Tensor:
     return load_file(path)["texts"]
 
 
-def refuse_other_settings(method: Method, setting: Setting, llm: str | None = None) -> None:
-    """Note what a method is trained with in its folder, and refuse to go on with a folder that notes something else.
+def check_same_settings(method: Method, setting: Setting, llm: str | None = None) -> None:
+    """Store the settings of a method in its folder, and check that a folder with stored settings has the same ones.
 
     Raises:
-        ALLMRecError: when the folder's note differs or is damaged.
+        ALLMRecError: when the stored settings differ or are damaged.
     """
     path = setting.folder / SETTINGS_FILE
     own = json.loads(json.dumps({"method": method.name, "llm": llm, **setting.options}, default=str))
@@ -86,7 +86,7 @@ def refuse_other_settings(method: Method, setting: Setting, llm: str | None = No
     values = {name: (noted.get(name), own.get(name)) for name in {**noted, **own}}
     changed = [f"{name} {before!r} -> {now!r}" for name, (before, now) in values.items() if before != now]
     if changed:
-        raise ALLMRecError(f"{path} notes other settings: {'; '.join(changed[:5])}; train into another folder")
+        raise ALLMRecError(f"{path} has other settings: {'; '.join(changed[:5])}; train into another folder")
 
 
 def run_until(data: PreparedData, setting: Setting, settings: RunSettings, stage: str) -> Path:

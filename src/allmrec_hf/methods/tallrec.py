@@ -30,7 +30,7 @@ from ..training.settings import RunSettings
 from ..training.task import Batch
 from .llm_parts import LLM_OPTIONS, Scores, llm_processor, on_device, required_llm, reranked
 from .method import Method, Setting
-from .shared import refuse_other_settings, stage_arguments
+from .shared import check_same_settings, stage_arguments
 
 logger = logging.getLogger(__name__)
 
@@ -238,7 +238,7 @@ class TALLRec(Method):
     def fit(self, data: PreparedData, setting: Setting) -> Ranker:
         """Tune the LLM's LoRA weights and return the ranker by yes or no."""
         settings = required_llm(self, setting)
-        refuse_other_settings(self, setting, settings.llm)
+        check_same_settings(self, setting, settings.llm)
         options, trust = settings.llm_options or {}, setting.trust_remote_code
         language_model, tokenizer = load_llm(str(settings.llm), settings.llm_revision, options, trust)
         answers = tuple(setting.options.get("answers", ANSWERS))

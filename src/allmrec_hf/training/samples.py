@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from ..data.candidates import Touched, sample_candidates, title_groups
+from ..data.candidates import SeenItems, sample_candidates, title_groups
 from ..data.prepared import PreparedData
 from ..errors import DataError
 
@@ -143,7 +143,7 @@ class NegativeSampler:
         self._known = np.unique(np.append(touched if items is None else items, 0))  # of each place; place 0 is padding
         drawable = np.isin(touched, self._known)
         users, places = users[drawable], self._places(touched[drawable])
-        self._touched = Touched(users, places, len(self._known) - 1)
+        self._touched = SeenItems(users, places, len(self._known) - 1)
         cells, bits = len(sequences) * len(self._known), max(1, (FILTER_SLOTS * len(touched) - 1).bit_length())
         self._shift = None if cells <= EXACT_CELLS else np.uint64(64 - bits)  # None: each pair has a slot of its own
         self._filter = np.zeros(cells if self._shift is None else 2**bits, dtype=np.bool_)  # True where touched

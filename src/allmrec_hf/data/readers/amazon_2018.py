@@ -55,7 +55,7 @@ def read_amazon_2018(
         DataError: when a file is missing, damaged or of another layout.
     """
     made_of = text_fields(columns, "amazon-2018", list(ITEM_FIELDS))
-    refuse_format(text, "amazon-2018")
+    check_fixed_format(text, "amazon-2018")
     times = ("unixReviewTime",) if rules.order == "time" else ()
     reviews, count = read_json_lines(
         interactions,
@@ -152,7 +152,7 @@ def text_fields(columns: Mapping[str, str], source: str, fields: Sequence[str]) 
     for key, value in columns.items():
         ours, theirs = key.removeprefix(ITEMS_PREFIX), [part.strip() for part in value.split("+")]
         if ours not in (TITLE, DESCRIPTION):
-            refuse_columns(columns, source)
+            check_no_column_map(columns, source)
         unknown = [part for part in theirs if part not in fields]
         if unknown:
             raise DataError(f"the column map says {key} = {value}, but items of {source} have {list(fields)}")
@@ -160,8 +160,8 @@ def text_fields(columns: Mapping[str, str], source: str, fields: Sequence[str]) 
     return made_of
 
 
-def refuse_columns(columns: Mapping[str, str], source: str) -> None:
-    """Refuse a column map for a source whose layout is fixed.
+def check_no_column_map(columns: Mapping[str, str], source: str) -> None:
+    """Check that no column map is given for a source whose layout is fixed.
 
     Raises:
         DataError: when a column map is given.
@@ -173,8 +173,8 @@ def refuse_columns(columns: Mapping[str, str], source: str) -> None:
         )
 
 
-def refuse_format(text: TextFormat, source: str) -> None:
-    """Refuse what is said of text tables for a source whose layout is fixed.
+def check_fixed_format(text: TextFormat, source: str) -> None:
+    """Check that only an encoding is given for a source whose layout is fixed.
 
     Raises:
         DataError: when more than the encoding is given.

@@ -8,7 +8,7 @@ import polars as pl
 
 from ..interactions import require_columns, validate_interactions, validate_items
 from ..times import BY_TIME, TimeRules
-from .amazon_2018 import refuse_format, shop_items, text_fields
+from .amazon_2018 import check_fixed_format, shop_items, text_fields
 from .base import AS_FOUND, PathLike, RawData, TextFormat, stem
 from .json_lines import TEXT, TEXTS, Fields, read_json_lines
 from .table_files import is_json_lines, read_table
@@ -52,7 +52,7 @@ def read_amazon_2023(
         DataError: when a file is missing, damaged or of another layout.
     """
     made_of = text_fields(columns, "amazon-2023", list(ITEM_FIELDS))
-    refuse_format(text, "amazon-2023")
+    check_fixed_format(text, "amazon-2023")
     needed = ("user_id", "parent_asin", "timestamp") if rules.order == "time" else ("user_id", "parent_asin")
     reviews, bad = _read(interactions, REVIEW_FIELDS, needed, max_bad_lines, text)
     rows = validate_interactions(reviews.rename({"parent_asin": "item_id"}), str(interactions), rules)

@@ -66,7 +66,7 @@ def utf8_blocks(handle: BinaryIO, path: Path, block_bytes: int, encoding: str | 
     else:
         skipped = 0
     if strict and plain == UTF8 and b"\x00" in block[:SAMPLE_BYTES]:
-        _refuse_nul(block, path, skipped)
+        _check_no_nul(block, path, skipped)
     place = _Place(path, plain, given=encoding is not None, read=skipped)
     decoder = codecs.getincrementaldecoder(plain)("strict")
     as_it_is = plain == UTF8
@@ -127,8 +127,8 @@ class _Place:
         )
 
 
-def _refuse_nul(block: bytes, path: Path, skipped: int) -> None:
-    """Refuse NUL bytes in what should be UTF-8: the text is UTF-16, or no text.
+def _check_no_nul(block: bytes, path: Path, skipped: int) -> None:
+    """Check that UTF-8 text holds no NUL bytes; with them it is UTF-16, or no text.
 
     Raises:
         DataError: always.

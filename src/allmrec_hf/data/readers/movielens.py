@@ -10,7 +10,7 @@ import polars as pl
 from ...errors import DataError
 from ..interactions import validate_interactions, validate_items
 from ..times import BY_TIME, TimeRules
-from .amazon_2018 import refuse_columns, refuse_format
+from .amazon_2018 import check_fixed_format, check_no_column_map
 from .base import AS_FOUND, PathLike, RawData, TextFormat, existing_file, read_all
 from .delimited import read_delimited
 from .encoding import UTF8, UnreadableText
@@ -64,8 +64,8 @@ def read_movielens(
     Raises:
         DataError: when a file is missing or of another layout.
     """
-    refuse_columns(columns, "movielens")
-    refuse_format(text, "movielens")
+    check_no_column_map(columns, "movielens")
+    check_fixed_format(text, "movielens")
     ratings, movies = _find_files(Path(interactions), items)
     rows = validate_interactions(_read_ratings(ratings, text.encoding, max_bad_lines), str(ratings), rules)
     if movies is None:
