@@ -2,8 +2,8 @@
 
 python benchmarks/backbones.py --output runs/backbones --seeds 0 1 2
 
-A cell is one backbone and one seed (another world, other weights, other candidates). Its report is stored when it is
-done; a run that was interrupted goes on where it stopped. The table goes to docs/results.
+A benchmark run is one backbone and one seed (another world, other weights, other candidates). Its report is stored when
+it is done; an interrupted run is resumed. The table goes to docs/results.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def stage_arguments(name: str, seed: int) -> dict[str, StageArguments]:
     return {stage: settings.replaced(seed=seed) for stage, settings in arguments.items()}
 
 
-def cell(name: str, seed: int, max_users: int, folder: Path) -> dict[str, Any]:
+def compute_run(name: str, seed: int, max_users: int, folder: Path) -> dict[str, Any]:
     """Train every stage on top of one backbone and evaluate it beside the backbone alone."""
     started = time.monotonic()
     data, run = world(seed, folder / "data"), folder / "run"
@@ -105,9 +105,9 @@ def cell(name: str, seed: int, max_users: int, folder: Path) -> dict[str, Any]:
 def table(reports: dict[str, dict[int, dict[str, Any]]]) -> str:
     """Return a Markdown table of mean and sample deviation over the seeds, Hit@1 / NDCG@10."""
     lines = ["| backbone | method | " + " | ".join(GROUPS) + " |", "| --- | --- |" + " ---: |" * len(GROUPS)]
-    for name, cells in reports.items():
+    for name, runs in reports.items():
         for method in (ALONE, FAIR, NO_LM, WITH):
-            shown = [_mean([report["methods"][method][group] for report in cells.values()]) for group in GROUPS]
+            shown = [_mean([report["methods"][method][group] for report in runs.values()]) for group in GROUPS]
             lines.append(f"| {name} | {method} | " + " | ".join(shown) + " |")
     return "\n".join(lines)
 
@@ -122,14 +122,14 @@ def _mean(rows: list[dict[str, float]]) -> str:
 
 
 def _is_done(path: Path) -> bool:
-    """Tell whether a cell is there, with metrics of today's meaning."""
+    """Tell whether a run is there, with metrics of today's meaning."""
     return path.exists() and json.loads(path.read_text(encoding="utf-8"))["format"] >= REPORT_FORMAT
 
 
 def main() -> None:
-    """Run the cells that are not there yet, and write the table."""
+    """Compute the missing benchmark runs and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, required=True, help="where the cells' reports are kept")
+    parser.add_argument("--output", type=Path, required=True, help="where the runs' reports are kept")
     parser.add_argument("--backbones", nargs="+", default=backbones())
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--max-users", type=int, default=1000)
@@ -141,7 +141,7 @@ def main() -> None:
             path = options.output / f"{name}-{seed}.json"
             if not _is_done(path):
                 folder = Path(tempfile.mkdtemp())
-                report = cell(name, seed, options.max_users, folder)
+                report = compute_run(name, seed, options.max_users, folder)
                 shutil.rmtree(folder)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with written_whole(path) as temporary:
@@ -152,9 +152,7 @@ def main() -> None:
         f"Hit@1 / NDCG@10 on the invented world with the demo's tiny LM, mean ± sample deviation over seeds "
         f"{', '.join(map(str, options.seeds))}; {options.max_users} test users a seed.\n\n{table(reports)}\n"
     )
-    content = json.dumps(
-        {name: {str(seed): r for seed, r in cells.items()} for name, cells in reports.items()}, indent=1
-    )
+    content = json.dumps({name: {str(seed): r for seed, r in runs.items()} for name, runs in reports.items()}, indent=1)
     for name, whole in (("backbones_with_llm.json", content + "\n"), ("backbones_with_llm.md", text)):
         with written_whole(options.results / name) as temporary:
             temporary.write_text(whole, encoding="utf-8")

@@ -3,10 +3,10 @@
     python benchmarks/cf_quality.py --data-root DATA --output RUNS --machine "2 cores" \
         --rectools-python R/bin/python --recbole-python B/bin/python --implicit-python I/bin/python
 
-`--data-root` holds one folder per data set with `interactions.parquet` and `items.parquet`. Each cell (data set,
-library, model, seed) is a JSON file in `RUNS/cells`, written when it is done and not computed again, so an interrupted
+`--data-root` holds one folder per data set with `interactions.parquet` and `items.parquet`. Each benchmark run (data set,
+library, model, seed) is a JSON file in `RUNS/results`, written when it is done and not computed again, so an interrupted
 command goes on where it stopped, and parts can run side by side (`--datasets --libraries --models --seeds`); only runs
-that ran out of time are repeated when they are allowed more. At the end all cells found become
+that ran out of time are repeated when they are allowed more. At the end all runs found become
 `benchmarks/results/cf_quality.json` and `docs/results/backbones.md`. A library whose Python is not given is left out.
 What each Python must have installed stands at the top of its script in `other_libraries`.
 """
@@ -49,7 +49,7 @@ from allmrec_hf.training import loop
 from allmrec_hf.training.arguments import preset
 from allmrec_hf.training.cf_encoder import train_cf_encoder
 
-FORMAT = 2  # of a cell; 1 had metrics at the mean place of ties
+FORMAT = 2  # of a run; 1 had metrics at the mean place of ties
 HERE = Path(__file__).resolve().parent
 DATASETS = ("ml_100k", "amazon_electronics_2023_sub")
 OTHERS = {
@@ -64,7 +64,7 @@ Written by `benchmarks/cf_quality.py`; do not edit by hand.
 
 - Data: `allmrec prepare` (5-core, exact duplicates dropped), leave-one-out by time, ties in file order. Every library
   gets these very sequences, and its own split, where it makes one, is checked against ours user by user.
-- Training on the training part alone. The best epoch is picked by NDCG@10 of the validation items in the whole
+- Training on the training part alone. The best epoch is selected by NDCG@10 of the validation items in the whole
   catalogue, by the same code for the others and by our own loop for ours. Training stops after {PATIENCE} validations
   without improvement, or when the CPU time (of training and validation) is used up. What each run was allowed
   stands in the JSON; where a library had another amount than ours, it mostly had more.
@@ -77,14 +77,14 @@ Written by `benchmarks/cf_quality.py`; do not edit by hand.
 - RecBole's sequential models train on every prefix of every sequence, RecTools' on the last {MAX_HISTORY} targets of
   each user. RecBole's BPR, NeuMF and LightGCN and implicit's BPR cannot fold in the validation item and use the
   trained user vectors; ours and implicit's ALS encode the whole history.
-- item-kNN: the best of cosine, TF-IDF and BM25 with 20 to 500 neighbours, picked on validation.
+- item-kNN: the best of cosine, TF-IDF and BM25 with 20 to 500 neighbours, selected on validation.
 - Mean ± sample deviation over seeds.
 """
 
 
 @dataclass(frozen=True)
 class Run:
-    """One cell to compute."""
+    """One run to compute."""
 
     dataset: str
     library: str
@@ -92,8 +92,8 @@ class Run:
     seed: int
 
     def path(self, output: Path, suffix: str = "") -> Path:
-        """Return the file of the cell."""
-        return output / "cells" / f"{self.dataset}--{self.library}{suffix}--{self.model}--{self.seed}.json"
+        """Return the file of the run."""
+        return output / "results" / f"{self.dataset}--{self.library}{suffix}--{self.model}--{self.seed}.json"
 
 
 def prepared(root: Path, dataset: str, output: Path) -> PreparedData:
@@ -150,7 +150,7 @@ def encoder_ranks(cf_encoder: CFEncoder, problem: Problem) -> Ranks:
 
 
 def run_ours(run: Run, data: PreparedData, problem: Problem, options: argparse.Namespace) -> dict[str, Any]:
-    """Train and evaluate one of our backbones, or the popularity floor."""
+    """Train and evaluate one of our backbones, or the popularity baseline."""
     versions = {"allmrec-hf": __version__, "torch": torch.__version__, "numpy": np.__version__}
     if run.model == "popularity":
         counts = data.item_counts("train")[1:].astype(np.float64)
@@ -224,13 +224,13 @@ def limit_of(library: str, options: argparse.Namespace) -> float:
 
 
 def is_done(path: Path, time_limit_s: float) -> bool:
-    """Tell whether a cell is there, in today's form, and was not cut short by a smaller limit than is allowed now."""
+    """Tell whether a run is there, in today's form, and was not cut short by a smaller limit than is allowed now."""
     if not path.exists():
         return False
-    cell = json.loads(path.read_text(encoding="utf-8"))
-    if cell.get("format", 1) < FORMAT:
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    if stored.get("format", 1) < FORMAT:
         return False
-    return cell.get("stopped_by") != "time_limit" or cell["time_limit_s"] >= time_limit_s
+    return stored.get("stopped_by") != "time_limit" or stored["time_limit_s"] >= time_limit_s
 
 
 def runs_of(options: argparse.Namespace, pythons: dict[str, str]) -> Iterator[Run]:
@@ -257,14 +257,16 @@ def check(problem: Problem, data: PreparedData, pythons: dict[str, str], options
 
 
 def write_report(options: argparse.Namespace) -> None:
-    """Write the JSON of all cells and the Markdown page."""
-    cells = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((options.output / "cells").glob("*.json"))]
-    older = [cell for cell in cells if cell.get("format", 1) < FORMAT]
+    """Write the JSON of all runs and the Markdown page."""
+    runs = [
+        json.loads(path.read_text(encoding="utf-8")) for path in sorted((options.output / "results").glob("*.json"))
+    ]
+    older = [run for run in runs if run.get("format", 1) < FORMAT]
     if older:
-        print(f"{len(older)} cells of an older form, before ties were averaged, are left out")
-    cells = [cell for cell in cells if cell not in older]
-    if not cells:
-        print("no cell yet, so nothing to report")
+        print(f"{len(older)} runs of an older form, before ties were averaged, are left out")
+    runs = [run for run in runs if run not in older]
+    if not runs:
+        print("no run yet, so nothing to report")
         return
     command = (
         "python benchmarks/cf_quality.py --data-root DATA --output RUNS \\\n    "
@@ -272,19 +274,19 @@ def write_report(options: argparse.Namespace) -> None:
         f"--implicit-python IMPLICIT/bin/python \\\n    --time-limit {options.time_limit:g} "
         f"--other-time-limit {options.other_time_limit or options.time_limit:g} --machine {json.dumps(options.machine)}"
     )
-    text = page(cells, PROTOCOL, command, options.machine)
-    result = json.dumps({"machine": options.machine, "cells": cells}, indent=1) + "\n"
+    text = page(runs, PROTOCOL, command, options.machine)
+    result = json.dumps({"machine": options.machine, "runs": runs}, indent=1) + "\n"
     for path, content in ((options.results, result), (options.table, text)):
         with written_whole(path) as temporary:
             temporary.write_text(content, encoding="utf-8")
-    print(f"{len(cells)} cells are in {options.results} and {options.table}")
+    print(f"{len(runs)} runs are in {options.results} and {options.table}")
 
 
 def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
     """Return the options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-root", type=Path, required=True, help="holds one folder per data set")
-    parser.add_argument("--output", type=Path, required=True, help="gets prepared data and cells")
+    parser.add_argument("--output", type=Path, required=True, help="gets prepared data and runs")
     parser.add_argument("--datasets", nargs="+", default=list(DATASETS))
     parser.add_argument("--libraries", nargs="+", default=[OURS, *OTHERS], choices=[OURS, *OTHERS])
     parser.add_argument("--models", nargs="+", help="all by default")
@@ -293,12 +295,12 @@ def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
         "--time-limit", type=float, default=90.0, help="CPU seconds of training and validation of a run"
     )
     parser.add_argument("--other-time-limit", type=float, help="the same for the other libraries, where it differs")
-    parser.add_argument("--suffix", default="", help="of the libraries' names in cells: keeps another budget apart")
+    parser.add_argument("--suffix", default="", help="of the libraries' names in runs: keeps another budget apart")
     parser.add_argument("--threads", type=int, default=1)
     for library in OTHERS:
         parser.add_argument(f"--{library}-python", help=f"a Python that has {library}")
     parser.add_argument("--check", action="store_true", help="only compare the libraries' data and ranks with ours")
-    parser.add_argument("--again", action="store_true", help="compute cells that exist")
+    parser.add_argument("--again", action="store_true", help="compute runs that exist")
     parser.add_argument("--no-report", action="store_true", help="leave results and table alone")
     parser.add_argument("--machine", default="not described")
     parser.add_argument("--results", type=Path, default=HERE / "results" / "cf_quality.json")
@@ -307,7 +309,7 @@ def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def main() -> None:
-    """Compute the missing cells and report all."""
+    """Compute the missing runs and report all."""
     options = parsed()
     given = {library: getattr(options, f"{library}_python") for library in OTHERS}
     pythons = {library: python for library, python in given.items() if python and library in options.libraries}
@@ -330,11 +332,11 @@ def main() -> None:
                     result = run_ours(run, data, problem, options)
                 else:
                     result = run_other(run, problem, pythons[run.library], options)
-            except Exception as error:  # one library's failure must not lose the others' cells
+            except Exception as error:  # one library's failure must not lose the others' runs
                 failures.append(f"{path.stem}: {error}")
                 print(failures[-1], flush=True)
                 continue
-            cell = {
+            stored = {
                 "format": FORMAT,
                 **vars(run),
                 "library": run.library + options.suffix,
@@ -342,7 +344,7 @@ def main() -> None:
                 **result,
             }
             with written_whole(path) as temporary:
-                temporary.write_text(json.dumps(cell, indent=1) + "\n", encoding="utf-8")
+                temporary.write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
             facts = f"{result.get('epochs')} epochs, {result.get('seconds')} s, {result.get('stopped_by')}"
             print(f"{path.stem}: NDCG@10 {result['metrics']['ndcg@10']:.4f}, {facts}", flush=True)
     if not options.check and not options.no_report:

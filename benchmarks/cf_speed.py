@@ -136,15 +136,15 @@ def measured(measurement: Measurement, data: Path, problem: Path, python: str, t
 def write_report(options: argparse.Namespace) -> None:
     """Write the JSON of all measurements and the Markdown page."""
     paths = sorted((options.output / "speed").glob("*.json"))
-    cells = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
-    if not cells:
+    measurements = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    if not measurements:
         print("nothing was measured yet, so there is nothing to report")
         return
-    result = json.dumps({"machine": options.machine, "measurements": cells}, indent=1) + "\n"
-    for path, content in ((options.results, result), (options.table, page(cells, options.machine))):
+    result = json.dumps({"machine": options.machine, "measurements": measurements}, indent=1) + "\n"
+    for path, content in ((options.results, result), (options.table, page(measurements, options.machine))):
         with written_whole(path) as temporary:
             temporary.write_text(content, encoding="utf-8")
-    print(f"{len(cells)} measurements are in {options.results} and {options.table}")
+    print(f"{len(measurements)} measurements are in {options.results} and {options.table}")
 
 
 def prepared(options: argparse.Namespace) -> tuple[Path, Path]:
@@ -194,10 +194,10 @@ def main() -> None:
             continue
         python = pythons.get(measurement.name, sys.executable)
         facts = measured(measurement, data, problem, python, options.threads)
-        cell = {**vars(measurement), "machine": options.machine, **facts}
+        stored = {**vars(measurement), "machine": options.machine, **facts}
         path.parent.mkdir(parents=True, exist_ok=True)
         with written_whole(path) as temporary:
-            temporary.write_text(json.dumps(cell, indent=1) + "\n", encoding="utf-8")
+            temporary.write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
         print(f"{path.stem}: {[round(value, 2) for value in facts['epoch_seconds']]} s of an epoch", flush=True)
     write_report(options)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-Cell = dict[str, Any]
+Measurement = dict[str, Any]
 OURS = "allmrec-hf"
 HEADER = """# How fast the CF backbones train and rank
 
@@ -48,14 +48,14 @@ Shares of the CPU time; `batches` and `collate` are the loader, negative samplin
 """
 
 
-def page(cells: Sequence[Cell], machine: str) -> str:
+def page(measurements: Sequence[Measurement], machine: str) -> str:
     """Return the whole page, with the parts that were measured."""
     text = HEADER.format(machine=machine)
     for part, section in (("compare", _compared), ("scaling", _scaled), ("profile", _profiled)):
-        found = [cell for cell in cells if cell["part"] == part]
+        found = [one for one in measurements if one["part"] == part]
         if found:
             text += section(found)
-    return text + "\n" + _versions(cells)
+    return text + "\n" + _versions(measurements)
 
 
 def _heading(*names: str, words: int) -> str:
@@ -63,25 +63,25 @@ def _heading(*names: str, words: int) -> str:
     return f"\n| {' | '.join(names)} |\n| {' | '.join(['---'] * words + ['---:'] * (len(names) - words))} |\n"
 
 
-def _grouped(cells: Sequence[Cell]) -> dict[tuple[str, str], list[Cell]]:
-    groups: defaultdict[tuple[str, str], list[Cell]] = defaultdict(list)
-    for cell in cells:
-        groups[cell["variant"], cell["name"]].append(cell)
+def _grouped(measurements: Sequence[Measurement]) -> dict[tuple[str, str], list[Measurement]]:
+    groups: defaultdict[tuple[str, str], list[Measurement]] = defaultdict(list)
+    for one in measurements:
+        groups[one["variant"], one["name"]].append(one)
     return dict(groups)
 
 
-def _values(cells: Sequence[Cell], value: Callable[[Cell], float]) -> tuple[float, str]:
-    values = [value(cell) for cell in cells]
+def _values(measurements: Sequence[Measurement], value: Callable[[Measurement], float]) -> tuple[float, str]:
+    values = [value(one) for one in measurements]
     spread = f" ({min(values):.2f}-{max(values):.2f})" if len(values) > 1 else ""
     return median(values), f"{median(values):.2f}{spread}"
 
 
-def _epoch(cell: Cell) -> float:
-    return median(cell["epoch_seconds"])
+def _epoch(one: Measurement) -> float:
+    return median(one["epoch_seconds"])
 
 
-def _compared(cells: Sequence[Cell]) -> str:
-    groups = _grouped(cells)
+def _compared(measurements: Sequence[Measurement]) -> str:
+    groups = _grouped(measurements)
     recbole = next((group[0] for (_, name), group in groups.items() if name == "recbole"), {})
     text = COMPARED.format(
         batches=recbole.get("measured_batches", "some"), recbole_batch=recbole.get("batch_size", "its default")
@@ -94,11 +94,11 @@ def _compared(cells: Sequence[Cell]) -> str:
     for (loss, name), group in sorted(groups.items(), key=lambda entry: (entry[0][0] != "cross_entropy", entry[0][1])):
         own = groups.get((loss, OURS), group)
         epoch, epochs = _values(group, _epoch)
-        evaluation, evaluations = _values(group, lambda cell: cell["evaluation_seconds"])
-        own_epoch, own_evaluation = _values(own, _epoch)[0], _values(own, lambda cell: cell["evaluation_seconds"])[0]
+        evaluation, evaluations = _values(group, lambda one: one["evaluation_seconds"])
+        own_epoch, own_evaluation = _values(own, _epoch)[0], _values(own, lambda one: one["evaluation_seconds"])[0]
         targets, per_target = group[0]["targets"], epoch / group[0]["targets"]
         if "retrieval_seconds" in group[0]:
-            evaluations += f" [{_values(group, lambda cell: cell['retrieval_seconds'])[1]}]"
+            evaluations += f" [{_values(group, lambda one: one['retrieval_seconds'])[1]}]"
         text += (
             f"| {loss} | {name} | {epochs} | {epoch / own_epoch:.2f} | {targets:,} | {group[0]['positions']:,} "
             f"| {1000 * per_target:.4f} | {per_target / (own_epoch / own[0]['targets']):.2f} "
@@ -107,8 +107,8 @@ def _compared(cells: Sequence[Cell]) -> str:
     return text
 
 
-def _scaled(cells: Sequence[Cell]) -> str:
-    groups = sorted(_grouped(cells).values(), key=lambda group: group[0]["interactions"])
+def _scaled(measurements: Sequence[Measurement]) -> str:
+    groups = sorted(_grouped(measurements).values(), key=lambda group: group[0]["interactions"])
     counts = np.array([group[0]["interactions"] for group in groups], dtype=np.float64)
     seconds = np.array([_values(group, _epoch)[0] for group in groups])
     text = SCALED.format(items=groups[0][0]["settings"]["num_items"])
@@ -129,11 +129,11 @@ def _scaled(cells: Sequence[Cell]) -> str:
     return text + line
 
 
-def _profiled(cells: Sequence[Cell]) -> str:
+def _profiled(measurements: Sequence[Measurement]) -> str:
     names = ("batches", "collate", "forward", "backward", "optimizer", "loop")
     text = PROFILED + _heading("trained on", "backbone", "batch", "s / epoch", *names, "loader in all", words=2)
-    for (model, kind), group in sorted(_grouped(cells).items(), key=lambda entry: entry[0][1], reverse=True):
-        shares = {name: median(cell["shares"][name] for cell in group) for name in names}
+    for (model, kind), group in sorted(_grouped(measurements).items(), key=lambda entry: entry[0][1], reverse=True):
+        shares = {name: median(one["shares"][name] for one in group) for name in names}
         text += (
             f"| {kind} ({group[0]['interactions']:,} interactions) | {model} | {group[0]['batch_size']} "
             f"| {_values(group, _epoch)[1]} | {' | '.join(f'{100 * shares[name]:.1f} %' for name in names)} "
@@ -142,11 +142,11 @@ def _profiled(cells: Sequence[Cell]) -> str:
     return text
 
 
-def _versions(cells: Sequence[Cell]) -> str:
+def _versions(measurements: Sequence[Measurement]) -> str:
     found: dict[str, dict[str, str]] = {}
-    for cell in cells:
-        library = cell["name"] if cell["name"] in ("rectools", "recbole") else OURS
-        found[library] = cell["versions"]
+    for one in measurements:
+        library = one["name"] if one["name"] in ("rectools", "recbole") else OURS
+        found[library] = one["versions"]
     lines = [
         f"- {library}: {', '.join(f'{package} {number}' for package, number in versions.items())}"
         for library, versions in sorted(found.items())

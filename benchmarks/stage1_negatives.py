@@ -2,9 +2,9 @@
 
     python benchmarks/stage1_negatives.py --data-root DATA --text-encoder all-MiniLM-L6-v2 --output RUNS
 
-`--data-root` holds one folder per data set with `interactions.parquet` and `items.parquet`. Each cell (data set, seed,
-what is compared) is a JSON file in `RUNS/cells`, written when it is done and not computed again; parts can run side by
-side (`--datasets --seeds --parts`). At the end all cells found become `benchmarks/results/stage1_negatives.json`.
+`--data-root` holds one folder per data set with `interactions.parquet` and `items.parquet`. Each benchmark run (data set, seed,
+what is compared) is a JSON file in `RUNS/results`, written when it is done and not computed again; parts can run side by
+side (`--datasets --seeds --parts`). At the end all runs found become `benchmarks/results/stage1_negatives.json`.
 
 Compared are, with the text encoder frozen and no LLM:
 
@@ -243,14 +243,14 @@ def prepared(name: str, data_root: Path, output: Path) -> PreparedData:
     return prepare_frames(interactions, items, output=folder, name=name, filter="none")
 
 
-def cells(data: PreparedData, variant: str, options: argparse.Namespace, texts: torch.Tensor) -> None:
+def compute_runs(data: PreparedData, variant: str, options: argparse.Namespace, texts: torch.Tensor) -> None:
     """Compute what is missing of one data set and kind of backbone."""
     output, backbone_seed = options.output, options.backbone_seed
 
-    def done(cell: Mapping[str, Any]) -> None:
-        name = "-".join(str(cell[key]).replace(" ", "_") for key in ("dataset", "seed", "part", "backbone", "choice"))
-        with written_whole(output / "cells" / f"{name}.json") as temporary:
-            temporary.write_text(json.dumps(cell, indent=1) + "\n", encoding="utf-8")
+    def done(run: Mapping[str, Any]) -> None:
+        name = "-".join(str(run[key]).replace(" ", "_") for key in ("dataset", "seed", "part", "backbone", "choice"))
+        with written_whole(output / "results" / f"{name}.json") as temporary:
+            temporary.write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")
 
     where = output / "runs" / f"{data.name}-{backbone_seed}-{variant.replace(' ', '_')}"
     base = {"dataset": data.name, "backbone": variant}
@@ -260,22 +260,22 @@ def cells(data: PreparedData, variant: str, options: argparse.Namespace, texts: 
         done({**base, "seed": backbone_seed, "part": "cf", "choice": "", **facts, "paths": {"cf": found}})
     for seed in options.seeds if {"align", "project"} & set(options.parts) else ():
         for negatives in NEGATIVES:
-            name, cell = negatives.replace(" ", "_"), {**base, "seed": seed, "choice": negatives}
+            name, run = negatives.replace(" ", "_"), {**base, "seed": seed, "choice": negatives}
             aligner = aligned(data, seed, negatives, cf_encoder, texts, where / f"align-{seed}-{name}")
-            done({**cell, "part": "align", "paths": paths(data, cf_encoder, aligner, texts)})
+            done({**run, "part": "align", "paths": paths(data, cf_encoder, aligner, texts)})
             if "project" in options.parts:
                 folder = where / f"project-{seed}-{name}"
-                done({**cell, "part": "project",
+                done({**run, "part": "project",
                       "paths": projected(data, seed, negatives, cf_encoder, aligner, texts, folder)})  # fmt: skip
 
 
 def summary(found: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return mean and sample deviation over the seeds for each choice, path and group."""
     groups: dict[tuple[str, ...], list[Mapping[str, float]]] = defaultdict(list)
-    for cell in found:
-        for path, values in cell["paths"].items():
+    for run in found:
+        for path, values in run["paths"].items():
             for group, metrics in values.items():
-                key = (cell["dataset"], cell["part"], cell["backbone"], cell["choice"], path, group)
+                key = (run["dataset"], run["part"], run["backbone"], run["choice"], path, group)
                 groups[key].append(metrics)
     rows = []
     for key, metrics in groups.items():
@@ -291,7 +291,7 @@ def summary(found: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    """Compute the cells and write the result."""
+    """Compute the runs and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-root", type=Path, required=True)
     parser.add_argument("--text-encoder", required=True)
@@ -309,8 +309,10 @@ def main() -> None:
             torch.save(text_embedding_table(load_text_encoder(options.text_encoder), data.catalog.texts()).cpu(), path)
         texts = torch.load(path)
         for variant in options.backbones:
-            cells(data, variant, options, texts)
-    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((options.output / "cells").glob("*.json"))]
+            compute_runs(data, variant, options, texts)
+    found = [
+        json.loads(path.read_text(encoding="utf-8")) for path in sorted((options.output / "results").glob("*.json"))
+    ]
     with written_whole(RESULTS) as temporary:
         rows = ",\n".join(json.dumps(row) for row in summary(found))
         temporary.write_text(f"[\n{rows}\n]\n", encoding="utf-8")

@@ -24,7 +24,7 @@ def cf_quality(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return cf_quality
 
 
-def cell(library: str, seed: int, ndcg: float, **changes: Any) -> dict[str, Any]:
+def run(library: str, seed: int, ndcg: float, **changes: Any) -> dict[str, Any]:
     metrics = {"users": 10, "ndcg@10": ndcg, "hit@10": 0.5, "mrr": 0.25}
     facts = {"epochs": 4, "best_epoch": 3, "seconds": 9.0, "stopped_by": "early_stopping", "time_limit_s": 90.0}
     names = {"dataset": "films", "library": library, "model": "sasrec", "seed": seed, "versions": {"torch": "2.13.0"}}
@@ -32,8 +32,8 @@ def cell(library: str, seed: int, ndcg: float, **changes: Any) -> dict[str, Any]
 
 
 def test_the_table_shows_means_deviations_and_rows_against_us(cf_quality: ModuleType) -> None:
-    cells = [cell("allmrec-hf", 0, 0.1), cell("allmrec-hf", 1, 0.2), cell("recbole", 0, 0.4, stopped_by="time_limit")]
-    page = sys.modules["quality_table"].page(cells, "How.", "python x.py", "one core")
+    runs = [run("allmrec-hf", 0, 0.1), run("allmrec-hf", 1, 0.2), run("recbole", 0, 0.4, stopped_by="time_limit")]
+    page = sys.modules["quality_table"].page(runs, "How.", "python x.py", "one core")
     assert (
         "| SASRec | allmrec-hf | 0.1500 ± 0.0707 | 0.5000 ± 0.0000 | 0.2500 ± 0.0000 | 4 (3) | 9 | patience |" in page
     )
@@ -77,8 +77,8 @@ def test_popularity_needs_no_other_library(cf_quality: ModuleType, small_data: P
     assert cf_quality.run_ours(run, small_data, problem, options)["metrics"]["users"] == len(problem.users("test"))
 
 
-def test_a_cell_is_computed_again_only_where_more_time_is_allowed(cf_quality: ModuleType, tmp_path: Path) -> None:
-    path = tmp_path / "cell.json"
+def test_a_run_is_computed_again_only_where_more_time_is_allowed(cf_quality: ModuleType, tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
     assert not cf_quality.is_done(path, 10.0)
     path.write_text('{"stopped_by": "early_stopping", "time_limit_s": 90.0}', encoding="utf-8")
     assert not cf_quality.is_done(path, 1.0)  # of the form before ties were averaged

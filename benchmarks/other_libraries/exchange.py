@@ -101,7 +101,7 @@ class Problem:
         return self.ranking.target_ranks(scores, targets - 1)
 
     def ndcg(self, ranks: Any) -> float:
-        """Return the mean NDCG@10, by which every model's best epoch is picked."""
+        """Return the mean NDCG@10, by which every model's best epoch is selected."""
         return float(self.ranking.ndcg_at_k(ranks, 10).mean())
 
     def _sequences(self, name: str) -> list[np.ndarray]:

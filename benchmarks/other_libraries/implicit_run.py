@@ -3,7 +3,7 @@
 The Python that runs it needs `pip install implicit==0.7.3` (NumPy and SciPy come with it).
 
 Models: `bprmf` (BayesianPersonalizedRanking), `als` (AlternatingLeastSquares; test users are folded in from their whole
-history), `itemknn` (cosine, TF-IDF or BM25 neighbours; kind and number of neighbours picked on validation) and
+history), `itemknn` (cosine, TF-IDF or BM25 neighbours; kind and number of neighbours selected on validation) and
 `popularity` (a check). BPR and ALS stop early and keep the factors of the best validation; BPR's users are the trained
 ones, because the library cannot fold a user into it.
 """

@@ -1,3 +1,3 @@
-"""The version of allmrec-hf, a leaf that anything may import."""
+"""The version of allmrec-hf; any module may import it."""
 
 __version__ = "0.1.0"

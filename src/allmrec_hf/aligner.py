@@ -1,4 +1,4 @@
-"""Stage 1's network: item and text autoencoders that meet in the joint space (paper, section 4.1)."""
+"""The network of stage 1: item and text autoencoders with a joint space (paper, section 4.1)."""
 
 from __future__ import annotations
 

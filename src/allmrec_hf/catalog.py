@@ -1,4 +1,4 @@
-"""The catalogue: item ids, titles and descriptions, and the index of each item in every table of the model."""
+"""The item catalogue: ids, titles and descriptions, and the index of each item in every table of the model."""
 
 from __future__ import annotations
 

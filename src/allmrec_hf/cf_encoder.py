@@ -1,4 +1,4 @@
-"""The contract every collaborative-filtering backbone keeps, and the registry that finds one by its `model_type`.
+"""Define the contract of every collaborative-filtering backbone, and find a backbone by its `model_type`.
 
 A history is a list of catalogue indices in time order. In a batch it is LEFT-padded with 0, so the last column holds
 every user's most recent item; `attention_mask` is True at real items.

@@ -1,4 +1,4 @@
-"""What backbones with per-user vectors share: they train on interactions and serve every user from the history.
+"""The base of backbones with user vectors: they train on interactions and compute each user from the history.
 
 While training, each user has a row in `user_embedding`. A checkpoint holds no such row: every user, trained or new,
 is FOLDED IN, which means that the vector is worked out from the items of the history with all else fixed. A trained

@@ -1,4 +1,4 @@
-"""What a checkpoint holds beside weights: the code that finds its classes, a model card; and its way to the Hub."""
+"""Write a checkpoint's code, its Auto class entries and its model card, and push it to the Hub."""
 
 from __future__ import annotations
 

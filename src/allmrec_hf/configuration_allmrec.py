@@ -1,4 +1,4 @@
-"""The configuration: the CF encoder's, the frozen LLM's, and the widths and rules between them."""
+"""The configuration: that of the CF encoder, that of the frozen LLM, and the widths of the networks between them."""
 
 from typing import Any, Literal
 

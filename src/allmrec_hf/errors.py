@@ -1,4 +1,4 @@
-"""Errors that speak to the user: what was wrong, where, what was expected, what to do."""
+"""Error classes whose messages say what is wrong, where, what is expected and what to do."""
 
 
 class ALLMRecError(ValueError):

@@ -1,4 +1,4 @@
-"""Files and folders that are written whole or not at all."""
+"""Write files and folders atomically: whole or not at all."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from .errors import ALLMRecError
 
 WRITE_ERRORS = (OSError, SafetensorError, PolarsError)
-"""What writing may raise: safetensors and Polars hand on the system's errors as texts of their own."""
+"""The exceptions of writing: safetensors and Polars wrap the system's errors in classes of their own."""
 
 
 def _sync(path: Path) -> None:

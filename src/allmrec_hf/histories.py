@@ -1,4 +1,4 @@
-"""Histories of different lengths as one batch."""
+"""Pad histories of different lengths to one batch."""
 
 from collections.abc import Sequence
 

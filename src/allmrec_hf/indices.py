@@ -1,4 +1,4 @@
-"""Catalogue indices where they enter: whole numbers from 1 to N; in padded tensors 0 stands for no item."""
+"""Check catalogue indices: whole numbers from 1 to N; in padded tensors 0 stands for no item."""
 
 import operator
 from collections.abc import Iterable, Sequence

@@ -1,4 +1,4 @@
-"""Items as a person names them: by id or by title, never one for the other without being told."""
+"""Look up items by id or by title; an id is never read as a title, nor a title as an id."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +21,7 @@ _OTHER: dict[Naming, str] = {
 
 @dataclass
 class FoundItems:
-    """What a list of ids or titles names.
+    """The catalogue indices of a list of ids or titles.
 
     Attributes:
         indices: Catalogue indices of the entries that are known, in their order.

@@ -1,4 +1,4 @@
-"""The rows of a catalogue, which only ever grow: ids, titles and descriptions, found by id, by place and by title."""
+"""The rows of a catalogue, which can only be added to: ids, titles and descriptions, found by id, index or title."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a checkpoint knows of every item beside its CF embedding."""
+"""The item table of a checkpoint: joint embeddings and interaction counts beside the CF embeddings."""
 
 import numpy as np
 import torch
@@ -6,7 +6,7 @@ from torch import nn
 
 
 class ItemTable(nn.Module):
-    """What the checkpoint knows of every item beside its CF embedding; inference needs no text encoder for it.
+    """The joint embedding and interaction count of every item, so that inference needs no text encoder.
 
     Buffers: `text_joint_embeddings (N + 1, d_joint)` `q_i`, and `interaction_counts (N + 1,)` how often each was a
     target in an epoch of the backbone's training. Row 0 is padding.

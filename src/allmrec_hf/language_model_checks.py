@@ -1,4 +1,4 @@
-"""What is claimed of an LLM, tested on a few tokens at attach: that it is causal, how it pads, and which one it is."""
+"""Check an LLM on a few tokens when it is attached: that it is causal, how it pads, and which LLM it is."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _ERRORS = (RuntimeError, TypeError, ValueError, AttributeError, KeyError, IndexE
 
 @dataclass(frozen=True)
 class LanguageModelFacts:
-    """What the checks found.
+    """The results of the checks.
 
     Attributes:
         width: d_llm.
@@ -38,7 +38,7 @@ class LanguageModelFacts:
 
 
 def require_decoder(config: Any) -> None:
-    """Refuse the config of an encoder, before any weight is there.
+    """Check, before any weight is loaded, that a config is that of a decoder.
 
     Raises:
         CheckpointError: when the config is of an encoder that was not turned into a decoder, such as BERT's.

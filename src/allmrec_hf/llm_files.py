@@ -1,4 +1,4 @@
-"""How a frozen LLM is read from and written to files: whole, as an adapter over a base, and with code of its own."""
+"""Load and save a frozen LLM: whole, as an adapter over a base model, or with its own code."""
 
 import json
 import logging
@@ -36,7 +36,7 @@ _WEIGHTS = ("model*.safetensors", "model.safetensors.index.json", "pytorch_model
 
 
 class LLMSource(NamedTuple):
-    """Where the parts of an LLM are: `base` and `adapter` are folders or Hub ids, `where` their further arguments."""
+    """The sources of an LLM: `base` and `adapter` are folders or Hub ids, `where` their further arguments."""
 
     base: str
     base_where: dict[str, Any]
@@ -160,7 +160,7 @@ def empty_llm(config: Any, trust_remote_code: bool | None = None, attn_implement
 
 
 def check_llm_options(options: dict[str, Any], config: Any = None) -> None:
-    """Refuse what cannot work, before anything is trained for it.
+    """Check loading options that cannot work, before anything is trained.
 
     Args:
         options: For `AutoModelForCausalLM.from_pretrained`.

@@ -17,7 +17,7 @@ def matching_loss(item_joint: torch.Tensor, text_joint: torch.Tensor) -> torch.T
 
 
 class Contrast(NamedTuple):
-    """What InfoNCE needs beside the vectors.
+    """The inputs of InfoNCE besides the vectors.
 
     Attributes:
         positive_items: `(B,)` catalogue indices of the targets.

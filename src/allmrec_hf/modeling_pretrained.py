@@ -1,4 +1,4 @@
-"""How a checkpoint is written and read: the light part, and beside it the frozen LLM and the text encoder."""
+"""Save and load a checkpoint: the light part, and beside it the frozen LLM and the text encoder."""
 
 import json
 import logging
@@ -60,7 +60,7 @@ _PUSH_ARGUMENTS = ("private", "token", "revision", "commit_message", "commit_des
 
 
 class ALLMRecPreTrainedModel(PreTrainedModel):
-    """What transformers needs to know to initialise, save and load the light part."""
+    """The hooks of transformers that initialise, save and load the light part."""
 
     config_class = ALLMRecConfig
     base_model_prefix = ""

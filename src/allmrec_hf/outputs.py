@@ -1,4 +1,4 @@
-"""What the model returns, every field with its shape.
+"""The outputs of the model, every field with its shape.
 
 The dimension letters of this package: B users, L history length, C candidates, N items, T tokens; d_cf width of the
 collaborative-filtering space, d_text of the text encoder, d_joint of the joint collaborative-text space, d_llm of the

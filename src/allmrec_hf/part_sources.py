@@ -1,4 +1,4 @@
-"""Where an LLM, a text encoder or a checkpoint comes from: a folder of this machine, a Hub id, or the word `demo`."""
+"""Find an LLM, a text encoder or a checkpoint: in a folder of this machine, on the Hub, or the one named `demo`."""
 
 import os
 from pathlib import Path, PureWindowsPath

@@ -1,4 +1,4 @@
-"""The door: `pipeline("recommendation")`, histories in, ranked catalogue items out."""
+"""`pipeline("recommendation")`: histories in, ranked catalogue items out."""
 
 import copy
 import logging
@@ -59,14 +59,14 @@ class _Served:
 
 
 class _NotLoaded:
-    """What stands in for a model that could not be loaded, until the pipeline says why."""
+    """A placeholder for a model that could not be loaded, until the pipeline raises the reason."""
 
     def __init__(self, error: CheckpointError) -> None:
         self.error = error
 
 
 class PipelineModel:
-    """What `pipeline("recommendation")` loads a model with: `AutoModel`, whose refusal reaches the user as it is.
+    """The model loader of `pipeline("recommendation")`: `AutoModel`, whose errors reach the user unchanged.
 
     transformers itself would try again, collect the tracebacks and raise an error of its own around them.
     """

@@ -1,4 +1,4 @@
-"""The processor: histories and candidates in, tensors for the model out. It knows the catalogue and the tokenizer."""
+"""The processor turns histories and candidates into tensors, with the catalogue and the tokenizer."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""Stage 2's networks: projections of the user representation and of joint embeddings into the LLM's token space."""
+"""The networks of stage 2: project user representations and joint embeddings into the LLM's token space."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The best items of a whole catalogue for each user: exactly, a slice of the scores at a time, or by a FAISS index."""
+"""Retrieve the best items of the whole catalogue for each user: exactly in slices, or with a FAISS index."""
 
 from __future__ import annotations
 
@@ -186,7 +186,7 @@ def _listed(items: Tensor, listed: Tensor) -> Tensor:
 
 
 class ItemScorer(Protocol):
-    """What a CF backbone must offer to be indexed."""
+    """The interface of a CF backbone that can be indexed."""
 
     @property
     def scores_by_dot_product(self) -> bool:
@@ -327,7 +327,7 @@ class FaissIndex:
 
 
 def require_dot_product(cf_encoder: ItemScorer) -> None:
-    """Refuse a backbone that does not score by dot product with an `ALLMRecError`."""
+    """Check that a backbone scores by dot product; raise an `ALLMRecError` otherwise."""
     if not cf_encoder.scores_by_dot_product:
         raise ALLMRecError(
             f"{type(cf_encoder).__name__} does not score by dot product, which is all that an index can do;"

@@ -1,4 +1,4 @@
-"""Log-likelihood of candidate titles after a prompt, by three equal methods.
+"""Log-likelihood of candidate titles after a prompt, by three equivalent methods.
 
 `naive` runs the LLM over prompt and answer once for each candidate. `prefix_cache` runs the prompt once and continues
 its key-value cache with every answer. `tree` packs the prompt and all answers into one pass, with a mask that lets an

@@ -1,4 +1,4 @@
-"""Tokens of the text between slots: as they stand inside a sentence, whatever the tokenizer does at a text's start."""
+"""Tokenize the text between slots as it is tokenized inside a sentence, whatever a tokenizer does at a text's start."""
 
 from __future__ import annotations
 

@@ -26,14 +26,14 @@ NULL_WORDS = frozenset(
     """nan NaN NAN -nan -NaN null NULL Null none None NONE NaT <NA> N/A n/a #N/A \\N [] {} [null] [None] [nan] [''] [""]
     """.split()  # noqa: SIM905 - a list of as many lines as words is harder to read
 )
-"""What programs write for a missing value; the whole text must be one of these, in this case."""
+"""The texts that programs write for a missing value; the whole text must be one of these, in this case."""
 
 SPACE = (
     " \t\n\x0b\x0c\r\x1c\x1d\x1e\x1f\x85\xa0\u1680"
     + "".join(map(chr, range(0x2000, 0x200C)))
     + ("\u2028\u2029\u202f\u205f\u2060\u3000\ufeff\x00")
 )
-"""What is trimmed from both ends of a text: white space, zero-width space, byte order mark, NUL."""
+"""The characters trimmed from both ends of a text: white space, zero-width space, byte order mark, NUL."""
 
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.timezone.utc)
 EXACT_FLOATS = 2.0**53  # from here on a float no longer tells neighbouring integers apart

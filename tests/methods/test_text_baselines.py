@@ -190,7 +190,7 @@ class Constant:
         return (candidates == self.item).astype(float)
 
 
-def test_the_best_on_validation_is_picked_and_the_earlier_of_equals(data):
+def test_the_best_on_validation_is_selected_and_the_earlier_of_equals(data):
     common = int(np.bincount(data.candidates("validation").targets).argmax())
     rankers = [Constant("never", -1), Constant("good", common), Constant("as good", common)]
     assert best_on_validation(rankers, data, max_users=None, seed=0).name == "good"

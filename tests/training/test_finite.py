@@ -176,7 +176,7 @@ def test_a_ranker_whose_scores_are_not_numbers_is_never_picked(small_data):
     assert math.isnan(validation_ndcg(broken, small_data))
     for order in ([broken, sound], [sound, broken]):
         assert best_on_validation(order, small_data, None, 0) is sound
-    with pytest.raises(ALLMRecError, match=r"no ranker to pick from: the scores of broken are not numbers"):
+    with pytest.raises(ALLMRecError, match=r"no ranker to select from: the scores of broken are not numbers"):
         best_on_validation([broken], small_data, None, 0)
 
 

@@ -1,4 +1,4 @@
-"""The report of a benchmark: one HTML file that stands by itself, the same in Markdown, and its tables as parquet."""
+"""Write the report of a benchmark: a self-contained HTML file, the same in Markdown, and its tables as parquet."""
 
 from __future__ import annotations
 
@@ -60,9 +60,9 @@ _READING = (
     "corrected over all methods and groups of that scenario and metric. Bold and coloured: p Holm below 0.05.",
     "Candidates of equal score are tied: every metric of a user is its mean over all orders of the tied, so a method "
     "that gives all candidates one score has what a random order has, and a hit may be a share of one.",
-    "Epochs and variants are picked on the validation part; the test part is only ranked. Methods with an LLM, no-llm "
-    "and fair-backbone learn from the validation part too, unless their targets are those of training; all others "
-    "learn from the training part alone.",
+    "Epochs and variants are selected on the validation part; the test part is only ranked. Methods with an LLM, "
+    "no-llm and fair-backbone learn from the validation part too, unless their targets are those of training; all "
+    "others learn from the training part alone.",
     "Intervals and tests speak of other users of the same kind, not of other data, other candidates or, with one seed, "
     "other training runs.",
 )
@@ -71,7 +71,7 @@ _MARKDOWN = re.compile(r"([\\`*_\[\]<>|~$&#!])")
 
 @dataclass(frozen=True)
 class _Material:
-    """What all parts of a report are made from."""
+    """The runs, tables and labels that all parts of a report use."""
 
     runs: Sequence[BenchmarkRun]
     tables: Tables
@@ -204,7 +204,7 @@ def _versions(runs: Sequence[BenchmarkRun]) -> dict[str, str]:
 
 
 def _problems(skipped: Sequence[Mapping[str, Any]], failed: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return what did not come about, a line each; runs absent for one reason share the line of their scenario."""
+    """Return a line for each missing or failed run; runs of a scenario missing for one reason share a line."""
     found = [f"{_place(entry)}: not made: {entry['reason']}" for entry in skipped if "label" not in entry]
     absent: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for entry in skipped:

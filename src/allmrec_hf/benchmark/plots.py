@@ -1,4 +1,4 @@
-"""Plots as SVG text that stands in a page by itself: the same figures give the same bytes, and nothing is fetched."""
+"""Draw plots as self-contained SVG text; equal figures give equal bytes, and nothing is fetched."""
 
 from __future__ import annotations
 

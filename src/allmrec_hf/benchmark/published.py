@@ -1,4 +1,4 @@
-"""What arXiv 2404.11343 published, as data: counts of its data sets and Hit@1 of every table, printed beside ours.
+"""The published figures of arXiv 2404.11343: counts of its data sets and Hit@1 of every table.
 
 Nothing here was measured by this project. The data sets are those of the Amazon review data of 2018 after the authors'
 filter; Hit@1 is over one target and 19 random items. "beauty" is Luxury_Beauty.

@@ -1,4 +1,4 @@
-"""From the ranks in the runs to two long tables, of results and of comparisons, from which every figure is made."""
+"""Compute the tables of results and comparisons from the ranks of all benchmark runs; every figure comes from them."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ _COMPARISONS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Tables:
-    """Everything that was measured, as long tables.
+    """All results and comparisons of a benchmark as long tables.
 
     Attributes:
         results: A row for each dataset, scenario, group, label and metric: `mean`, `low`, `high` over users of the

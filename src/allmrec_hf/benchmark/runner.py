@@ -56,7 +56,7 @@ SKIPPED_FILE, FAILED_FILE, LOCK_FILE = "skipped.json", "failed.json", ".lock"
 
 @dataclass(frozen=True)
 class Place:
-    """Where a benchmark runs.
+    """The folders of a benchmark, and what is allowed in it.
 
     Attributes:
         output: Its folder.
@@ -112,7 +112,7 @@ def run_suite(
         prepare_process: Called first in each process that is started, such as to set up its log; it can be pickled.
 
     Raises:
-        ALLMRecError: when the suite does not fit its data, or another command is at work in the folder; nothing is
+        ALLMRecError: when the suite does not fit its data, or another command is running in the folder; nothing is
             computed then.
     """
     place.output.mkdir(parents=True, exist_ok=True)
@@ -121,7 +121,7 @@ def run_suite(
             return _run_suite(suite, place, processes, keep_parts, prepare_process)
     except Timeout as error:
         raise ALLMRecError(
-            f"another command is at work in {place.output}; wait for it, or give another --output"
+            f"another command is running in {place.output}; wait for it, or give another --output"
         ) from error
 
 
@@ -201,7 +201,7 @@ class Datasets:
 
 
 def compute_run(planned: PlannedRun, split: EvaluationSplit, data: Datasets) -> BenchmarkRun:
-    """Train and evaluate one method in one scenario; only the method itself stores anything, to go on with."""
+    """Train and evaluate one method in one scenario; only the method stores anything, its checkpoints."""
     output, evaluation = data.place.output.resolve(), data.suite.evaluation
     folders = {name: output / getattr(planned.setting, name) for name in ("folder", "parts", "common")}
     for folder in folders.values():
@@ -247,7 +247,7 @@ def _start_process(threads: int, prepare_process: Callable[[], None] | None) -> 
 
 
 def _end_with_parent() -> None:
-    """End this process when the one that started it is killed: whoever goes on must not meet it in the same folders."""
+    """End this process when its parent is killed, so that a resumed benchmark has the folders to itself."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
@@ -319,7 +319,7 @@ def _was_aligned(model: ALLMRecModel) -> bool:
 
 
 def _check_llms(planned_runs: Iterable[PlannedRun]) -> None:
-    """Refuse, before anything is computed, LLMs that are missing."""
+    """Check that all LLMs are there, before anything is computed."""
     needing = [planned for planned in planned_runs if method(planned.method.method).reads_llm]
     for planned in needing:
         planned.setting.required_llm(planned.key.label)
@@ -334,7 +334,7 @@ def _check_llms(planned_runs: Iterable[PlannedRun]) -> None:
 
 
 def _check_splits(suite: Suite, planned_runs: Iterable[PlannedRun], data: Datasets) -> None:
-    """Prepare all data, and refuse what the suite asks of them that cannot be; nobody should wait hours for that.
+    """Prepare all data and check that they allow what the suite asks of them, before anything is trained.
 
     What the suite names itself (K users, two domains) is its mistake; that data have no user of some kind is not.
     """
@@ -369,7 +369,7 @@ def write_report(suite: Suite, outcome: Outcome, output: Path, command: str = ""
 
 
 def _not_there(planned_runs: Iterable[PlannedRun], output: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Return what was skipped, or not computed yet, and what failed and has not come about since."""
+    """Return the runs that were skipped or not computed yet, and those that failed and are still missing."""
     names = ("dataset", "scenario", "label", "seed")
     waiting = [
         {name: getattr(planned.key, name) for name in names}

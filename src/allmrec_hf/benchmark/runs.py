@@ -88,7 +88,7 @@ def run_folder(output: Path, key: RunKey) -> Path:
 def is_done(output: Path, key: RunKey) -> bool:
     """Tell whether a run was finished, in the form that this version writes; `result.json` is the last file written.
 
-    A run of an older form is as good as none: it is computed again. A damaged one is told of when it is read.
+    A run of an older form counts as missing and is computed again. A damaged run is reported when it is read.
     """
     file = run_folder(output, key) / RESULT_FILE
     try:

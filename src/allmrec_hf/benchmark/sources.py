@@ -1,4 +1,4 @@
-"""The data of a suite: prepared once into the output folder, and checked against published counts."""
+"""Prepare the data of a suite in the output folder, and check their counts against the published ones."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def fingerprint(spec: DatasetSpec) -> str:
 
 
 def check_files(spec: DatasetSpec, data_root: Path | None, output: Path) -> None:
-    """Refuse a data set whose files are missing, unless it was prepared before.
+    """Check that the files of a data set exist, unless it was prepared before.
 
     Raises:
         DataError: naming the files and where they are published.
@@ -97,7 +97,7 @@ def prepared_data(
 
 
 def check_counts(spec: DatasetSpec, counts: Mapping[str, int], allow_other_counts: bool) -> None:
-    """Refuse, or warn of, data whose counts are not the published ones.
+    """Check that the counts of data are the published ones; with `allow_other_counts` others are logged as a warning.
 
     Raises:
         DataError: telling both counts of each that differs.

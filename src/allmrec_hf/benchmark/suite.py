@@ -1,4 +1,4 @@
-"""A suite: which data, scenarios and methods a benchmark runs; `suite_parser` reads one from YAML."""
+"""The data sets, scenarios and methods of a benchmark; `suite_parser` reads a suite from YAML."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class MethodSpec:
 
 @dataclass(frozen=True)
 class EvaluationSpec:
-    """How rankers are evaluated.
+    """The options of the evaluation.
 
     Attributes:
         max_users: A seeded sample of this many users, the same for every run; None for all.
@@ -180,7 +180,7 @@ def suite_names() -> list[str]:
 
 
 def check_cutoffs(suite: Suite, dataset: str, num_candidates: int, where: str = "the suite") -> None:
-    """Refuse a Hit@k whose k is above the number of candidates: it would be 1 for every method."""
+    """Check that no Hit@k has a k above the number of candidates: it would be 1 for every method."""
     highest = max(suite.evaluation.cutoffs or (1,))
     if highest > num_candidates:
         raise ALLMRecError(

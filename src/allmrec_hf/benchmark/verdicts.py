@@ -1,6 +1,6 @@
-"""Alarms and verdicts: what the figures allow to be said, computed by rules fixed before any figure is seen.
+"""Derive alarms and verdicts from the figures, by rules fixed before any figure is seen.
 
-Every rule looks at one metric, `VERDICT_METRIC`, over all users of a scenario. `docs/statistics.md` states the rules.
+Every rule looks at one metric, see `verdict_metric`, over all users of a scenario. `docs/statistics.md` has the rules.
 """
 
 from __future__ import annotations

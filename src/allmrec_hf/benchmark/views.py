@@ -1,4 +1,4 @@
-"""What a report shows, as plain grids that both templates lay out: no statistics and no markup in here."""
+"""Lay out a report as plain tables for both templates, with neither statistics nor markup."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class SceneView:
 
 @dataclass(frozen=True)
 class DatasetView:
-    """Everything about one dataset."""
+    """All tables and plots of one dataset."""
 
     name: str
     scenes: Sequence[SceneView]

@@ -1,1 +1,1 @@
-"""The command line: thin verbs over the package."""
+"""The command line: one command for each task of the package."""

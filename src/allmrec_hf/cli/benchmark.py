@@ -1,4 +1,4 @@
-"""`allmrec benchmark`: what of a suite is not computed yet, and the report of all of it."""
+"""`allmrec benchmark`: compute the benchmark runs of a suite that are missing, and report all of them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FAILED = 1
 
 
 def benchmark(
-    output: Annotated[Path | None, typer.Option(help="Folder of the runs and the report; gone on with.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder of the runs and the report; resumed if there.")] = None,
     suite: Annotated[
         str | None, typer.Option(help="YAML file, or smoke, real, paper-movies, paper-games, paper-beauty, paper-toys.")
     ] = None,
@@ -52,7 +52,7 @@ def benchmark(
     json_output: JsonOption = False,
     config: ConfigOption = None,
 ) -> None:
-    """Run what of a suite is not done yet, and write its report: one HTML page, Markdown tables and parquet.
+    """Compute the missing runs of a suite and write its report: one HTML page, Markdown tables and parquet.
 
     **Examples**
 
@@ -169,7 +169,7 @@ def _run(suite: Suite, place: Place, jobs: int, keep_parts: bool, only_report: b
         outcome = Outcome(planned) if only_report else run_suite(suite, place, jobs, keep_parts, told)
     except KeyboardInterrupt:
         done = sum(is_done(place.output, planned.key) for planned in planned)
-        stderr.print(f"interrupted; {done} of {len(planned)} runs are done, the same command goes on", markup=False)
+        stderr.print(f"interrupted; {done} of {len(planned)} runs are done; the same command resumes", markup=False)
         raise
     try:
         outcome.report = write_report(suite, outcome, place.output, _command())
@@ -180,7 +180,7 @@ def _run(suite: Suite, place: Place, jobs: int, keep_parts: bool, only_report: b
 
 
 def _setup_process(verbose: bool) -> None:
-    """Set up a process whose log tells of every run, and of more only where asked to."""
+    """Set up a process whose log has a line for every run, and more only with `--verbose`."""
     setup_process(verbose)
     logging.getLogger("allmrec_hf.benchmark.runner").setLevel(logging.INFO)
 

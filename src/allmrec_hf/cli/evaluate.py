@@ -1,4 +1,4 @@
-"""`allmrec evaluate`: Hit@k, NDCG@k and MRR beside the backbone alone and popularity."""
+"""`allmrec evaluate`: Hit@k, NDCG@k and MRR of a model beside its backbone alone and popularity."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Protocol(str, Enum):
-    """What is ranked."""
+    """How methods are evaluated."""
 
     candidates = "candidates"
     full = "full"
@@ -27,7 +27,7 @@ class Protocol(str, Enum):
 
 
 class Split(str, Enum):
-    """Whose targets."""
+    """The part whose targets are ranked."""
 
     test = "test"
     validation = "validation"
@@ -112,7 +112,7 @@ def load_rankers(
 
 
 def check_catalogs(catalog: ItemCatalog, data: PreparedData, whole: bool = True) -> None:
-    """Refuse data whose items are not the checkpoint's, in the same order; items added later stand behind them."""
+    """Check that the data have the items of the checkpoint in the same order; items added later follow them."""
     from ..data.digests import other_items
     from ..errors import CheckpointError
 
@@ -130,7 +130,7 @@ def check_catalogs(catalog: ItemCatalog, data: PreparedData, whole: bool = True)
 
 
 def check_mixed(model: str, backbone: ItemCatalog, catalog: ItemCatalog) -> None:
-    """Refuse a run folder whose backbone and model number the items otherwise; items added later stand behind."""
+    """Check that backbone and model of a run folder number the items alike; items added later follow them."""
     from ..data.digests import other_items
     from ..errors import CheckpointError
 

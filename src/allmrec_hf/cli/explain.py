@@ -1,4 +1,4 @@
-"""`allmrec explain`: what decided one recommendation, and free-text tasks."""
+"""`allmrec explain`: explain one recommendation, or answer a free-text task."""
 
 from __future__ import annotations
 

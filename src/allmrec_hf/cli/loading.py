@@ -1,4 +1,4 @@
-"""How commands load a checkpoint: the options that say what, and the way from every failure to one line."""
+"""Load a checkpoint for a command: its options, and one line for each failure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`allmrec prepare`: raw files to prepared data."""
+"""`allmrec prepare`: prepare data from raw files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .options import ColumnOption, ConfigOption, JsonOption, SeedOption, column_
 
 
 class Source(str, Enum):
-    """Where the data come from."""
+    """The source of the data."""
 
     table = "table"
     amazon_2014 = "amazon-2014"
@@ -23,7 +23,7 @@ class Source(str, Enum):
 
 
 class Filter(str, Enum):
-    """How users and items with few interactions are dropped."""
+    """The filter by number of interactions."""
 
     k_core = "k-core"
     a_llmrec = "a-llmrec"
@@ -31,7 +31,7 @@ class Filter(str, Enum):
 
 
 class Quotes(str, Enum):
-    """What quotation marks mean in text tables."""
+    """The meaning of quotation marks in text tables."""
 
     auto = "auto"
     csv = "csv"
@@ -39,14 +39,14 @@ class Quotes(str, Enum):
 
 
 class Order(str, Enum):
-    """How the order of interactions is told."""
+    """The order of interactions."""
 
     time = "time"
     file = "file"
 
 
 class Repeats(str, Enum):
-    """Which of several interactions of a user with an item stay."""
+    """The interactions kept of several of a user with an item."""
 
     keep = "keep"
     first = "first"
@@ -54,7 +54,7 @@ class Repeats(str, Enum):
 
 
 class KeepItems(str, Enum):
-    """Which items of the metadata stay."""
+    """The items of the metadata that are kept."""
 
     interacted = "interacted"
     all = "all"

@@ -1,4 +1,4 @@
-"""`allmrec recommend`, `allmrec add-items` and `allmrec push`: a trained model in use."""
+"""`allmrec recommend`, `allmrec add-items` and `allmrec push`: use a trained model."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ MAX_BAD_LINES = 0.01
 
 
 class OnError(str, Enum):
-    """What happens at a request that cannot be served."""
+    """The reaction to a request that cannot be served."""
 
     stop = "raise"
     tell = "return"

@@ -1,1 +1,1 @@
-"""Interactions and items: reading, validating, filtering, splitting, sampling candidates and keeping the result."""
+"""Read, validate, filter and split interactions and items, sample candidates and store the result."""

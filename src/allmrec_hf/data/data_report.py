@@ -1,4 +1,4 @@
-"""The prepare report: what every step left, for people and for `dataset.json`."""
+"""The report of `prepare`: counts after every step, as text and for `dataset.json`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""By what prepared data are recognised: digests of their content, whatever the folder, the name or the counts say.
+"""Identify prepared data by digests of their content, whatever their folder, name or counts.
 
 Two preparations of the same files in another order have the same counts, and every table of numbers that was made with
 one of them means other items with the other.

@@ -1,4 +1,4 @@
-"""How prepared data lie in a data set repository of the Hub, and getting them there and back."""
+"""Push prepared data to a data set repository of the Hub, and load them from there."""
 
 from __future__ import annotations
 

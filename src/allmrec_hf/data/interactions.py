@@ -1,4 +1,4 @@
-"""The one schema of interactions and items, and the checks at the door."""
+"""The schema of interactions and items, and its checks."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def validate_interactions(frame: Any, where: str, rules: TimeRules = BY_TIME) ->
     Args:
         frame: One row per interaction: a frame of Polars or pandas, a table of Arrow, a data set or records.
         where: What the frame is called in an error, e.g. the file's name.
-        rules: How the order of interactions is told.
+        rules: How the order of interactions is determined.
 
     Raises:
         DataError: when the frame is empty, columns are missing or of a wrong type, an id or a time is missing, or a

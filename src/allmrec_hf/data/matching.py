@@ -1,4 +1,4 @@
-"""Item ids that interactions and items write differently: `1.0` in a table that pandas wrote, `1` in the other."""
+"""Match item ids that interactions and items write differently, such as `1.0` and `1`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The memory of this process: how much it holds, and what gives back what was freed.
+"""Measure the memory of this process, and return freed memory to the system.
 
 glibc keeps freed tensors of up to 32 MiB in its heap for the next ones. Batches of ever other lengths ask for other
 sizes, which the holes do not fit, so that the process holds several times what it needs.

@@ -1,4 +1,4 @@
-"""One row for each item where the metadata hold several: the first non-empty value of each column."""
+"""Merge several metadata rows of one item: keep the first non-empty value of each column."""
 
 from __future__ import annotations
 

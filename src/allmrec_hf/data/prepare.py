@@ -1,4 +1,4 @@
-"""From raw files to prepared data: read, validate, filter, split, sample candidates, write."""
+"""Prepare data from raw files: read, validate, filter, split, sample candidates, write."""
 
 from __future__ import annotations
 

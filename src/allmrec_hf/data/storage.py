@@ -1,4 +1,4 @@
-"""A folder that is written beside its place and then renamed, so that it is there whole or not at all."""
+"""Write a folder atomically: in a temporary folder beside it, which is then renamed."""
 
 from __future__ import annotations
 

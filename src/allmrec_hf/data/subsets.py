@@ -1,4 +1,4 @@
-"""Parts of prepared data that are prepared data themselves: some users, recent interactions, joined catalogues.
+"""Select parts of prepared data that are prepared data themselves: users, recent interactions, joined catalogues.
 
 What stays of a user keeps its split, its targets and its candidates; only `without` has to split and sample again.
 """

@@ -1,4 +1,4 @@
-"""Plain text out of the HTML that shops put into titles and descriptions."""
+"""Strip HTML from titles and descriptions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Times of interactions as whole numbers that keep the order of what was given, at its full resolution."""
+"""Convert times of interactions to whole numbers at full resolution, in the same order."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _DATE = (
 
 @dataclass(frozen=True)
 class TimeRules:
-    """How the order of interactions is told.
+    """How the order of interactions is determined.
 
     Attributes:
         order: `"time"` by the column `timestamp`; `"file"` by the order of the rows, for data without times.
@@ -49,7 +49,7 @@ class TimeRules:
     time_format: str | None = None
 
     def check(self) -> None:
-        """Refuse rules that contradict themselves.
+        """Check that the rules do not contradict each other.
 
         Raises:
             DataError: when the order is unknown, or a format is given for times that are not read.

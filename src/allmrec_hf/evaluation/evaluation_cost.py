@@ -1,4 +1,4 @@
-"""What ranking by the LLM will cost on this machine, said before it starts."""
+"""Estimate and log the cost of ranking with the LLM before it starts."""
 
 from __future__ import annotations
 

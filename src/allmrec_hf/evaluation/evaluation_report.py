@@ -1,4 +1,4 @@
-"""Tables of an evaluation report, made from the stored JSON alone."""
+"""Format an evaluation report as tables, from the stored JSON alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every ranker on the same users, targets and candidates: from scores to ranks to one report."""
+"""Evaluate rankers on the same users, targets and candidates: from scores to ranks to one report."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _LIBRARIES = ("numpy", "torch", "transformers", "polars", "sentence-transformers
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """What an evaluation found: the report, and the rank of every user's target under every method.
+    """The result of an evaluation: the report, and the rank of every user's target under every method.
 
     Attributes:
         report: Everything that goes into the JSON report; see `docs/evaluation.md` for each field.
@@ -262,7 +262,7 @@ def _check_arguments(
 
 
 def _check_numbering(rankers: Sequence[Ranker], data: EvaluationData) -> None:
-    """Refuse data whose items are not those that a ranker's model knows by the same numbers."""
+    """Check that the data number the items as the model of each ranker does."""
     for ranker in rankers:
         catalog = getattr(getattr(ranker, "processor", None), "catalog", None)
         other = None if catalog is None else other_items(catalog.item_ids, _item_ids(data))

@@ -1,4 +1,4 @@
-"""Over-smoothing, measured: how much of the joint space the item vectors use, and whether both sides of an item meet.
+"""Measure over-smoothing: how much of the joint space the item vectors use, and whether both sides of an item meet.
 
 The paper argues that matching alone would make the joint embeddings of all items alike ("over-smoothed", section 4.1)
 and shows no measurement.

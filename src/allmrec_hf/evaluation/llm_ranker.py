@@ -1,4 +1,4 @@
-"""A-LLMRec behind the evaluator: the CF encoder retrieves, the frozen LLM ranks by the likelihood of titles."""
+"""The ranker of A-LLMRec: the CF encoder retrieves, the frozen LLM ranks by the likelihood of titles."""
 
 from __future__ import annotations
 

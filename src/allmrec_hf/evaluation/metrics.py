@@ -1,4 +1,4 @@
-"""Ranks from lists of scores, for the `evaluate` modules under `metrics/`."""
+"""Compute ranks from lists of scores, for the `evaluate` modules under `metrics/`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the evaluator asks of a method and of the data; anything with these members can be evaluated."""
+"""The interfaces of rankers and data that the evaluator needs; any object with these members can be evaluated."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class TitleGenerator(Protocol):
 
 
 class CandidateRows(Protocol):
-    """The candidates of one split: who is asked, what is right, and what to choose from."""
+    """The candidates of one split: users, targets and candidate items."""
 
     @property
     def users(self) -> NDArray[np.int64]:
@@ -89,7 +89,7 @@ class EvaluationData(Protocol):
 
     @property
     def info(self) -> Mapping[str, Any]:
-        """What the preparation wrote about itself."""
+        """The facts that the preparation stored."""
         ...
 
     @property
@@ -108,7 +108,7 @@ class EvaluationData(Protocol):
         ...
 
     def history(self, user: int, split: TargetSplit) -> History:
-        """Return what is known of a user before the split's target, in time order."""
+        """Return the items of a user before the split's target, in time order."""
         ...
 
     def candidates(self, split: TargetSplit) -> CandidateRows:

@@ -1,4 +1,4 @@
-"""Methods behind the evaluator: popularity, a collaborative-filtering encoder alone, text alone.
+"""Rankers without an LLM: popularity, a collaborative-filtering encoder alone, text alone.
 
 Each is a `Ranker` (see `protocol`): it gets histories of catalogue indices in time order and never sees the target.
 """

@@ -1,4 +1,4 @@
-"""The rank of a target in the whole catalogue, from what a ranker retrieves."""
+"""Compute the rank of a target in the whole catalogue from the retrieved items of a ranker."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def retrieved_ranks(
 
 
 def check_scores(ranker: Ranker, scores: NDArray[np.floating[Any]], expected: tuple[int, ...]) -> None:
-    """Refuse scores of another shape, and NaN.
+    """Check that scores have the right shape and hold no NaN.
 
     Raises:
         ALLMRecError: naming the ranker.

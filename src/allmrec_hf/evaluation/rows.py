@@ -1,4 +1,4 @@
-"""The users under evaluation: who is asked, what is right, what to choose from, and the groups they are in."""
+"""Select the users to evaluate, with their histories, targets, candidates and groups."""
 
 from __future__ import annotations
 

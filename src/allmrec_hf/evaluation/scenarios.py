@@ -36,7 +36,7 @@ UNLABELLED = {"label": False}  # of a parameter that a whole suite has in common
 
 @dataclass(frozen=True)
 class EvaluationSplit:
-    """What a scenario makes of the data; both parts have one catalogue, the same object.
+    """The data to train on and the data to evaluate in a scenario; both share one catalogue object.
 
     Attributes:
         training: What methods may be trained on: its users, interactions and validation targets.

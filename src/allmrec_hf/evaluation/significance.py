@@ -1,4 +1,4 @@
-"""How far a difference between two methods can be trusted: intervals, paired tests, correction for many comparisons.
+"""Measure how certain a difference between two methods is: intervals, paired tests, multiple-comparison correction.
 
 Everything is paired: both methods answered for the same users, and what is drawn is users. `docs/statistics.md` says
 which question each test answers and which it does not.

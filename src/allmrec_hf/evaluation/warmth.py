@@ -1,4 +1,4 @@
-"""Groups of users: by how well the training data knows their target item, by history length, and a caller's own."""
+"""Group users: by the training interactions of their target, by history length, and by a caller's own groups."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ RANK_COLUMNS = ("user_id", "target", "method", "rank", "tied", "answer")  # of t
 
 @dataclass(frozen=True)
 class WarmthGroups:
-    """Which items count as warm, cold and never seen; a user belongs to the groups of the target.
+    """The warm, cold and never seen items; a user belongs to the groups of the target.
 
     Attributes:
         warm: `(N + 1,)` True for the share of items with the most training interactions.

@@ -1,1 +1,1 @@
-"""What decided a recommendation, in figures: contributions, nearest words, a picture; and free-text tasks."""
+"""Explain a recommendation in figures: contributions, nearest words, a picture; and answer free-text tasks."""

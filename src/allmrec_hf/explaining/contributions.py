@@ -1,4 +1,4 @@
-"""How much each history item and the user vector contribute to a title's score, by two methods.
+"""Measure how much each history item and the user vector contribute to a title's score, by two methods.
 
 Leave-one-out takes an item out of the history and scores again. Gradient x input multiplies the gradient of the score
 with the distance of every vector from a baseline. An item reaches the LLM by two routes, its title and vector in the
@@ -23,12 +23,12 @@ from .prompt_probe import PromptProbe
 
 Removal = Literal["delete", "neutral"]
 CLEAR = 0.1
-"""From this many nats on a contribution counts as clear: the title's probability changes by a tenth."""
+"""The nats from which a contribution counts as clear: the title's probability changes by a tenth."""
 
 
 @dataclass(frozen=True)
 class Effect:
-    """One contribution by one method, in nats; positive speaks for the title.
+    """One contribution by one method, in nats; a positive one raises the title's score.
 
     Attributes:
         total: The contribution by both routes.
@@ -43,7 +43,7 @@ class Effect:
 
 @dataclass(frozen=True)
 class Contribution:
-    """What the user vector or one history item contributes to the explained value.
+    """The contribution of the user vector or one history item to the explained value.
 
     Attributes:
         source: `"user"` or `"history"`.

@@ -1,4 +1,4 @@
-"""One recommendation explained: contributions, nearest tokens and both scores, as data that goes into JSON."""
+"""Explain one recommendation: contributions, nearest tokens and both scores, as plain values for JSON."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Does the LLM know a user's favourite category? Measured against the catalogue's own categories."""
+"""Measure whether the LLM knows a user's favourite category, against the categories of the catalogue."""
 
 from __future__ import annotations
 

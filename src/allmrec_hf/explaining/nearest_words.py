@@ -1,4 +1,4 @@
-"""What a projected vector looks like to the LLM: the tokens whose input embeddings it resembles most."""
+"""Find the tokens whose input embeddings are nearest to a projected vector."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The picture of an explanation: contributions, and the two scores beside each other."""
+"""Draw an explanation: its contributions, and the two scores beside each other."""
 
 from __future__ import annotations
 

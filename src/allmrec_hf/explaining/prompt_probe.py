@@ -28,7 +28,7 @@ class Span(NamedTuple):
 
 @dataclass(frozen=True)
 class Baselines:
-    """What stands for "nothing in particular": the vectors that gradients and replacements are measured against.
+    """Neutral vectors: the average item, user and token, which replace removed vectors and from which gradients start.
 
     Attributes:
         item: `(d_llm,)` mean projected vector over the catalogue (evenly spaced, at most 1,000 items).

@@ -1,4 +1,4 @@
-"""Free-text tasks for the frozen LLM: a template asks, the user vector and the history are in its slots.
+"""Free-text tasks for the frozen LLM: a template with slots for the user vector and the history.
 
 A task is data: another question needs no code. `answer_scores` compares given answers by likelihood, `generate_answers`
 lets the LLM write, and `favourite_category` measures both against the catalogue's own categories.

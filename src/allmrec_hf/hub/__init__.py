@@ -1,1 +1,1 @@
-"""Sharing: the model card of a checkpoint (`card`) and the way to the Hub (`publish`)."""
+"""Share a checkpoint: its model card (`card`) and its upload to the Hub (`publish`)."""

@@ -1,4 +1,4 @@
-"""The model card as data: filled by training and evaluation, rendered through one template."""
+"""The model card as data: training and evaluation fill it, one template renders it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _METRIC = re.compile(r"(hit|ndcg)@(\d+)|mrr|valid")
 
 @dataclass
 class ALLMRecCard:
-    """Everything a model card says; each field is optional but the name, and an unknown one is left out of the card.
+    """The content of a model card; every field but the name is optional, and a missing one is left out of the card.
 
     Attributes:
         name: The model's name.

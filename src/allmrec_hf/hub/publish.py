@@ -1,4 +1,4 @@
-"""From a checkpoint's folder to a repository on the Hub."""
+"""Upload a checkpoint folder to a repository on the Hub."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What others get of a run folder: the checkpoint as it is, or a copy that carries its parts or names their ids."""
+"""Stage a run folder for upload: the checkpoint as it is, or a copy that carries its parts or names their Hub ids."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _CARRIED = "The checkpoint carries the language model's weights."
 
 @dataclass(frozen=True)
 class Sharing:
-    """How others get the parts that a light checkpoint takes from elsewhere.
+    """The way in which others get the parts that a light checkpoint does not hold.
 
     Attributes:
         include_llm: Put the LLM into the copy.

@@ -1,1 +1,1 @@
-"""Every method behind one evaluator: A-LLMRec, its backbones, the baselines of the paper and the controls."""
+"""The methods that the benchmark compares: A-LLMRec, its backbones, the baselines of the paper and the controls."""

@@ -1,4 +1,4 @@
-"""A-LLMRec and its ablations: the same stages with other options."""
+"""A-LLMRec and its ablations, which differ from it in options only."""
 
 from __future__ import annotations
 

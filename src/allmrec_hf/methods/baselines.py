@@ -28,14 +28,14 @@ class Popularity(Method):
 class TextCosine(Method):
     """Rank by the cosine between raw text embeddings; no interaction trains it.
 
-    Its option `last_items` fixes how many of the latest history items count; otherwise the validation part picks.
+    Its option `last_items` fixes how many of the latest history items count; otherwise it is selected on validation.
     """
 
     name = "text-cosine"
     options: ClassVar[tuple[str, ...]] = ("last_items",)
 
     def fit(self, data: PreparedData, setting: Setting) -> TextCosineRanker:
-        """Embed the catalogue's texts and pick the number of history items."""
+        """Embed the catalogue's texts and select the number of history items."""
         grid = grid_of(self.name, self.checked(setting), {"last_items": LAST_ITEMS})
         texts = text_embeddings(data, setting).cpu().numpy()
         rankers = [TextCosineRanker(texts, last_items, name=self.name) for last_items in grid["last_items"]]

@@ -1,4 +1,4 @@
-"""Controls: what a gain must survive before it is credited to the LLM, and the alarm that a test leaks."""
+"""Controls: methods that a gain must survive before it is credited to the LLM, and an alarm for leaks of the test."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ PATIENCE = 5
 
 @dataclass(frozen=True)
 class _NoPrompts:
-    """Stands for the processor of a method without prompts."""
+    """A stand-in for the processor of a method without prompts."""
 
     max_history_length: int
 

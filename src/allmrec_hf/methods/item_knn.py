@@ -125,8 +125,8 @@ class ItemKNNRanker:
 class ItemKNN(Method):
     """Rank by the neighbours of the history's items; nothing is trained by gradient.
 
-    Options fix `neighbors`, `shrinkage` and `last_items` (0 for the whole history); what is not given is picked on the
-    validation part.
+    Options fix `neighbors`, `shrinkage` and `last_items` (0 for the whole history); others are selected on
+    the validation part.
     """
 
     name = "item-knn"

@@ -1,4 +1,4 @@
-"""LLM-Only: the frozen LLM asked in words alone, with nothing trained."""
+"""LLM-Only: rank with the frozen LLM by a text prompt, without any training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the methods around an LLM share: their options, the LLM and its prompts, and how they rank."""
+"""Shared parts of the methods with an LLM: options, loading, prompts and ranking."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""LLM-SRec: what a sequential recommender knows of a user, distilled into vectors that a frozen LLM makes."""
+"""LLM-SRec: distil the user representation of a sequential recommender into vectors of a frozen LLM."""
 
 from __future__ import annotations
 

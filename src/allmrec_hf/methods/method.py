@@ -16,10 +16,10 @@ from ..training.settings import DEFAULT_BACKBONE, DEFAULT_TEXT_ENCODER
 
 @dataclass(frozen=True)
 class Setting:
-    """What a method is trained with, besides its data.
+    """The settings that a method is trained with, besides its data.
 
     Attributes:
-        folder: The method's own folder; what an interrupted training left there may be gone on with.
+        folder: The method's own folder; an interrupted training may be resumed from it.
         parts: Folder shared by all methods of the same training data and seed, see `shared`.
         common: Folder shared by all methods of a benchmark, whatever their data and seeds; `parts` where not given.
         seed: Seed of everything the method draws.
@@ -79,7 +79,7 @@ class Method(ABC):
     def fit(self, data: PreparedData, setting: Setting) -> Ranker:
         """Train on the data's training part (and validation part, where the method says so) and return the ranker.
 
-        The test part is never looked at. What has to be picked is picked on the validation part.
+        The test part is never looked at. Anything to select is selected on the validation part.
         """
 
     def checked(self, setting: Setting) -> Mapping[str, Any]:

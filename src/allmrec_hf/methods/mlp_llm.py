@@ -1,4 +1,4 @@
-"""MLP-LLM: the backbone's item vectors straight into the projector, with no joint space."""
+"""MLP-LLM: project the item embeddings of the backbone into the LLM without a joint space."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from .shared import check_same_settings, run_until, stage_arguments
 
 
 class IdentityAligner(nn.Module):
-    """Stands where the aligner stands and changes nothing: the joint embedding of an item is its CF vector."""
+    """An aligner that changes nothing: the joint embedding of an item is its CF vector."""
 
     def encode_items(self, item_embeddings: torch.Tensor) -> torch.Tensor:
         """Return the CF item embeddings `(..., d_cf)` as they are."""

@@ -61,8 +61,8 @@ def best_on_validation(rankers: Iterable[R], data: PreparedData, max_users: int 
             best = value, ranker
     if best is None:
         why = f": the scores of {', '.join(broken)} are not numbers" if broken else ""
-        raise ALLMRecError(f"there is no ranker to pick from{why}")
-    logger.info("%s: picked on validation with NDCG@10 %.4f", best[1].name, best[0])
+        raise ALLMRecError(f"there is no ranker to select from{why}")
+    logger.info("%s: selected on validation with NDCG@10 %.4f", best[1].name, best[0])
     return best[1]
 
 
@@ -85,7 +85,7 @@ def grid_of(method: str, options: Mapping[str, Any], grid: Mapping[str, tuple[in
         if isinstance(given, bool) or not isinstance(given, int) or given < min(values[0], 1):
             raise ALLMRecError(
                 f"the option {name} of {method} must be a whole number of at least {min(values[0], 1)}, got {given!r}; "
-                "leave it out to have it picked on the validation part"
+                "leave it out to have it selected on the validation part"
             )
         chosen[name] = (given,)
     return chosen

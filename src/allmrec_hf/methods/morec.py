@@ -1,4 +1,4 @@
-"""MoRec: a sequential model whose items are their texts (Yuan et al., SIGIR 2023, arXiv 2303.13835)."""
+"""MoRec: a sequential model whose item embeddings are encoded texts (Yuan et al., SIGIR 2023, arXiv 2303.13835)."""
 
 from __future__ import annotations
 

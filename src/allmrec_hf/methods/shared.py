@@ -1,4 +1,4 @@
-"""What several methods of the same data and seed have in common: trained once, kept in `Setting.parts`."""
+"""Parts that several methods of the same data and seed share: trained once, stored in `Setting.parts`."""
 
 from __future__ import annotations
 

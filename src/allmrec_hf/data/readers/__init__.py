@@ -1,4 +1,4 @@
-"""Sources of raw interactions and items; a new one is a new file here and one line in `READERS`."""
+"""Readers of raw interactions and items; a new source is a new file here and one line in `READERS`."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ def read_amazon_2023(
         columns: May say of which fields titles and descriptions are made.
         max_bad_lines: The share of lines that may be broken.
         text: Only the encoding may be given.
-        rules: How the order of interactions is told.
+        rules: How the order of interactions is determined.
 
     Raises:
         DataError: when a file is missing, damaged or of another layout.

@@ -1,4 +1,4 @@
-"""What every reader returns, what it may be told of text files, and opening files that may be compressed."""
+"""The result and the options of every reader, and opening of files that may be compressed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ DELIMITER_WORDS = {"tab": "\t", "\\t": "\t", "space": " ", "comma": ",", "semico
 
 @dataclass(frozen=True)
 class TextFormat:
-    """What a user says of text files where the files do not say it themselves.
+    """The format of text files as a user gives it, where the files do not show it.
 
     Attributes:
         delimiter: What stands between the fields of a line, e.g. `";"`, `"::"` or the word `"tab"`; by default it is
@@ -90,7 +90,7 @@ class RawData:
 
 @dataclass
 class LineCount:
-    """How many lines were read, how many were left out, and the first of those.
+    """The number of lines read and left out, and the first line left out.
 
     Attributes:
         good: Lines, or objects of an array, that became rows.

@@ -1,4 +1,4 @@
-"""Which column of a file is which of ours: by its name, by the column map, or by its number."""
+"""Map the columns of a file to the schema: by name, by the column map, or by number."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a text table is written: its delimiter, its quotation marks and the names of its columns."""
+"""Detect the dialect of a text table: its delimiter, its quotation marks and the names of its columns."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _EXCEL = re.compile(r"sep=(.+)", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Layout:
-    """What the beginning of a text table says of all of it.
+    """The dialect of a text table, detected at its beginning.
 
     Attributes:
         dialect: Delimiter and quotation marks.

@@ -1,4 +1,4 @@
-"""Text of any encoding as UTF-8, block by block; a byte that the encoding does not have is named with its place."""
+"""Decode text of any encoding block by block; bytes outside the encoding are reported with their position."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def utf8_blocks(handle: BinaryIO, path: Path, block_bytes: int, encoding: str | 
 
 
 class _Place:
-    """Where a decoder stands in a file, for the error that names a wrong byte."""
+    """The position of a decoder in a file, for the error that names a wrong byte."""
 
     def __init__(self, path: Path, encoding: str, given: bool, read: int) -> None:
         self.path, self.encoding, self.given = path, encoding, given

@@ -45,7 +45,7 @@ def read_hub(
         columns: Our column name to the data set's.
         max_bad_lines: The share of lines that may be no JSON object or have another number of fields.
         text: What the user says of text files.
-        rules: How the order of interactions is told.
+        rules: How the order of interactions is determined.
 
     Raises:
         DataError: when a data set cannot be loaded or lacks columns.

@@ -50,8 +50,8 @@ def read_movielens(
 ) -> RawData:
     """Read a MovieLens folder, or its file of ratings and its file of movies.
 
-    The layout is told by the first line, so files may be renamed. Without `items`, the file of movies that lies beside
-    the ratings is taken. Genres become the column `category`, joined by `|`.
+    The layout is detected from the first line, so files may be renamed. Without `items`, the file of movies beside the
+    ratings is read. Genres become the column `category`, joined by `|`.
 
     Args:
         interactions: The unpacked folder, or the file of ratings.
@@ -59,7 +59,7 @@ def read_movielens(
         columns: Must be empty: the layouts are fixed.
         max_bad_lines: The share of lines of CSV files that may have another number of fields.
         text: Only the encoding may be given; by default UTF-8, and Latin-1 where a file is no UTF-8.
-        rules: How the order of interactions is told.
+        rules: How the order of interactions is determined.
 
     Raises:
         DataError: when a file is missing or of another layout.

@@ -1,4 +1,4 @@
-"""One record of a text table after another, by the rules of CSV where they hold and word for word where they do not."""
+"""Split a text table into records: by the rules of CSV where they hold, else line by line."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _ESCAPED = re.compile(r'\\([\\"])')
 
 @dataclass(frozen=True)
 class Dialect:
-    r"""How the fields of a line are told apart.
+    r"""The delimiter and quotation of the fields of a line.
 
     Attributes:
         delimiter: What stands between fields.

@@ -1,4 +1,4 @@
-"""Tables of any project: CSV, TSV and other text tables, RecBole's files, parquet or JSON, with a column map."""
+"""Read tables of any project: CSV, TSV and other text tables, RecBole's files, parquet or JSON, with a column map."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def read_tables(
             `interactions.item_id` and `items.item_id` say which file is meant where the two differ.
         max_bad_lines: The share of lines that may be no JSON object or have another number of fields.
         text: What the user says of the text files.
-        rules: How the order of interactions is told.
+        rules: How the order of interactions is determined.
 
     Raises:
         DataError: when a file is missing, damaged, of an unknown format or lacks columns.
