@@ -21,7 +21,7 @@ demo: $(INSTALLED) ## the whole path on the invented film world, in under 5 minu
 test: $(INSTALLED) ## all default tests: no network, no GPU
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2  # one thread for each of the two processes
 
-smoke: $(INSTALLED) ## the laboratory's smallest suite: methods, controls and one report, in under 3 minutes
+smoke: $(INSTALLED) ## the smallest benchmark suite: methods, controls and one report, in under 3 minutes
 	OMP_NUM_THREADS=1 $(BIN)/allmrec benchmark --suite smoke --jobs 2 --output runs/smoke
 
 lint: $(INSTALLED) ## ruff

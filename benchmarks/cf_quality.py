@@ -3,10 +3,10 @@
     python benchmarks/cf_quality.py --data-root DATA --output RUNS --machine "2 cores" \
         --rectools-python R/bin/python --recbole-python B/bin/python --implicit-python I/bin/python
 
-`--data-root` holds one folder per data set with `interactions.parquet` and `items.parquet`. Each benchmark run (data set,
-library, model, seed) is a JSON file in `RUNS/results`, written when it is done and not computed again, so an interrupted
-command goes on where it stopped, and parts can run side by side (`--datasets --libraries --models --seeds`); only runs
-that ran out of time are repeated when they are allowed more. At the end all runs found become
+`--data-root` holds one folder per data set with `interactions.parquet` and `items.parquet`. Each benchmark run (data
+set, library, model, seed) is a JSON file in `RUNS/results`, written when it is done and not computed again, so the same
+command resumes an interrupted one, and parts can run side by side (`--datasets --libraries --models --seeds`). Only
+runs that ran out of time are repeated when they are allowed more. At the end all runs found become
 `benchmarks/results/cf_quality.json` and `docs/results/backbones.md`. A library whose Python is not given is left out.
 What each Python must have installed stands at the top of its script in `other_libraries`.
 """

@@ -2,9 +2,10 @@
 
     python benchmarks/stage1_negatives.py --data-root DATA --text-encoder all-MiniLM-L6-v2 --output RUNS
 
-`--data-root` holds one folder per data set with `interactions.parquet` and `items.parquet`. Each benchmark run (data set, seed,
-what is compared) is a JSON file in `RUNS/results`, written when it is done and not computed again; parts can run side by
-side (`--datasets --seeds --parts`). At the end all runs found become `benchmarks/results/stage1_negatives.json`.
+`--data-root` holds one folder per data set with `interactions.parquet` and `items.parquet`. Each benchmark run (data
+set, seed, what is compared) is a JSON file in `RUNS/results`, written when it is done and not computed again; parts can
+run side by side (`--datasets --seeds --parts`). At the end all runs found become
+`benchmarks/results/stage1_negatives.json`.
 
 Compared are, with the text encoder frozen and no LLM:
 

@@ -66,7 +66,7 @@ def test_two_commands_cannot_use_one_folder_at_a_time(tmp_path, fitted):
     (tmp_path / "out").mkdir()
     with (
         FileLock(tmp_path / "out" / ".lock"),
-        pytest.raises(ALLMRecError, match=r"another command is at work in .*out"),
+        pytest.raises(ALLMRecError, match=r"another command is running in .*out"),
     ):
         run_suite(suite(), Place(tmp_path / "out"))
     assert run_suite(suite(), Place(tmp_path / "out")).computed == 9

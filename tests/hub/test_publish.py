@@ -135,7 +135,7 @@ def test_a_hub_out_of_reach_is_explained(checkpoint):
         push_checkpoint(checkpoint, "me/model", endpoint=endpoint)
 
 
-def test_a_pushed_model_comes_back_through_every_door(fake_hub, tmp_path):
+def test_a_pushed_model_loads_through_every_class(fake_hub, tmp_path):
     directory = str(tmp_path / "model")
     pushed = f"""
 import torch
