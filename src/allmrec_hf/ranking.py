@@ -5,7 +5,7 @@ places 4, 5 and 6 are equally likely when ties are broken at random. Every metri
 value at the mean place: a constant score over 20 candidates has Hit@1 1/20 and Hit@10 1/2, what a random order has.
 
 Only equal numbers are tied. Scores that differ by a rounding error are not: a method whose scores are equal but for the
-noise of its arithmetic is ranked by that noise, which favours nobody either.
+noise of its arithmetic is ranked by that noise, which favours no method either.
 """
 
 from __future__ import annotations

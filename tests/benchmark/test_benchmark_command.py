@@ -1,4 +1,4 @@
-"""The command: what it runs without a suite, and what it tells."""
+"""`allmrec benchmark`: benchmarks without a suite, and the output of the command."""
 
 import json
 

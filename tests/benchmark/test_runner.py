@@ -1,4 +1,4 @@
-"""Running: nothing finished is computed again, a kill changes nothing, and what cannot be done is told."""
+"""The runner: finished runs are not computed again, a kill changes no result, and missing runs are reported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scenarios on the invented world: nobody evaluated was trained on, and everybody is asked what they were asked."""
+"""Scenarios on the invented world: held-out users are not trained on, and evaluated users keep their candidates."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pushing a light checkpoint whose parts lie in folders of this machine: refused, carried, or named on the Hub."""
+"""Push a light checkpoint whose parts lie in folders of this machine: an error, a copy, or ids of the Hub."""
 
 from __future__ import annotations
 
