@@ -119,7 +119,7 @@ def test_the_model_refuses_tensors_out_of_range(index, model, processor):
         refuses(call, "to 40")
 
 
-@pytest.mark.parametrize("kind", [torch.bool, torch.float32])
+@pytest.mark.parametrize("kind", [torch.bool, torch.float32, torch.uint8, torch.int16])
 def test_the_model_refuses_tensors_of_other_types(kind, model):
     history = torch.tensor([[3, 4]]).to(kind)
     mask = torch.ones(1, 2, dtype=torch.bool)
@@ -207,3 +207,14 @@ def test_explanations_and_tasks_refuse_indices_out_of_range(index, model, proces
     for call in calls:
         with pytest.raises(DataError, match=RANGE):
             call()
+
+
+@pytest.mark.parametrize("indices", [[[3]], (3,), None])
+def test_what_is_no_tensor_is_refused_by_name(indices, model):
+    with pytest.raises(DataError, match="expected a tensor of catalogue indices"):
+        model.item_vectors(indices)
+
+
+@pytest.mark.parametrize("index", [torch.tensor([3]), np.array([3])])
+def test_a_vector_of_one_is_no_index(index, processor):
+    refuses(lambda: processor.catalog.title(index), "no catalogue index")

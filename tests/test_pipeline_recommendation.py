@@ -84,7 +84,7 @@ def test_more_permutations_average_scores(recommend):
             {"history": ["I1"], "candidates": ["I2", "Z"]},
             r"1 of 2 candidates are not in the catalogue .*\['Z'\]; add new",
         ),
-        ({"history": ["I1"], "candidates": []}, "0 of 0 candidates"),
+        ({"history": ["I1"], "candidates": []}, "the list of candidates is empty"),
         ({"history": ["I1"], "candidates": ["I2", "I2"]}, "given more than once"),
         ({"history": "I1"}, "must be a list of item ids"),
         ({"histories": ["I1"]}, 'a mapping with "history"'),

@@ -174,3 +174,9 @@ def test_random_scores_reach_chance():
 
 def test_nobody_has_no_metrics():
     assert summarize_ranks([]) == {"users": 0}
+
+
+@pytest.mark.parametrize("position", [-1, 3, True, 1.0])
+def test_a_position_that_is_no_column_is_refused(position):
+    with pytest.raises(ValueError, match="target_positions must be"):
+        target_ranks([[0.1, 0.2, 0.3]], [position])

@@ -125,6 +125,35 @@ def test_ids_like_an_unknown_one_are_found_in_a_large_catalogue_too(monkeypatch)
         require_items(catalog, ["B00012x"], "history")
 
 
+def test_unknown_history_items_stand_in_every_row_of_their_result_alone(recommend):
+    with pytest.warns(UserWarning, match="left out"):
+        first, second = recommend([{"history": [1, 300], "user_id": "u"}, {"history": [1, 2]}], top_k=2, batch_size=2)
+    assert [row["unknown_history"] for row in first] == [["300"], ["300"]]
+    assert not any("unknown_history" in row for row in second)
+    with pytest.raises(DataError, match="cannot have the key 'unknown_history'"):
+        recommend({"history": [1], "unknown_history": []})
+
+
+@pytest.mark.parametrize("absent", [float("nan"), None, pd.NA, np.float32("nan")], ids=repr)
+def test_what_a_table_lacks_is_no_list(recommend, absent):
+    request = {"history": [1, 2]}
+    told = recommend({**request, "titles": absent, "candidates": absent, "candidate_titles": absent}, top_k=1)
+    assert told == recommend(request, top_k=1)
+
+
+def test_a_set_has_no_order_and_no_candidates_are_told_as_such(recommend):
+    with pytest.raises(DataError, match=r"'history' must be a list .* in their order; a set has none"):
+        recommend({"history": {1, 2}})
+    with pytest.raises(DataError, match="the list of candidates is empty; name some, or leave it out"):
+        recommend({"history": [1, 2], "candidates": []})
+
+
+def test_counts_may_be_whole_numbers_of_numpy(recommend):
+    assert len(recommend({"history": [1, 2]}, top_k=np.int64(2))) == 2
+    with pytest.raises(DataError, match="top_k must be a whole number"):
+        recommend({"history": [1, 2]}, top_k=2.0)
+
+
 # -- many requests
 
 

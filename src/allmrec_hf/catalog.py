@@ -218,7 +218,8 @@ class ItemCatalog:
             ) from error
         except (pl.exceptions.PolarsError, OSError) as error:
             raise CheckpointError(
-                f"{path} is no readable parquet file ({error}); write or download it again"
+                f"{path} is no readable parquet file of items (item_id, title, description); it is truncated or "
+                "damaged: write or download it again"
             ) from error
         return cls(frame, saved=True)
 

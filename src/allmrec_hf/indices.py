@@ -31,6 +31,8 @@ def checked_index(index: Any, num_items: int, what: str = "an item") -> int:
     try:
         if isinstance(index, (bool, np.bool_)) or (isinstance(index, Tensor) and index.dtype == torch.bool):
             raise TypeError
+        if getattr(index, "ndim", 0):  # a vector of one
+            raise TypeError
         number = operator.index(index)
     except (TypeError, ValueError):
         raise DataError(f"{what} is {_shown(index)}, no catalogue index; {_wanted(num_items)}") from None
@@ -69,18 +71,21 @@ def check_padded(indices: "Tensor | np.ndarray", num_items: int, what: str, look
         look: Whether values on an accelerator are looked at too, which waits for it; those on the CPU always are.
 
     Raises:
-        DataError: when the type is no whole number's, or an index is not in 0..N.
+        DataError: when it is neither tensor nor array, the type is no whole number's (PyTorch looks up `int64` and
+            `int32` only, and takes `uint8` for a mask), or an index is not in 0..N.
     """
+    if not isinstance(indices, (Tensor, np.ndarray)):
+        raise DataError(f"{what} is a {type(indices).__name__}; expected a tensor of catalogue indices (int64)")
     if isinstance(indices, Tensor):
-        kind = indices.dtype
-        whole = not (kind.is_floating_point or kind.is_complex or kind == torch.bool)
+        whole = indices.dtype in (torch.int64, torch.int32)
         look = indices.device.type == "cpu" or (look and indices.device.type != "meta")
         look = look and not torch.compiler.is_compiling()
     else:
         whole = np.issubdtype(indices.dtype, np.integer)
     if not whole:
         raise DataError(
-            f"{what} is of {indices.dtype}; catalogue indices are whole numbers, {_wanted(num_items, padding=True)}"
+            f"{what} is of {indices.dtype}; catalogue indices are whole numbers (int64), "
+            f"{_wanted(num_items, padding=True)}"
         )
     if not look or 0 in indices.shape:
         return

@@ -1,6 +1,6 @@
 """Look up items by id or by title; an id is never read as a title, nor a title as an id."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -70,7 +70,9 @@ def as_entries(value: Any, what: str) -> list[Any]:
         return list(value.tolist())
     if hasattr(value, "to_list"):
         return list(value.to_list())
-    if isinstance(value, (str, bytes, dict)) or not isinstance(value, Iterable) or hasattr(value, "tolist"):
+    if isinstance(value, (set, frozenset)):
+        raise DataError(f"{what!r} must be a list of item ids or titles in their order; a set has none")
+    if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Iterable) or hasattr(value, "tolist"):
         raise DataError(f"{what!r} must be a list of item ids or titles; got {str(value)[:80]!r}")
     return list(value)
 

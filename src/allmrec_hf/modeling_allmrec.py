@@ -162,7 +162,8 @@ class ALLMRecModel(ALLMRecPreTrainedModel):
         if reason is not None and not allow_other_llm:
             raise CheckpointError(
                 f"this is not {trained}: {reason}. Vectors projected for one LLM mean nothing to another; give the LLM "
-                "of the training, or allow_other_llm=True to attach this one all the same"
+                "of the training, or allow_other_llm=True (--allow-other-llm on the command line) to attach this one "
+                "all the same"
             )
         if reason is not None:
             logger.warning("The LLM is not the one of the training: %s.", reason)

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from numbers import Integral
 from pathlib import Path
 from types import GeneratorType
 from typing import Any, Literal, get_args
@@ -18,13 +19,13 @@ from .checkpoint_code import push_saved, replaced_on_the_hub
 from .errors import ALLMRecError, CheckpointError, DataError
 from .files import folder_written_whole
 from .item_lookup import NAMED, Naming, as_entries, find_items
-from .values import as_frame, as_records
+from .values import as_frame, as_records, is_missing
 
 logger = logging.getLogger(__name__)
 
 OnError = Literal["raise", "return"]
 KEYS = ("history", "titles", "candidates", "candidate_titles")
-RESULT_KEYS = ("item_id", "title", "score", "rank", "error")
+RESULT_KEYS = ("item_id", "title", "score", "rank", "unknown_history", "error")
 _PUSH_ARGUMENTS = ("private", "token", "revision", "commit_message", "commit_description", "create_pr")
 
 
@@ -56,6 +57,7 @@ class _Served:
     scores: list[tuple[int, float]]
     extra: dict[str, Any]
     error: str | None = None
+    unknown: list[str] = field(default_factory=list)
 
 
 class _NotLoaded:
@@ -100,8 +102,8 @@ class RecommendationPipeline(Pipeline):
             result of that request is `{"error": why}` with its further keys.
         batch_size: Requests that the LLM reads at once.
 
-    Unknown history items are left out, with a `UserWarning` that names them; a history without any known item and
-    unknown candidates are an error.
+    Unknown history items are left out, with a `UserWarning` that names them, and every row of that request's result
+    lists them under `unknown_history`; a history without any known item and unknown candidates are an error.
 
     Example:
         >>> import allmrec_hf
@@ -173,13 +175,13 @@ class RecommendationPipeline(Pipeline):
             )
         given = {"top_k": top_k, "num_candidates": num_candidates, "num_permutations": num_permutations}
         for name, value in given.items():
-            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, Integral) or value < 1):
                 raise DataError(f"{name} must be a whole number of at least 1, got {value!r}")
         if on_error not in (None, *get_args(OnError)):
             raise DataError(f"on_error must be one of {list(get_args(OnError))}, got {on_error!r}")
-        forward: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        forward: dict[str, Any] = {name: int(value) for name, value in given.items() if value is not None}
         errors = {} if on_error is None else {"on_error": on_error}
-        return errors, forward | errors, {} if top_k is None else {"top_k": top_k}
+        return errors, forward | errors, {} if top_k is None else {"top_k": int(top_k)}
 
     # -- requests
 
@@ -209,8 +211,10 @@ class RecommendationPipeline(Pipeline):
         wanted, by = _one_of(request, "candidates", "candidate_titles", empty=True)
         if wanted is None:
             return resolved
+        if not wanted:
+            raise DataError("the list of candidates is empty; name some, or leave it out to retrieve them")
         candidates = find_items(catalog, wanted, by)
-        if candidates.unknown or not wanted:
+        if candidates.unknown:
             raise DataError(
                 f"{len(candidates.unknown)} of {len(wanted)} candidates are not in the catalogue of {len(catalog)} "
                 f"items: {candidates.named_unknown()}; add new items with add_items, or leave candidates out to "
@@ -274,7 +278,11 @@ class RecommendationPipeline(Pipeline):
                     request.error = str(error)
         scored = iter(rows)
         found = {id(request): next(scored) for request in open_requests}
-        return {"ranked": [_Served(found.get(id(request), []), request.extra, request.error) for request in requests]}
+        ranked = [
+            _Served(found.get(id(request), []), request.extra, request.error, request.unknown_history)
+            for request in requests
+        ]
+        return {"ranked": ranked}
 
     def _scored(
         self, requests: Sequence[ResolvedRequest], count: int, num_permutations: int
@@ -317,12 +325,14 @@ class RecommendationPipeline(Pipeline):
             return {"error": served.error, **served.extra}
         catalog = self.processor.catalog
         best = sorted(served.scores, key=lambda pair: -pair[1])[:top_k]
+        unknown = {"unknown_history": served.unknown} if served.unknown else {}
         return [
             {
                 "item_id": catalog.item_id(index),
                 "title": catalog.title(index),
                 "score": score,
                 "rank": rank,
+                **unknown,
                 **served.extra,
             }
             for rank, (index, score) in enumerate(best, start=1)
@@ -419,6 +429,11 @@ def _extra_of_bad(request: Any) -> dict[str, Any]:
     return {key: value for key, value in request.items() if isinstance(key, str) and key not in (*KEYS, *RESULT_KEYS)}
 
 
+def _is_absent(value: Any) -> bool:
+    """Tell whether a table has nothing at the place of a list: None, or NaN of any library."""
+    return value is None or (not isinstance(value, (str, Iterable)) and is_missing(value))
+
+
 def _one_of(
     request: Mapping[str, Any], by_id: str, by_title: str, empty: bool = False
 ) -> tuple[list[Any] | None, Naming]:
@@ -430,7 +445,8 @@ def _one_of(
         by_title: The key of titles.
         empty: Whether an empty list is returned as it is.
     """
-    given = {key: as_entries(request[key], key) for key in (by_id, by_title) if request.get(key) is not None}
+    present = [key for key in (by_id, by_title) if not _is_absent(request.get(key))]
+    given = {key: as_entries(request[key], key) for key in present}
     filled = [key for key, entries in given.items() if entries]
     if len(filled) > 1:
         raise DataError(f"a request has {by_id!r} or {by_title!r}, not both: their common order is not known")

@@ -5,7 +5,7 @@ places 4, 5 and 6 are equally likely when ties are broken at random. Every metri
 value at the mean place: a constant score over 20 candidates has Hit@1 1/20 and Hit@10 1/2, what a random order has.
 
 Only equal numbers are tied. Scores that differ by a rounding error are not: a method whose scores are equal but for the
-noise of its arithmetic is ranked by that noise, which favours no method either.
+noise of its arithmetic is ranked by that noise, which favours nobody either.
 """
 
 from __future__ import annotations
@@ -118,16 +118,23 @@ def target_ranks(scores: ArrayLike, target_positions: ArrayLike) -> Ranks:
 
     Raises:
         NaNScoresError: when a score is NaN.
-        ValueError: when the shapes do not fit.
+        ValueError: when the shapes do not fit, or a position is no column.
 
     Example:
         >>> target_ranks([[0.1, 0.9, 0.5], [0.0, 0.0, 0.0]], [1, 2]).expected.tolist()
         [1.0, 2.0]
     """
     scores = np.asarray(scores, dtype=np.float64)
-    positions = np.asarray(target_positions, dtype=np.int64)
+    positions = np.asarray(target_positions)
+    if positions.size and positions.dtype.kind not in "iu":
+        raise ValueError(f"target_positions must be whole numbers, got {positions.dtype}")
+    positions = positions.astype(np.int64)
     if scores.ndim != 2 or positions.shape != scores.shape[:1]:
         raise ValueError(f"scores must be (B, C) and target_positions (B,); got {scores.shape} and {positions.shape}")
+    if positions.size and not (positions.min() >= 0 and positions.max() < scores.shape[1]):
+        raise ValueError(
+            f"target_positions must be columns 0 to {scores.shape[1] - 1}, got {positions.min()} to {positions.max()}"
+        )
     if np.isnan(scores).any():
         raise NaNScoresError(f"{int(np.isnan(scores).any(axis=1).sum())} of {len(scores)} rows hold NaN scores")
     target = np.take_along_axis(scores, positions[:, None], axis=1)  # (B, 1)

@@ -1,4 +1,4 @@
-"""A method without training for the tests of the runner: its scores depend on the seed alone."""
+"""A method without training, which the runner's tests watch: its scores depend on the seed alone."""
 
 from __future__ import annotations
 

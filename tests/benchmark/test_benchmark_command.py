@@ -1,4 +1,4 @@
-"""`allmrec benchmark`: benchmarks without a suite, and the output of the command."""
+"""The command: what it runs without a suite, and what it tells."""
 
 import json
 

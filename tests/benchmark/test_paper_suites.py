@@ -1,4 +1,4 @@
-"""The paper's suites: its published settings and figures, and errors where its data are missing or different."""
+"""The paper's suites: its settings and figures as published, and a clear word where its data are missing or others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The runner: finished runs are not computed again, a kill changes no result, and missing runs are reported."""
+"""Running: nothing finished is computed again, a kill changes nothing, and what cannot be done is told."""
 
 from __future__ import annotations
 

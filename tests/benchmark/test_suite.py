@@ -1,4 +1,4 @@
-"""Suites: YAML becomes benchmark runs, and every mistake is reported with its place before anything is computed."""
+"""Suites: what YAML says becomes runs, and every mistake is named with its place before anything is computed."""
 
 from __future__ import annotations
 

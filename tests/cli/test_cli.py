@@ -9,6 +9,8 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from allmrec_hf import DEMO_CHECKPOINT, ItemCatalog, __version__
 from allmrec_hf.cli.recommend import as_titles
@@ -297,6 +299,18 @@ def test_items_are_added_under_columns_of_other_names_and_those_without_title_ar
     assert "first ['N2', 'N3', 'N4', 'N5', 'N6'];" in done.stderr
 
 
+def test_new_items_are_read_from_text_files_as_they_are_said_to_be_written(copied, tmp_path):
+    new = tmp_path / "new.list"
+    new.write_bytes("N1::Café of Rain\nN2::Harbor\n".encode("latin-1"))
+    given = ("add-items", "--model", copied, "--items", new, "--output", tmp_path / "grown")
+    assert "its delimiter is given (--delimiter)" in refused(*given)
+    told = ("--delimiter", "::", "--no-header", "--column", "item_id=0", "--column", "title=1")
+    assert "--encoding latin-1" in refused(*given, *told)
+    succeeded(*given, *told, "--encoding", "latin-1")
+    catalog = ItemCatalog.load(tmp_path / "grown")
+    assert [catalog.title(catalog.index(item)) for item in ("N1", "N2")] == ["Café of Rain", "Harbor"]
+
+
 # -- standard output and standard error
 
 
@@ -466,6 +480,22 @@ def test_a_missing_llm_is_told_on_one_line_and_can_be_given_again(copied, small_
     assert "Traceback" not in told
     again = ("--llm", small_parts / "llm", "--json")
     assert succeeded("recommend", "--model", copied, "--history", "M0001", *again).stdout
+
+
+def test_another_llm_is_refused_and_taken_where_it_is_allowed(finished_run, small_parts, tmp_path):
+    torch.manual_seed(7)
+    other = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(small_parts / "llm"))
+    other.save_pretrained(tmp_path / "other")
+    AutoTokenizer.from_pretrained(small_parts / "llm").save_pretrained(tmp_path / "other")
+    given = ("--model", finished_run, "--llm", tmp_path / "other")
+    commands = {
+        "recommend": ("--history", "M0001", "--json"),
+        "explain": ("--history", "M0001", "--item", "M0002", "--json"),
+        "evaluate": ("--data", small_parts / "data", "--max-users", 3, "--json"),
+    }
+    for command, more in commands.items():
+        assert "--allow-other-llm" in refused(command, *given, *more)
+        assert json.loads(succeeded(command, *given, *more, "--allow-other-llm").stdout)
 
 
 def test_an_llm_option_that_cannot_work_is_refused_before_anything_is_trained(small_parts, tmp_path):

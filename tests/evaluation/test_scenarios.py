@@ -1,4 +1,4 @@
-"""Scenarios on the invented world: held-out users are not trained on, and evaluated users keep their candidates."""
+"""Scenarios on the invented world: nobody evaluated was trained on, and everybody is asked what they were asked."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The model card shows its data, and text from outside cannot change the page."""
+"""The model card says what its data says, and nothing from outside changes the page."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Push a light checkpoint whose parts lie in folders of this machine: an error, a copy, or ids of the Hub."""
+"""Pushing a light checkpoint whose parts lie in folders of this machine: refused, carried, or named on the Hub."""
 
 from __future__ import annotations
 

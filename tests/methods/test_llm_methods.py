@@ -1,4 +1,4 @@
-"""The methods with an LLM: they learn, frozen parts do not change, and the controls control what they should."""
+"""The methods around an LLM: they learn, what they call frozen stays as it was, and the controls stay controls."""
 
 from __future__ import annotations
 

@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 from toy_task import ToyTask
 
+from allmrec_hf.durations import duration
 from allmrec_hf.errors import ALLMRecError
 from allmrec_hf.training import checkpoint as ckpt
 from allmrec_hf.training import loop
 from allmrec_hf.training.arguments import PRESETS, STAGES, StageArguments, preset
 from allmrec_hf.training.checkpoint import module_state
 from allmrec_hf.training.loop import run_stage
-from allmrec_hf.training.progress import EVERY_S, ProgressLines, Standing, duration
+from allmrec_hf.training.progress import EVERY_S, ProgressLines, Standing
 
 SLOW = StageArguments(epochs=3, learning_rate=1e-2, keep_checkpoints=99)  # 13 steps an epoch
 

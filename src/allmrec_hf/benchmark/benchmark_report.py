@@ -240,45 +240,45 @@ def _labels_with_seeds(entries: Sequence[Mapping[str, Any]]) -> str:
 
 def _dataset(material: _Material, dataset: str, published: Sequence[PublishedValue]) -> views.DatasetView:
     labels = list(material.first)
-    scenarios = {
+    scenes = {
         scenario: sorted(found, key=lambda run: labels.index(run.key.label))
         for (place, scenario), found in by_scenario(material.runs).items()
         if place == dataset
     }
-    runs = [run for found in scenarios.values() for run in found]
+    runs = [run for found in scenes.values() for run in found]
     runs.sort(key=lambda run: labels.index(run.key.label))
-    base = BASE_SCENARIO if BASE_SCENARIO in scenarios else next(iter(scenarios))
+    base = BASE_SCENARIO if BASE_SCENARIO in scenes else next(iter(scenes))
     ablations = _ablation_rows(material, dataset)
     return views.DatasetView(
         name=dataset,
-        scenarios=[_scenario(material, dataset, scenario, found) for scenario, found in scenarios.items()],
+        scenes=[_scene(material, dataset, scenario, found) for scenario, found in scenes.items()],
         plots=[
-            *_scaling(material, dataset, list(scenarios)),
+            *_scaling(material, dataset, list(scenes)),
             *_sizes(material, dataset, base),
             *_ablation_plots(material, dataset, ablations),
         ],
         ablations=views.ablations_grid(ablations),
         geometry=views.geometry_grid(runs),
         published=views.published_grid(dataset, published, material.tables),
-        cost=views.cost_grid(runs, list(scenarios)),
+        cost=views.cost_grid(runs, list(scenes)),
     )
 
 
-def _scenario(material: _Material, dataset: str, scenario: str, runs: Sequence[BenchmarkRun]) -> views.ScenarioView:
+def _scene(material: _Material, dataset: str, scenario: str, runs: Sequence[BenchmarkRun]) -> views.SceneView:
     place = {"dataset": dataset, "scenario": scenario}
     results = list(material.tables.results.filter(**place).iter_rows(named=True))
     compared = material.tables.comparisons.filter(**place)
     compared = compared.filter(reference=material.reference or "")
-    return views.ScenarioView(
+    return views.SceneView(
         name=scenario,
         facts=views.scenario_facts(runs),
         results=views.results_grid(results, material.kinds, runs[0]),
         comparisons=views.comparisons_grid(list(compared.iter_rows(named=True))),
-        plots=_scenario_plots(material, dataset, scenario, runs),
+        plots=_scene_plots(material, dataset, scenario, runs),
     )
 
 
-def _scenario_plots(material: _Material, dataset: str, scenario: str, runs: Sequence[BenchmarkRun]) -> list[views.Plot]:
+def _scene_plots(material: _Material, dataset: str, scenario: str, runs: Sequence[BenchmarkRun]) -> list[views.Plot]:
     metric = headline(measured(runs))[0]
     groups = (OVERALL, "warm", "cold")
     panels = {group: material.whole_methods(dataset, scenario, group, metric) for group in groups}

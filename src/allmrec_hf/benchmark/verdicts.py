@@ -54,8 +54,8 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class _Scenario:
-    """The figures of a dataset and scenario that the rules read."""
+class _Scene:
+    """A dataset and scenario, as the rules look at it."""
 
     where: str
     runs: Mapping[str, BenchmarkRun]  # the first of each label
@@ -75,33 +75,33 @@ class _Scenario:
 
 def verdicts(runs: Sequence[BenchmarkRun], tables: Tables, reference: str | None) -> list[Verdict]:
     """Return all alarms and verdicts, by subject; within one, the worst first."""
-    scenarios = _scenarios(runs, tables, reference)
+    scenes = _scenes(runs, tables, reference)
     has_llm = reference is None or _has_llm(runs, reference)
-    found = [_leak(scenario) for scenario in scenarios]
-    found += [_controls(scenario, has_llm) for scenario in scenarios]
+    found = [_leak(scene) for scene in scenes]
+    found += [_controls(scene, has_llm) for scene in scenes]
     if reference is None:
         text = "no method under test was run, so no claim about one is made"
         found.append(Verdict(CREDIT, "missing", "", text))
     elif has_llm:
-        tested = [scenario for scenario in scenarios if scenario.reference is not None]
-        found += [rule(scenario) for scenario in tested for rule in (_credit, _fairness)]
+        tested = [scene for scene in scenes if scene.reference is not None]
+        found += [rule(scene) for scene in tested for rule in (_credit, _fairness)]
     else:
         text = f"{reference}, the method under test, has no LLM: credit, its size and the fair backbone are not asked"
         found.append(Verdict(CREDIT, "note", "", text))
     found += [_llm_size(runs, reference)] if has_llm else []
     found.append(_seeds(runs))
     subjects = (LEAK, MISSING_CONTROLS, CREDIT, FAIRNESS, LLM_SIZE, SEEDS)
-    found = _folded(found, len(scenarios))
+    found = _folded(found, len(scenes))
     return sorted(found, key=lambda verdict: (subjects.index(verdict.subject), STATUSES.index(verdict.status)))
 
 
-def _folded(found: Sequence[Verdict], num_scenarios: int) -> list[Verdict]:
+def _folded(found: Sequence[Verdict], num_scenes: int) -> list[Verdict]:
     """Return one verdict for each sentence, with the places it holds for; other figures make another sentence."""
     places: dict[Verdict, list[str]] = {}
     for verdict in found:
         places.setdefault(replace(verdict, where=""), []).append(verdict.where)
     return [
-        replace(verdict, where="all scenarios" if 1 < num_scenarios == len(where) else "; ".join(where))
+        replace(verdict, where="all scenarios" if 1 < num_scenes == len(where) else "; ".join(where))
         for verdict, where in places.items()
     ]
 
@@ -115,8 +115,8 @@ def verdict_metric(runs: Sequence[BenchmarkRun]) -> str:
     return headline(measured(runs))[0]
 
 
-def _scenarios(runs: Sequence[BenchmarkRun], tables: Tables, reference: str | None) -> list[_Scenario]:
-    scenarios = []
+def _scenes(runs: Sequence[BenchmarkRun], tables: Tables, reference: str | None) -> list[_Scene]:
+    scenes = []
     for (dataset, scenario), members in by_scenario(runs).items():
         metric = verdict_metric(members)
         place = {"dataset": dataset, "scenario": scenario, "group": OVERALL, "metric": metric}
@@ -129,110 +129,106 @@ def _scenarios(runs: Sequence[BenchmarkRun], tables: Tables, reference: str | No
         broken += [label for label, row in against.items() if not _finite(row, "difference", "low", "high", "p_holm")]
         if broken:
             raise DataError(f"{dataset}, {scenario}: {metric} of {', '.join(broken)} is no finite number")
-        scenarios.append(_Scenario(f"{dataset}, {scenario}", present, means, against, found, metric))
-    return scenarios
+        scenes.append(_Scene(f"{dataset}, {scenario}", present, means, against, found, metric))
+    return scenes
 
 
 def _finite(row: Mapping[str, Any], *names: str) -> bool:
     return all(isfinite(row[name]) for name in names)
 
 
-def _leak(scenario: _Scenario) -> Verdict:
-    labels = scenario.of_method("leak-alarm")
+def _leak(scene: _Scene) -> Verdict:
+    labels = scene.of_method("leak-alarm")
     if not labels:
         text = "leak-alarm was not run: a leak of the target into the prompt or the candidates would go unnoticed"
-        return Verdict(LEAK, "missing", scenario.where, text)
-    random_order = chance(next(iter(scenario.runs.values())), scenario.metric)
+        return Verdict(LEAK, "missing", scene.where, text)
+    random_order = chance(next(iter(scene.runs.values())), scene.metric)
     limit, source = random_order, "chance"
-    cosines = scenario.of_method("text-cosine")
+    cosines = scene.of_method("text-cosine")
     for label in cosines:
-        if scenario.means[label]["mean"] > limit:
-            limit, source = scenario.means[label]["mean"], f"raw text cosine ({label})"
-    row = max((scenario.means[label] for label in labels), key=lambda found: found["low"])
+        if scene.means[label]["mean"] > limit:
+            limit, source = scene.means[label]["mean"], f"raw text cosine ({label})"
+    row = max((scene.means[label] for label in labels), key=lambda found: found["low"])
     facts = (
-        f"an untrained LLM that reads text only reaches {name(scenario.metric)} {_mean(row)}; "
+        f"an untrained LLM that reads text only reaches {name(scene.metric)} {_mean(row)}; "
         f"{source} gives {limit:.4f}{'' if cosines else ' (raw text cosine was not run)'}"
     )
     if not row["low"] <= limit + ROUNDING:
-        return Verdict(
-            LEAK, "alarm", scenario.where, f"LEAK: {facts}. Trust no figure of this scenario until explained"
-        )
+        return Verdict(LEAK, "alarm", scene.where, f"LEAK: {facts}. Trust no figure of this scenario until explained")
     if row["low"] > random_order + ROUNDING:
         text = f"{facts}: above chance, which random weights have no reason to be; look at what the prompt gives away"
-        return Verdict(LEAK, "note", scenario.where, text)
-    return Verdict(LEAK, "quiet", scenario.where, facts)
+        return Verdict(LEAK, "note", scene.where, text)
+    return Verdict(LEAK, "quiet", scene.where, facts)
 
 
-def _controls(scenario: _Scenario, has_llm: bool) -> Verdict:
+def _controls(scene: _Scene, has_llm: bool) -> Verdict:
     """Return which controls are missing; a method under test without an LLM needs only those of any recommender."""
-    own = None if scenario.reference is None else scenario.runs[scenario.reference].key.method
+    own = None if scene.reference is None else scene.runs[scene.reference].key.method
     wanted = [method for method in CONTROLS if has_llm or method not in OF_LLM]
-    missing = [method for method in wanted if method != own and not scenario.of_method(method)]
-    missing += [] if own in _backbones() or _backbone(scenario) else [BACKBONE_ALONE]
+    missing = [method for method in wanted if method != own and not scene.of_method(method)]
+    missing += [] if own in _backbones() or _backbone(scene) else [BACKBONE_ALONE]
     if not missing:
         text = f"all were run: {', '.join(wanted)} and the backbone alone"
-        return Verdict(MISSING_CONTROLS, "quiet", scenario.where, text)
+        return Verdict(MISSING_CONTROLS, "quiet", scene.where, text)
     text = f"not run: {', '.join(missing)}. What they would show is not known"
     if has_llm and {*LLM_CONTROLS, BACKBONE_ALONE} & {*missing}:
         text = f"not run: {', '.join(missing)}. Nothing can be credited to the LLM on the strength of this report"
-    return Verdict(MISSING_CONTROLS, "missing", scenario.where, text)
+    return Verdict(MISSING_CONTROLS, "missing", scene.where, text)
 
 
-def _credit(scenario: _Scenario) -> Verdict:
-    reference, backbone = str(scenario.reference), _backbone(scenario)
-    if _leak(scenario).status == "alarm":
+def _credit(scene: _Scene) -> Verdict:
+    reference, backbone = str(scene.reference), _backbone(scene)
+    if _leak(scene).status == "alarm":
         text = f"nothing is credited to the LLM of {reference}: the leak alarm fires, no figure here can be trusted"
-        return Verdict(CREDIT, "missing", scenario.where, text)
-    controls_of = {method: _like_reference(scenario, method) for method in LLM_CONTROLS}
+        return Verdict(CREDIT, "missing", scene.where, text)
+    controls_of = {method: _like_reference(scene, method) for method in LLM_CONTROLS}
     missing = [method for method, labels in controls_of.items() if not labels]
-    missing += [] if scenario.of_method("leak-alarm") else ["leak-alarm"]
+    missing += [] if scene.of_method("leak-alarm") else ["leak-alarm"]
     if backbone is None or missing:
         absent = [*missing, *([] if backbone else [BACKBONE_ALONE])]
         text = f"nothing is credited to the LLM of {reference}: {' and '.join(absent)} missing"
-        return Verdict(CREDIT, "missing", scenario.where, text)
-    gain = scenario.against[backbone]
-    over = f"over {backbone} ({name(scenario.metric)} {_difference(gain)})"
+        return Verdict(CREDIT, "missing", scene.where, text)
+    gain = scene.against[backbone]
+    over = f"over {backbone} ({name(scene.metric)} {_difference(gain)})"
     if not _beats(gain):
-        return Verdict(
-            CREDIT, "against", scenario.where, f"{reference} has no significant gain {over}; nothing to credit"
-        )
-    controls = [scenario.against[label] for labels in controls_of.values() for label in labels]
+        return Verdict(CREDIT, "against", scene.where, f"{reference} has no significant gain {over}; nothing to credit")
+    controls = [scene.against[label] for labels in controls_of.values() for label in labels]
     failed = [row for row in controls if not _beats(row)]
     if failed:
         which = " and ".join(f"{row['label']} ({_difference(row)})" for row in failed)
         text = f"the gain of {reference} {over} is NOT credited to the LLM: it does not beat {which}"
-        return Verdict(CREDIT, "against", scenario.where, text)
+        return Verdict(CREDIT, "against", scene.where, text)
     which = " and ".join(f"{row['label']} ({_difference(row)})" for row in controls)
     text = f"the gain of {reference} {over} is credited to the LLM: it survives {which}"
-    if scenario.means[reference]["seeds"] == 1:
-        return Verdict(CREDIT, "note", scenario.where, f"{text}; one seed: luck of the training is not ruled out")
-    return Verdict(CREDIT, "good", scenario.where, text)
+    if scene.means[reference]["seeds"] == 1:
+        return Verdict(CREDIT, "note", scene.where, f"{text}; one seed: luck of the training is not ruled out")
+    return Verdict(CREDIT, "good", scene.where, text)
 
 
-def _like_reference(scenario: _Scenario, method: str) -> list[str]:
+def _like_reference(scene: _Scene, method: str) -> list[str]:
     """Return the labels of a control made with the reference's backbone and LLM; another's shows nothing."""
-    own = scenario.runs[str(scenario.reference)].key.facts
+    own = scene.runs[str(scene.reference)].key.facts
     names = ("backbone", "llm")
     return [
         label
-        for label in scenario.of_method(method)
-        if all(scenario.runs[label].key.facts.get(name) == own.get(name) for name in names)
+        for label in scene.of_method(method)
+        if all(scene.runs[label].key.facts.get(name) == own.get(name) for name in names)
     ]
 
 
-def _fairness(scenario: _Scenario) -> Verdict:
-    labels = scenario.of_method("fair-backbone")
+def _fairness(scene: _Scene) -> Verdict:
+    labels = scene.of_method("fair-backbone")
     if not labels:
-        text = f"fair-backbone missing: a gain of {scenario.reference} may come from the data that stage 2 saw"
-        return Verdict(FAIRNESS, "missing", scenario.where, text)
-    row = min((scenario.against[label] for label in labels), key=lambda found: (_beats(found), found["difference"]))
+        text = f"fair-backbone missing: a gain of {scene.reference} may come from the data that stage 2 saw"
+        return Verdict(FAIRNESS, "missing", scene.where, text)
+    row = min((scene.against[label] for label in labels), key=lambda found: (_beats(found), found["difference"]))
     whom = f"{row['label']}, the backbone retrained on exactly the data that stage 2 saw"
-    facts = f"{name(scenario.metric)} {_difference(row)}"
+    facts = f"{name(scene.metric)} {_difference(row)}"
     if _beats(row):
-        text = f"{scenario.reference} is above {whom}: {facts}"
-        return Verdict(FAIRNESS, "missing" if _leak(scenario).status == "alarm" else "good", scenario.where, text)
+        text = f"{scene.reference} is above {whom}: {facts}"
+        return Verdict(FAIRNESS, "missing" if _leak(scene).status == "alarm" else "good", scene.where, text)
     verb = "is BELOW" if row["difference"] < 0 and row["p_holm"] < SIGNIFICANT else "is not shown to be above"
-    return Verdict(FAIRNESS, "against", scenario.where, f"{scenario.reference} {verb} {whom}: {facts}")
+    return Verdict(FAIRNESS, "against", scene.where, f"{scene.reference} {verb} {whom}: {facts}")
 
 
 def _llm_size(runs: Sequence[BenchmarkRun], reference: str | None) -> Verdict:
@@ -276,15 +272,15 @@ def _same_place(one: BenchmarkRun, other: BenchmarkRun) -> bool:
     )
 
 
-def _backbone(scenario: _Scenario) -> str | None:
+def _backbone(scene: _Scene) -> str | None:
     """Return the label of the CF backbone alone: the reference's own where it is known, else the best one."""
     known = _backbones()
-    if scenario.reference is not None:
-        run = scenario.runs[scenario.reference]
+    if scene.reference is not None:
+        run = scene.runs[scene.reference]
         own = run.details.get("backbone") or run.key.facts.get("backbone")
         known = {own} if own else known
-    labels = [label for method in sorted(known) for label in scenario.of_method(method)]
-    return max(labels, key=lambda label: float(scenario.means[label]["mean"]), default=None)
+    labels = [label for method in sorted(known) for label in scene.of_method(method)]
+    return max(labels, key=lambda label: float(scene.means[label]["mean"]), default=None)
 
 
 def _backbones() -> set[str]:

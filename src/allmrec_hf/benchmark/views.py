@@ -64,7 +64,7 @@ class Plot:
 
 
 @dataclass(frozen=True)
-class ScenarioView:
+class SceneView:
     """A scenario of a dataset."""
 
     name: str
@@ -79,7 +79,7 @@ class DatasetView:
     """All tables and plots of one dataset."""
 
     name: str
-    scenarios: Sequence[ScenarioView]
+    scenes: Sequence[SceneView]
     plots: Sequence[Plot] = ()
     ablations: Grid | None = None
     geometry: Grid | None = None
@@ -212,10 +212,10 @@ def methods_grid(first: Mapping[str, BenchmarkRun], kinds: Mapping[str, str]) ->
     return Grid(header, [Section("", lines)], texts=len(header))
 
 
-def data_grid(scenarios: Mapping[tuple[str, str], Sequence[BenchmarkRun]]) -> Grid:
+def data_grid(scenes: Mapping[tuple[str, str], Sequence[BenchmarkRun]]) -> Grid:
     """Return what was evaluated in each dataset and scenario."""
     lines = []
-    for (dataset, scenario), runs in scenarios.items():
+    for (dataset, scenario), runs in scenes.items():
         report = runs[0].report
         seeds = sorted({run.key.seed for run in runs})
         available = number(report.get("users_available", report["users"]))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .loading import LlmOption, TrustOption, an, checkpoint_errors, checkpoint_type, located_checkpoint
+from .loading import LlmOption, OtherLlmOption, TrustOption, an, checkpoint_errors, checkpoint_type, located_checkpoint
 from .options import ConfigOption, JsonOption, PermutationsOption, SeedOption, emit, say, stderr, user_errors
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ def load_rankers(
     whole: bool = False,
     llm: str | None = None,
     trust_remote_code: bool = False,
+    allow_other_llm: bool = False,
 ) -> list[Ranker]:
     """Return the model, its CF backbone alone and popularity, for a checkpoint of either kind.
 
@@ -54,6 +55,7 @@ def load_rankers(
         whole: Whether the whole catalogue will be ranked; the checkpoint's may then not be larger than the data's.
         llm: An LLM in place of the one that the checkpoint names.
         trust_remote_code: Run code that comes with it.
+        allow_other_llm: Take an LLM that is not the one of the training.
 
     Raises:
         CheckpointError: when the checkpoint cannot be loaded, or its catalogue is not that of the data.
@@ -93,7 +95,9 @@ def load_rankers(
         trust = trust_remote_code
         processor = ALLMRecProcessor.from_pretrained(model, trust_remote_code=trust)
         check_catalogs(processor.catalog, data, whole)
-        loaded = ALLMRecModel.from_pretrained(model, language_model=llm or "auto", trust_remote_code=trust)
+        loaded = ALLMRecModel.from_pretrained(
+            model, language_model=llm or "auto", trust_remote_code=trust, allow_other_llm=allow_other_llm
+        )
         backbone = Path(model) / "cf"  # as trained, before cold items got embeddings from their texts
         if (backbone / CATALOG_FILE).exists():
             check_mixed(model, ItemCatalog.load(backbone), processor.catalog)
@@ -172,6 +176,7 @@ def evaluate(
     per_user: Annotated[Path | None, typer.Option(help="Write every user's rank and ties here, as parquet.")] = None,
     update_card: Annotated[bool, typer.Option(help="Put the numbers into the run folder's model card.")] = False,
     llm: LlmOption = None,
+    allow_other_llm: OtherLlmOption = False,
     trust_remote_code: TrustOption = False,
     json_output: JsonOption = False,
     config: ConfigOption = None,
@@ -217,7 +222,9 @@ def evaluate(
             )
         prepared = PreparedData.load(data)
         whole, trust = protocol is Protocol.full, trust_remote_code
-        rankers = load_rankers(model, prepared, batch_size, num_permutations, fair_backbone, whole, llm, trust)
+        rankers = load_rankers(
+            model, prepared, batch_size, num_permutations, fair_backbone, whole, llm, trust, allow_other_llm
+        )
         for ranker in rankers:
             if isinstance(ranker, ALLMRecRanker):
                 tell_evaluation_cost(ranker, prepared, protocol.value, split.value, max_users, seed)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .loading import LlmOption, ModelOption, TrustOption, load_pipeline
+from .loading import LlmOption, ModelOption, OtherLlmOption, TrustOption, load_pipeline
 from .options import ConfigOption, JsonOption, emit, say, stderr, user_errors, visible
 from .recommend import CandidateTitlesOption, TitlesOption, as_titles
 
@@ -49,6 +49,7 @@ def explain(
     ] = None,
     max_users: Annotated[int, typer.Option(min=1, help="A seeded sample of users, with --data.")] = 200,
     llm: LlmOption = None,
+    allow_other_llm: OtherLlmOption = False,
     trust_remote_code: TrustOption = False,
     json_output: JsonOption = False,
     config: ConfigOption = None,
@@ -88,7 +89,7 @@ def explain(
                 check_writable(path)
         if picture is not None and picture.suffix.lower() not in (".svg", ".png", ".html"):
             raise DataError(f"--picture {picture} must end in .svg, .png or .html")
-        pipe = load_pipeline(model, llm, trust_remote_code=trust_remote_code)
+        pipe = load_pipeline(model, llm, None, trust_remote_code, allow_other_llm)
         named = as_titles(pipe.processor.catalog, titles)
         if task is not None:
             asked: dict[str, Any] = {"history": _ids(history), "titles": named, "item": item, "item_title": item_title}

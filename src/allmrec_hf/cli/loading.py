@@ -32,6 +32,14 @@ TrustOption = Annotated[
     ),
 ]
 
+OtherLlmOption = Annotated[
+    bool,
+    typer.Option(
+        "--allow-other-llm",
+        help="Take the LLM given with --llm though it is not the one of the training; its scores may mean nothing.",
+    ),
+]
+
 
 @contextlib.contextmanager
 def checkpoint_errors(model: str) -> Iterator[None]:
@@ -87,7 +95,11 @@ def an(noun: str) -> str:
 
 
 def load_pipeline(
-    model: str | None, llm: str | None = None, text_encoder: str | None = None, trust_remote_code: bool = False
+    model: str | None,
+    llm: str | None = None,
+    text_encoder: str | None = None,
+    trust_remote_code: bool = False,
+    allow_other_llm: bool = False,
 ) -> RecommendationPipeline:
     """Return the recommendation pipeline of a checkpoint, or of the default one.
 
@@ -96,6 +108,7 @@ def load_pipeline(
         llm: An LLM in place of the one that the checkpoint names.
         text_encoder: Likewise.
         trust_remote_code: Run code that comes with them.
+        allow_other_llm: Take an LLM that is not the one of the training.
 
     Raises:
         CheckpointError: when it cannot be loaded.
@@ -123,7 +136,11 @@ def load_pipeline(
             raise CheckpointError(
                 f"{name} is trained to stage 1 only; run `allmrec train --stage project` into the same folder first"
             )
-        given: dict[str, Any] = {"text_encoder": text_encoder, "trust_remote_code": trust_remote_code}
+        given: dict[str, Any] = {
+            "text_encoder": text_encoder,
+            "trust_remote_code": trust_remote_code,
+            "allow_other_llm": allow_other_llm,
+        }
         loaded = ALLMRecModel.from_pretrained(path, language_model=llm or "auto", dtype="auto", **given)
         processor = ALLMRecProcessor.from_pretrained(path, trust_remote_code=trust_remote_code)
         return pipeline("recommendation", model=loaded, processor=processor)  # type: ignore[call-overload, no-any-return]

@@ -60,6 +60,20 @@ class KeepItems(str, Enum):
     all = "all"
 
 
+DelimiterOption = Annotated[
+    str | None, typer.Option(help="Between fields of text tables: `;`, `::`, tab, ...; told from the files.")
+]
+EncodingOption = Annotated[
+    str | None, typer.Option(help="Of text files, e.g. latin-1, cp1252, utf-16; UTF-8 by default.")
+]
+HeaderOption = Annotated[
+    bool, typer.Option(help="Whether text tables begin with names; without: --column item_id=0 (from 0).")
+]
+QuotesOption = Annotated[
+    Quotes, typer.Option(help="Quotation marks enclose fields (csv) or are text (none); auto: text in TSV.")
+]
+
+
 def prepare(
     interactions: Annotated[str, typer.Option(help="File of interactions, MovieLens folder, or Hub data set id.")],
     output: Annotated[Path, typer.Option(help="Folder to write; new or empty.")],
@@ -98,21 +112,13 @@ def prepare(
     max_bad_lines: Annotated[
         float, typer.Option(min=0, max=1, help="Share of lines that may be broken: no JSON, or ragged.")
     ] = 0.01,
-    delimiter: Annotated[
-        str | None, typer.Option(help="Between fields of text tables: `;`, `::`, tab, ...; told from the files.")
-    ] = None,
-    encoding: Annotated[
-        str | None, typer.Option(help="Of text files, e.g. latin-1, cp1252, utf-16; UTF-8 by default.")
-    ] = None,
-    header: Annotated[
-        bool, typer.Option(help="Whether text tables begin with names; without: --column user_id=0 (from 0).")
-    ] = True,
+    delimiter: DelimiterOption = None,
+    encoding: EncodingOption = None,
+    header: HeaderOption = True,
     items_header: Annotated[
         bool | None, typer.Option(help="The same of the items' file, where it differs.", show_default=False)
     ] = None,
-    quotes: Annotated[
-        Quotes, typer.Option(help="Quotation marks enclose fields (csv) or are text (none); auto: text in TSV.")
-    ] = Quotes.auto,
+    quotes: QuotesOption = Quotes.auto,
     overwrite: Annotated[bool, typer.Option(help="Replace prepared data in the output folder.")] = False,
     json_output: JsonOption = False,
     config: ConfigOption = None,

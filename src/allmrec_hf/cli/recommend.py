@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import click
 import typer
 
-from .loading import LlmOption, ModelOption, TextEncoderOption, TrustOption, load_pipeline, located_checkpoint
+from .loading import (
+    LlmOption,
+    ModelOption,
+    OtherLlmOption,
+    TextEncoderOption,
+    TrustOption,
+    load_pipeline,
+    located_checkpoint,
+)
 from .options import (
     ColumnOption,
     ConfigOption,
@@ -25,6 +33,7 @@ from .options import (
     stderr,
     user_errors,
 )
+from .prepare_command import DelimiterOption, EncodingOption, HeaderOption, Quotes, QuotesOption
 
 if TYPE_CHECKING:
     from ..catalog import ItemCatalog
@@ -33,6 +42,7 @@ if TYPE_CHECKING:
 DEMO = "demo"
 logger = logging.getLogger(__name__)
 MAX_BAD_LINES = 0.01
+UNKNOWN = "unknown_history"
 
 
 class OnError(str, Enum):
@@ -89,6 +99,7 @@ def recommend(
     num_permutations: PermutationsOption = 1,
     batch_size: Annotated[int, typer.Option(min=1, help="Requests that the LLM reads at once, with --requests.")] = 16,
     llm: LlmOption = None,
+    allow_other_llm: OtherLlmOption = False,
     trust_remote_code: TrustOption = False,
     json_output: JsonOption = False,
     config: ConfigOption = None,
@@ -121,11 +132,10 @@ def recommend(
             raise DataError("the history is empty; give --history ID,ID,..., --titles TITLE or --requests FILE")
         settings: dict[str, Any] = {"top_k": top_k, "num_permutations": num_permutations, "on_error": on_error.value}
         if requests is not None:
-            _recommend_all(
-                load_pipeline(model, llm, trust_remote_code=trust_remote_code), requests, output, batch_size, settings
-            )
+            pipe = load_pipeline(model, llm, None, trust_remote_code, allow_other_llm)
+            _recommend_all(pipe, requests, output, batch_size, settings)
             return
-        pipe = load_pipeline(model, llm, trust_remote_code=trust_remote_code)
+        pipe = load_pipeline(model, llm, None, trust_remote_code, allow_other_llm)
         catalog = pipe.processor.catalog
         request = {
             "history": None if history is None else _split(history),
@@ -145,6 +155,7 @@ def recommend(
                 f"not in the catalogue, left out: {', '.join(resolved.unknown_history)}", markup=False, soft_wrap=True
             )
         if json_output:
+            found = [{key: value for key, value in row.items() if key != UNKNOWN} for row in found]
             emit({"recommendations": found, "unknown_history": resolved.unknown_history, "notes": resolved.notes})
             return
         from ..prompt import clean_title
@@ -187,7 +198,9 @@ def _result_line(result: Any) -> dict[str, Any]:
     own = {key: value for key, value in rows[0].items() if key not in RESULT_KEYS}
     if isinstance(result, dict):
         return {**own, "error": result["error"]}
-    return {**own, "recommendations": [{key: row[key] for key in RESULT_KEYS if key in row} for row in rows]}
+    unknown = {key: rows[0][key] for key in (UNKNOWN,) if key in rows[0]}
+    ranked = [{key: row[key] for key in RESULT_KEYS if key in row and key != UNKNOWN} for row in rows]
+    return {**own, **unknown, "recommendations": ranked}
 
 
 def _lines(path: Path, on_error: str) -> Iterator[Any]:
@@ -214,8 +227,13 @@ def add_items(
     items: Annotated[Path, typer.Option(help="CSV, parquet or JSON lines with item_id, title, description.")],
     output: Annotated[Path | None, typer.Option(help="Write the grown checkpoint here; in place by default.")] = None,
     column: ColumnOption = None,
+    delimiter: DelimiterOption = None,
+    encoding: EncodingOption = None,
+    header: HeaderOption = True,
+    quotes: QuotesOption = Quotes.auto,
     llm: LlmOption = None,
     text_encoder: TextEncoderOption = None,
+    allow_other_llm: OtherLlmOption = False,
     trust_remote_code: TrustOption = False,
     json_output: JsonOption = False,
     config: ConfigOption = None,
@@ -227,9 +245,12 @@ def add_items(
     `allmrec add-items --model runs/games --items new.csv --output runs/games-new`
 
     `allmrec add-items --model runs/shop --items new.csv --column item_id=sku --column title=name`
+
+    `allmrec add-items --model runs/shop --items new.txt --delimiter tab --encoding latin-1`
     """
     with user_errors():
         from ..data.interactions import told_of_column_map, validate_items
+        from ..data.readers.base import TextFormat
         from ..data.readers.table_files import item_names, read_table
         from ..errors import ALLMRecError
 
@@ -240,10 +261,11 @@ def add_items(
         if output is not None and output.exists() and any(output.iterdir()):
             raise ALLMRecError(f"the output folder {output} is not empty; choose another")
         columns = column_map(column)
+        text = TextFormat(delimiter, encoding, header, None, quotes.value)
         with told_of_column_map(columns):
-            frame, _ = read_table(items, MAX_BAD_LINES, lambda names: item_names(names, columns, items))
+            frame, _ = read_table(items, MAX_BAD_LINES, lambda names: item_names(names, columns, items), text)
         records, _ = validate_items(frame, str(items))
-        pipe = load_pipeline(model, llm, text_encoder, trust_remote_code)
+        pipe = load_pipeline(model, llm, text_encoder, trust_remote_code, allow_other_llm)
         added = pipe.add_items(records.to_dicts())
         _warn_of_untitled(pipe, added)
         target = output or Path(model)

@@ -139,7 +139,12 @@ class PreparedData:
         return number if number is not None else self._user_index.get(id_text(user_id) or "")
 
     def sequence(self, user: int) -> np.ndarray:
-        """Return all catalogue indices (int64) of a user in time order: train, validation and test."""
+        """Return all catalogue indices (int64) of a user in time order: train, validation and test.
+
+        Raises:
+            DataError: when the number of the user is not in 0 to `num_users` - 1.
+        """
+        self._check_user(user)
         return self._items[self._starts[user] : self._ends[user]]
 
     def history(self, user: int, split: Split) -> np.ndarray:
@@ -147,10 +152,21 @@ class PreparedData:
 
         For `"train"` that is the training part, as for `"validation"`. All of a user with fewer than three interactions
         is training part.
+
+        Raises:
+            DataError: when the number of the user is not in 0 to `num_users` - 1.
         """
+        self._check_user(user)
         length = self._ends[user] - self._starts[user]
         held_out = 0 if length < MIN_INTERACTIONS else 1 if split == "test" else 2
         return self._items[self._starts[user] : self._ends[user] - held_out]
+
+    def _check_user(self, user: int) -> None:
+        if not 0 <= user < self.num_users:
+            raise DataError(
+                f"there is no user {user}; numbers go from 0 to {self.num_users - 1}, and user_number gives that of "
+                "an id"
+            )
 
     def sequences(self, split: TrainSplit = "train") -> list[np.ndarray]:
         """Return per user the catalogue indices to train on: `"train"`, or `"train+validation"` for one item more."""
@@ -316,7 +332,10 @@ def read_parquet(path: Path) -> pl.DataFrame:
     try:
         return pl.read_parquet(path)
     except (pl.exceptions.PolarsError, OSError) as error:
-        raise DataError(f"{path} is no readable parquet file ({error}); prepare or download the data again") from error
+        raise DataError(
+            f"{path} is no readable parquet file of prepared data; it is missing, truncated or damaged: prepare or "
+            "download the data again"
+        ) from error
 
 
 def _check_schema(frame: pl.DataFrame, schema: Mapping[str, Any], where: str) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import time
-from datetime import timedelta
 
 import numpy as np
 
+from ..durations import duration
 from .llm_ranker import ALLMRecRanker
 from .protocol import EvaluationData, TargetSplit
 from .rows import Rows, select_rows
@@ -55,7 +55,7 @@ def tell_evaluation_cost(
         f"{answers:,.0f}",
         f"{prompts * read / whole:,.0f}",
         ranker.model.device.type,
-        timedelta(seconds=round(whole)),
+        duration(whole),
     )
     if whole > LONG_S:
         logger.info("the evaluation gets shorter with %s", "; ".join(_shorter(ranker, users)))

@@ -29,7 +29,7 @@ def ranks_of(predictions: Sequence[Sequence[float]], references: Sequence[int]) 
     """
     ranks = []
     for row, (scores, position) in enumerate(zip(predictions, references, strict=True)):
-        if not 0 <= position < len(scores):
+        if isinstance(position, (bool, np.bool_, float, np.floating)) or not 0 <= position < len(scores):
             raise ALLMRecError(f"row {row}: the target's position is {position}, its list holds {len(scores)} scores")
         if np.isnan(scores).any():
             raise ALLMRecError(f"row {row} holds NaN scores")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -97,7 +98,7 @@ class LLMSRecModule(nn.Module):
         super().__init__()
         self.language_model = language_model.requires_grad_(False).eval()
         self.backbone = backbone.requires_grad_(False).eval()
-        self.config = language_model.config
+        self.config = copy.copy(language_model.config)  # its own: the LLM's says where the LLM comes from
         self.config.base_model_name_or_path = name
         self.pads_left = examine(self.language_model).pads_left
         words = token_table(language_model).float()

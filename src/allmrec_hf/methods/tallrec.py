@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -95,7 +96,7 @@ class YesNoModule(nn.Module):
         super().__init__()
         self.language_model = language_model
         self.pads_left = examine(language_model.eval()).pads_left
-        self.config = language_model.config
+        self.config = copy.copy(language_model.config)  # its own: the LLM's says where the LLM comes from
         self.config.base_model_name_or_path = name
         self.yes, self.no = prompts.yes, prompts.no
 

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from accelerate.utils import send_to_device
 
+from ..durations import duration
 from .arguments import StageArguments
-from .progress import duration
 from .projection import ProjectionTask
 from .task import set_training_mode
 
