@@ -195,7 +195,7 @@ class RecommendationPipeline(Pipeline):
         extra = _further_keys(request)
         history, by = _one_of(request, "history", "titles")
         if history is None:
-            raise DataError("the history is empty; a recommendation needs at least one item the user has touched")
+            raise DataError("the history is empty; a recommendation needs at least one item the user has seen")
         catalog = self.processor.catalog
         found = find_items(catalog, history, by)
         if not found.indices:
