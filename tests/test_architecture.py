@@ -21,6 +21,7 @@ LAYERS = [
         "outputs",
         "prompt",
         "language_model",
+        "cf_built_in",
     },
     {"part_sources"},
     {"sharing", "llm_files"},

@@ -1,23 +1,17 @@
 """allmrec-hf: a frozen large language model that recommends with the knowledge of a collaborative-filtering model.
 
-Importing this package registers the Auto classes and the task `pipeline("recommendation")`.
+Importing this package registers the Auto classes and the task `pipeline("recommendation")`. What they name is loaded
+when it is first used: the import itself loads neither torch nor a model class.
 """
 
 from __future__ import annotations
 
-import os
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
+from ._registration import DEFAULT_MODEL_VARIABLE, DEMO_CHECKPOINT, register_when_needed
 from ._version import __version__
-from .cf_encoder import BUILT_IN, cf_encoder_class
-
-DEMO_CHECKPOINT = str(Path(__file__).parent / "demo" / "checkpoint")
-"""The self-contained demo checkpoint in this package; its film world is invented."""
-
-DEFAULT_MODEL_VARIABLE = "ALLMREC_DEFAULT_MODEL"
-"""The environment variable that names another default model for `pipeline("recommendation")`."""
+from .cf_built_in import BUILT_IN
 
 _PUBLIC = {
     "ALLMRecConfig": "configuration_allmrec",
@@ -52,28 +46,4 @@ def __dir__() -> list[str]:
     return sorted(__all__)
 
 
-def _register() -> None:
-    from transformers import AutoConfig, AutoModel, AutoProcessor
-    from transformers.pipelines import PIPELINE_REGISTRY
-
-    from .configuration_allmrec import ALLMRecConfig
-    from .modeling_allmrec import ALLMRecModel
-    from .pipeline_recommendation import PipelineModel, RecommendationPipeline
-    from .processing_allmrec import ALLMRecProcessor
-
-    AutoConfig.register(ALLMRecConfig.model_type, ALLMRecConfig, exist_ok=True)
-    AutoModel.register(ALLMRecConfig, ALLMRecModel, exist_ok=True)
-    AutoProcessor.register(ALLMRecConfig, ALLMRecProcessor, exist_ok=True)
-    for model_type in BUILT_IN:
-        cf_encoder_class(model_type)  # registers a backbone saved alone
-    if "recommendation" not in PIPELINE_REGISTRY.supported_tasks:
-        PIPELINE_REGISTRY.register_pipeline(
-            "recommendation",
-            pipeline_class=RecommendationPipeline,
-            pt_model=(PipelineModel,),
-            default={"model": (os.environ.get(DEFAULT_MODEL_VARIABLE, DEMO_CHECKPOINT), "main")},
-            type="multimodal",
-        )
-
-
-_register()
+register_when_needed()

@@ -15,6 +15,7 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
+from .cf_built_in import BUILT_IN, MODEL_TYPE_PREFIX
 from .cf_losses import (
     binary_cross_entropy,
     bpr_loss,
@@ -29,18 +30,6 @@ from .indices import check_padded
 from .outputs import CFEncoderOutput
 from .retrieval import FaissIndex, build_index, exact_top_items, require_dot_product
 
-MODEL_TYPE_PREFIX = "allmrec-"
-# One line for each backbone of this package: its module, imported when first asked for, and the stem of its classes.
-BUILT_IN = {
-    "allmrec-sasrec": ("cf_sasrec", "SASRec"),
-    "allmrec-ligr": ("cf_ligr", "LiGR"),
-    "allmrec-gru4rec": ("cf_gru4rec", "GRU4Rec"),
-    "allmrec-nextitnet": ("cf_nextitnet", "NextItNet"),
-    "allmrec-ncf": ("cf_ncf", "NCF"),
-    "allmrec-bprmf": ("cf_bprmf", "BPRMF"),
-    "allmrec-lightgcn": ("cf_lightgcn", "LightGCN"),
-    "allmrec-recbole-sasrec": ("cf_recbole_sasrec", "RecBoleSASRec"),
-}
 _REGISTRY: "dict[str, type[CFEncoder]]" = {}
 logger = logging.getLogger(__name__)
 
