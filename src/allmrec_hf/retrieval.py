@@ -218,8 +218,12 @@ class FaissIndex:
         DataError: when the table holds no item or values that are not finite.
 
     Example:
-        >>> index = FaissIndex(cf_encoder.item_embeddings, "ivf")  # doctest: +SKIP
-        >>> items, scores = index.search(users, k=100, exclude=histories)  # doctest: +SKIP
+        >>> import torch
+        >>> table = torch.cat([torch.zeros(1, 2), torch.eye(2)])  # two items after the row of padding
+        >>> index = FaissIndex(table, "flat")
+        >>> items, scores = index.search(torch.tensor([[1.0, 3.0]]), k=2)
+        >>> items.tolist(), scores.tolist()
+        ([[2, 1]], [[3.0, 1.0]])
     """
 
     def __init__(self, item_embeddings: Tensor, kind: str = "ivf", breadth: int | None = None, seed: int = 0) -> None:

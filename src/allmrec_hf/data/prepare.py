@@ -150,7 +150,14 @@ def prepare(
         ALLMRecError: when the output cannot be written; nothing half-written is left.
 
     Example:
-        >>> data = prepare("reviews.json.gz", "meta.json.gz", source="amazon-2018", output="data")  # doctest: +SKIP
+        >>> import tempfile
+        >>> rows = [f"u{user},i{user % 3 + time},{time}" for user in range(9) for time in range(4)]
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     sales = Path(folder, "sales.csv")
+        ...     written = sales.write_text("\\n".join(["user_id,item_id,timestamp", *rows]))
+        ...     data = prepare(sales, output=Path(folder, "data"), k_core=3, num_candidates=3)
+        >>> data.num_users, data.num_items, data.catalog.item_id(1)
+        (9, 6, 'i0')
     """
     if source not in READERS:
         raise DataError(f"there is no source {source!r}; choose one of {list(READERS)}")

@@ -80,8 +80,10 @@ class PreparedData:
         DataError: when the parts do not fit each other.
 
     Example:
-        >>> data = PreparedData.load("data/gift-cards")  # doctest: +SKIP
-        >>> data.num_users, data.history(0, "test"), data.candidates("test").items.shape  # doctest: +SKIP
+        >>> from pathlib import Path
+        >>> if Path("data/gift-cards").exists():  # what `allmrec prepare --output data/gift-cards` wrote
+        ...     data = PreparedData.load("data/gift-cards")
+        ...     shape = data.candidates("test").items.shape  # (users, C)
     """
 
     def __init__(
