@@ -180,3 +180,10 @@ def test_nobody_has_no_metrics():
 def test_a_position_that_is_no_column_is_refused(position):
     with pytest.raises(ValueError, match="target_positions must be"):
         target_ranks([[0.1, 0.2, 0.3]], [position])
+
+
+@pytest.mark.parametrize("k", [0, -1, True, float("nan")])
+def test_a_cutoff_that_counts_nobody_is_refused(k):
+    for metric in (hit_at_k, ndcg_at_k):
+        with pytest.raises(ValueError, match="k must be at least 1"):
+            metric([1.0, 2.0], k)

@@ -150,11 +150,15 @@ def hit_at_k(ranks: Ranks | ArrayLike, k: int) -> NDArray[np.float64]:
         ranks: Ranks, or `(B,)` places of targets that are tied with nothing.
         k: How many of the first candidates count.
 
+    Raises:
+        ValueError: when k is below 1.
+
     Example:
         >>> hit_at_k(target_ranks([[0.0] * 20], [3]), 10).tolist()
         [0.5]
     """
     ranks = _ranks(ranks)
+    _check_cutoff(k)
     return np.asarray(np.clip((min(k, ranks.limit) - ranks.better) / (ranks.tied + 1.0), 0.0, 1.0))
 
 
@@ -163,6 +167,7 @@ def ndcg_at_k(ranks: Ranks | ArrayLike, k: int) -> NDArray[np.float64]:
 
     There is one relevant item, so the ideal list has 1. Arguments as in `hit_at_k`.
     """
+    _check_cutoff(k)
     return _mean_over_places(_ranks(ranks), k, lambda places: 1.0 / np.log2(1.0 + places))
 
 
@@ -185,6 +190,11 @@ def summarize_ranks(ranks: Ranks | ArrayLike, cutoffs: tuple[int, ...] = (1, 5, 
         summary[f"ndcg@{k}"] = float(ndcg_at_k(ranks, k).mean())
     summary["mrr"] = float(reciprocal_rank(ranks).mean())
     return summary
+
+
+def _check_cutoff(k: int) -> None:
+    if isinstance(k, bool) or not k >= 1:
+        raise ValueError(f"k must be at least 1, got {k!r}")
 
 
 def _ranks(ranks: Ranks | ArrayLike) -> Ranks:

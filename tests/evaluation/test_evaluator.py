@@ -421,6 +421,8 @@ def test_a_split_without_users_is_an_error(toy_data):
         ({"protocol": "half"}, "candidates, full, paper"),
         ({"split": "train"}, "validation, test"),
         ({"max_users": 0}, "max_users must be at least 1"),
+        ({"max_users": 2.5}, "max_users must be at least 1"),
+        ({"seed": -1}, "seed must be a whole number of at least 0"),
         ({"cutoffs": ()}, "positive integers"),
         ({"cutoffs": (0, 5)}, "positive integers"),
         ({"protocol": "full", "num_retrieved": 5}, "cannot show Hit@10"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from allmrec_hf.data.prepare import prepare_frames
 from allmrec_hf.data.prepared import PreparedData
 from allmrec_hf.data.synthetic import SyntheticWorld
 from allmrec_hf.errors import ALLMRecError
+from allmrec_hf.evaluation.evaluation_cost import tell_evaluation_cost
 from allmrec_hf.evaluation.protocol import Ranker
 from allmrec_hf.evaluation.rankers import PopularityRanker
 from allmrec_hf.methods.a_llmrec import facts
@@ -157,6 +159,22 @@ def test_training_leaves_the_weights_of_the_llm_as_they_were(name, fitted):
     assert not language_model.training
     for key, value in before.items():
         torch.testing.assert_close(after[key].cpu(), value, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", ["tallrec", "llm-srec"])
+def test_the_config_of_the_llm_stays_its_own(name, fitted):
+    model = fitted[name].model  # type: ignore[attr-defined]
+    assert Path(model.config.base_model_name_or_path) == DEMO_PARTS / "language_model"
+    assert "base_model_name_or_path" not in model.language_model.config.to_dict()
+
+
+@pytest.mark.parametrize("name", ["tallrec", "llm-srec", "llm-only"])
+def test_what_ranking_by_an_llm_will_cost_is_told_for_every_method(name, fitted, tiny, caplog):
+    with caplog.at_level("INFO"):
+        seconds = tell_evaluation_cost(fitted[name], tiny, max_users=4)
+    assert seconds > 0
+    told = r"4 prompts of \d+ tokens" if name == "llm-only" else r"4 users to rank for, .* users/s: about"
+    assert re.search(rf"{fitted[name].name}: {told}", caplog.text)
 
 
 def test_tallrec_trains_lora_weights_alone(fitted):

@@ -22,6 +22,7 @@ from filelock import FileLock, Timeout
 
 from ..data.prepared import PreparedData
 from ..errors import ALLMRecError, DataError
+from ..evaluation.evaluation_cost import tell_evaluation_cost
 from ..evaluation.geometry import joint_embedding_geometry
 from ..evaluation.protocol import Ranker
 from ..evaluation.scenarios import CrossDomain, EvaluationSplit, FewShot
@@ -211,6 +212,8 @@ def compute_run(planned: PlannedRun, split: EvaluationSplit, data: Datasets) -> 
     started = time.monotonic()
     ranker = trained.fit(split.training, setting)
     ranker.name = planned.key.label
+    if trained.reads_llm:
+        tell_evaluation_cost(ranker, split.evaluation, max_users=evaluation.max_users)
     fitted = time.monotonic()
     result = split.evaluate([ranker], max_users=evaluation.max_users, cutoffs=evaluation.cutoffs)
     ended = time.monotonic()

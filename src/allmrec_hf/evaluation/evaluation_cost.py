@@ -9,17 +9,18 @@ import numpy as np
 
 from ..durations import duration
 from .llm_ranker import ALLMRecRanker
-from .protocol import EvaluationData, TargetSplit
+from .protocol import EvaluationData, Ranker, TargetSplit
 from .rows import Rows, select_rows
 
 logger = logging.getLogger(__name__)
 
 LONGEST_PROBE_S = 30.0
 LONG_S = 300
+PROBED_USERS = 16
 
 
 def tell_evaluation_cost(
-    ranker: ALLMRecRanker,
+    ranker: Ranker,
     data: EvaluationData,
     protocol: str = "candidates",
     split: TargetSplit = "test",
@@ -27,6 +28,8 @@ def tell_evaluation_cost(
     seed: int = 0,
 ) -> float:
     """Log how many prompts an evaluation reads, their tokens, the measured speed and the time; return the seconds.
+
+    Of a ranker that puts its own questions to an LLM, the users and the time are logged.
 
     Args:
         ranker: The ranker; one batch of its users is measured, or one user where a batch takes long.
@@ -38,11 +41,16 @@ def tell_evaluation_cost(
     """
     rows = select_rows(data, split, data.candidates(split), max_users, seed)
     users = len(rows.users)
-    chosen = np.unique(np.linspace(0, users - 1, min(users, ranker.batch_size)).astype(int))
+    chosen = np.unique(np.linspace(0, users - 1, min(users, getattr(ranker, "batch_size", PROBED_USERS))).astype(int))
     count, seconds = 1, _measure(ranker, rows, chosen[:1], protocol)
     if seconds * len(chosen) < LONGEST_PROBE_S:  # then again, since the first pass of a process takes longer
         count, seconds = len(chosen), _measure(ranker, rows, chosen, protocol)
     whole = users * seconds / count
+    if not isinstance(ranker, ALLMRecRanker):
+        speed = users / max(whole, 1e-9)
+        told = (ranker.name, f"{users:,}", speed, duration(whole))
+        logger.info("%s: %s users to rank for, %.3g users/s: about %s", *told)
+        return whole
     tokens, longest, answers = _tokens(ranker, rows, chosen)
     prompts = users * (1 if protocol == "paper" else ranker.num_permutations)
     read = tokens if protocol == "paper" else tokens + answers
@@ -62,13 +70,13 @@ def tell_evaluation_cost(
     return whole
 
 
-def _measure(ranker: ALLMRecRanker, rows: Rows, chosen: np.ndarray, protocol: str) -> float:
+def _measure(ranker: Ranker, rows: Rows, chosen: np.ndarray, protocol: str) -> float:
     histories = [rows.data.history(int(user), rows.split) for user in rows.users[chosen]]
     candidates = rows.items[chosen].copy()
     started = time.monotonic()
-    if protocol == "paper":
+    if protocol == "paper" and isinstance(ranker, ALLMRecRanker):
         ranker.generate_titles(histories, candidates)
-    elif protocol == "full":
+    elif protocol == "full" and isinstance(ranker, ALLMRecRanker):
         ranker.retrieve(histories, ranker.num_ranked)
     else:
         ranker.score(histories, candidates)

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
+from numbers import Integral
 from pathlib import Path
 from typing import Any, cast
 
@@ -145,7 +146,7 @@ def evaluate(
         DataError: when the data's candidates do not hold each target exactly once, the split has no users, a cut-off is
             above the number of candidates, or `known` has another catalogue.
     """
-    _check_arguments(rankers, protocol, split, max_users, cutoffs, num_retrieved, batch_size)
+    _check_arguments(rankers, protocol, split, max_users, cutoffs, num_retrieved, batch_size, seed)
     _check_numbering(rankers, data)
     candidates = data.candidates(split)
     rows = select_rows(data, split, candidates, max_users, seed)
@@ -242,6 +243,7 @@ def _check_arguments(
     cutoffs: tuple[int, ...] | None,
     num_retrieved: int,
     batch_size: int,
+    seed: int,
 ) -> None:
     names = [ranker.name for ranker in rankers]
     if not names or len(set(names)) < len(names):
@@ -250,8 +252,10 @@ def _check_arguments(
         raise ALLMRecError(f"unknown protocol {protocol!r}; choose one of {', '.join(PROTOCOLS)}")
     if split not in SPLITS:
         raise ALLMRecError(f"unknown split {split!r}; choose one of {', '.join(SPLITS)}")
-    if max_users is not None and max_users < 1:
+    if max_users is not None and (not isinstance(max_users, Integral) or max_users < 1):
         raise ALLMRecError(f"max_users must be at least 1, or None for all users; got {max_users}")
+    if not isinstance(seed, Integral) or seed < 0:
+        raise ALLMRecError(f"seed must be a whole number of at least 0; got {seed!r}")
     if batch_size < 1:
         raise ALLMRecError(f"batch_size must be at least 1; got {batch_size}")
     cutoffs = CUTOFFS if cutoffs is None else cutoffs
