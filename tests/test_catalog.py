@@ -231,3 +231,12 @@ def test_a_column_that_cannot_be_of_the_catalogues_type_is_refused_in_one_line(c
         catalog.extended([{"item_id": "N", column: value}])
     assert "\n" not in str(refused.value)
     assert len(catalog._rows) == 2
+
+
+def test_a_file_of_something_else_is_named(tmp_path):
+    pl.DataFrame({"x": [1]}).write_parquet(tmp_path / "items.parquet")
+    with pytest.raises(DataError, match=r"items\.parquet: the catalogue has no column item_id"):
+        ItemCatalog.load(tmp_path)
+    (tmp_path / "items.parquet").write_bytes(b"PAR1 cut off")
+    with pytest.raises(CheckpointError, match=r"parquet file of items .* truncated or damaged: write or download it"):
+        ItemCatalog.load(tmp_path)

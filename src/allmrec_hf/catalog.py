@@ -207,6 +207,7 @@ class ItemCatalog:
 
         Raises:
             CheckpointError: when the file is missing or no readable parquet file.
+            DataError: when it holds no catalogue.
         """
         path = Path(path)
         path = path / CATALOG_FILE if path.is_dir() else path
@@ -221,7 +222,10 @@ class ItemCatalog:
                 f"{path} is no readable parquet file of items (item_id, title, description); it is truncated or "
                 "damaged: write or download it again"
             ) from error
-        return cls(frame, saved=True)
+        try:
+            return cls(frame, saved=True)
+        except DataError as error:
+            raise DataError(f"{path}: {error}") from error
 
 
 def _columns(items: pl.DataFrame, saved: bool) -> list[pl.Series]:
