@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help demo test smoke lint format types clean demo-parts demo-checkpoint
+.PHONY: help demo test smoke lint format types docs clean demo-parts demo-checkpoint
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -35,6 +35,10 @@ format: $(INSTALLED) ## let ruff rewrite the files
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+docs: $(INSTALLED) ## the documentation's site in site/; a broken link or anchor is an error
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
+	$(BIN)/python -m mkdocs build --strict
+
 demo-parts: $(INSTALLED) ## make the demo's tiny LM and text encoder again, from the world's text
 	$(BIN)/python scripts/make_demo_parts.py
 
@@ -42,4 +46,4 @@ demo-checkpoint: $(INSTALLED) ## make the demo checkpoint, its card and its tabl
 	$(BIN)/python scripts/make_demo_checkpoint.py
 
 clean: ## remove the virtual environment and all runs
-	rm -rf $(VENV) runs build dist
+	rm -rf $(VENV) runs build dist site

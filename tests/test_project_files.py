@@ -57,7 +57,7 @@ def test_the_workflow_calls_targets_that_make_has() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     steps = [step for job in read(".github/workflows/ci.yml")["jobs"].values() for step in job["steps"]]
     called = [step["run"].removeprefix("make ") for step in steps if step.get("run", "").startswith("make ")]
-    assert {"lint", "types"} <= set(called)
+    assert {"lint", "types", "docs"} <= set(called)
     for target in called:
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
 

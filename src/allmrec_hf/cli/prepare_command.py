@@ -133,7 +133,7 @@ def prepare(
 
     `allmrec prepare --interactions log.parquet --items items.parquet --column user_id=customer --output data/shop`
 
-    `allmrec prepare --interactions u.tsv --no-header --column user_id=0 --column item_id=1 --column timestamp=2`
+    `allmrec prepare --interactions u.tsv --no-header --column user_id=0 --column item_id=1 --order file --output out`
 
     `allmrec prepare --interactions ratings.csv --min-rating 4 --time-format '%d/%m/%Y' --output data/liked`
     """
