@@ -20,10 +20,11 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
+from allmrec_hf.training.settings import run_settings
 from transformers import AutoModel
 
 from allmrec_hf.cf_encoder import BUILT_IN, MODEL_TYPE_PREFIX, cf_encoder_class
-from allmrec_hf.data.prepare import prepare_frames
+from allmrec_hf.data.prepare import prepare
 from allmrec_hf.data.prepared import PreparedData
 from allmrec_hf.data.synthetic import SyntheticWorld
 from allmrec_hf.evaluation.evaluator import REPORT_FORMAT, evaluate
@@ -31,13 +32,13 @@ from allmrec_hf.evaluation.llm_ranker import ALLMRecRanker
 from allmrec_hf.evaluation.protocol import Ranker
 from allmrec_hf.evaluation.rankers import CFRanker, PopularityRanker
 from allmrec_hf.files import written_whole
+from allmrec_hf.part_sources import DEMO, named_part
 from allmrec_hf.processing_allmrec import ALLMRecProcessor
 from allmrec_hf.training import loop
-from allmrec_hf.training.arguments import StageArguments, preset
 from allmrec_hf.training.fair import fair_backbone
-from allmrec_hf.training.parts import DEMO, named_part
+from allmrec_hf.training.presets import preset
 from allmrec_hf.training.run import train
-from allmrec_hf.training.settings import run_settings
+from allmrec_hf.training.stage_arguments import StageArguments
 
 ALONE, FAIR, NO_LM, WITH = "alone", "alone, data of stage 2", "same vectors, no LM", "with A-LLMRec"
 GROUPS = ("overall", "warm", "cold")
@@ -55,7 +56,7 @@ def backbones() -> list[str]:
 def world(seed: int, folder: Path) -> PreparedData:
     """Return the invented world of a seed."""
     source = SyntheticWorld(seed=seed)
-    return prepare_frames(
+    return prepare(
         source.interactions(),
         source.items(),
         output=folder,
@@ -70,9 +71,9 @@ def world(seed: int, folder: Path) -> PreparedData:
 
 def stage_arguments(name: str, seed: int) -> dict[str, StageArguments]:
     """Return the demo's settings of stages 1 and 2, and for the backbone its own recipe in limited time."""
-    cf = preset("quick", "cf", cf_encoder_class(name).training_recipe)
-    cf = cf.replaced(epochs=max(cf.epochs, 200), time_limit_s=CF_SECONDS)
-    arguments = {"cf": cf, "align": preset("demo", "align"), "project": preset("demo", "project")}
+    cf = preset("quick", "backbone", cf_encoder_class(name).training_recipe)
+    cf = cf.replaced(num_train_epochs=max(cf.epochs, 200), max_seconds=CF_SECONDS)
+    arguments = {"backbone": cf, "align": preset("demo", "align"), "project": preset("demo", "project")}
     return {stage: settings.replaced(seed=seed) for stage, settings in arguments.items()}
 
 
@@ -90,14 +91,14 @@ def compute_run(name: str, seed: int, max_users: int, folder: Path) -> dict[str,
         train(data, run, settings, arguments=stage_arguments(name, seed), preset_name="demo")
     model = AutoModel.from_pretrained(run)
     rankers: list[Ranker] = [
-        CFRanker(AutoModel.from_pretrained(run / "cf"), name=ALONE),
+        CFRanker(AutoModel.from_pretrained(run / "backbone"), name=ALONE),
         CFRanker(fair_backbone(run, data), name=FAIR),
         CFRanker(model.cf_encoder, name=NO_LM),
         ALLMRecRanker(model, ALLMRecProcessor.from_pretrained(run), name=WITH, batch_size=32),
         PopularityRanker(data.item_counts("train")),
     ]
     report = evaluate(rankers, data, max_users=max_users, seed=seed).to_dict()
-    result = json.loads((run / "checkpoints" / "cf" / "training.json").read_text(encoding="utf-8"))["result"]
+    result = json.loads((run / "checkpoints" / "backbone" / "training.json").read_text(encoding="utf-8"))["result"]
     kept = ("epochs", "seconds", "stopped_by", "best_epoch", "best")
     return report | {"seconds": time.monotonic() - started, "cf_training": {key: result[key] for key in kept}}
 

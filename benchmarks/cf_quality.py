@@ -46,8 +46,8 @@ from allmrec_hf.files import folder_written_whole, written_whole
 from allmrec_hf.histories import pad_histories
 from allmrec_hf.ranking import Ranks, summarize_ranks
 from allmrec_hf.training import loop
-from allmrec_hf.training.arguments import preset
-from allmrec_hf.training.cf_encoder import train_cf_encoder
+from allmrec_hf.training.backbone_training import train_cf_encoder
+from allmrec_hf.training.presets import preset
 
 FORMAT = 2  # of a run; 1 had metrics at the mean place of ties
 HERE = Path(__file__).resolve().parent
@@ -158,8 +158,8 @@ def run_ours(run: Run, data: PreparedData, problem: Problem, options: argparse.N
         return {"metrics": summarize_ranks(Ranks(found.better, found.tied)), "versions": versions}
     torch.set_num_threads(options.threads)
     config = model_config(run.model, data.num_items)
-    arguments = preset("default", "cf", cf_encoder_class(run.model).training_recipe)
-    arguments = arguments.replaced(seed=run.seed, time_limit_s=options.time_limit, early_stopping_patience=PATIENCE)
+    arguments = preset("default", "backbone", cf_encoder_class(run.model).training_recipe)
+    arguments = arguments.replaced(seed=run.seed, max_seconds=options.time_limit, early_stopping_patience=PATIENCE)
     clock = SimpleNamespace(**{**vars(time), "monotonic": time.process_time})  # CPU time counts, as for the others
     with tempfile.TemporaryDirectory() as folder, mock.patch.object(loop, "time", clock):
         wall, cpu = time.monotonic(), time.process_time()
@@ -182,7 +182,7 @@ def run_ours(run: Run, data: PreparedData, problem: Problem, options: argparse.N
         "wall_seconds": round(wall, 2),
         "validation_curve": curve,
         "settings": {"config": config.to_diff_dict(), "training": arguments.to_dict()},
-        "time_limit_s": options.time_limit,
+        "max_seconds": options.time_limit,
         "versions": versions,
     }
 
@@ -193,7 +193,7 @@ def run_other(run: Run, problem: Problem, python: str, options: argparse.Namespa
     settings = {
         "model": run.model,
         "seed": run.seed,
-        "time_limit_s": limit,
+        "max_seconds": limit,
         "patience": PATIENCE,
         "hidden_size": HIDDEN_SIZE,
         "max_history_length": MAX_HISTORY,
@@ -215,7 +215,7 @@ def run_other(run: Run, problem: Problem, python: str, options: argparse.Namespa
         facts = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     if len(ranks) != len(problem.users("test")):
         raise RuntimeError(f"{script.name} gave {len(ranks)} ranks for {len(problem.users('test'))} users")
-    return {"metrics": summarize_ranks(ranks), **facts, "time_limit_s": limit}
+    return {"metrics": summarize_ranks(ranks), **facts, "max_seconds": limit}
 
 
 def limit_of(library: str, options: argparse.Namespace) -> float:

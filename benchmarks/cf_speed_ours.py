@@ -26,9 +26,9 @@ from allmrec_hf.cf_encoder import build_cf_encoder
 from allmrec_hf.data.prepared import CandidateSet, PreparedData
 from allmrec_hf.evaluation.evaluator import evaluate
 from allmrec_hf.evaluation.rankers import CFRanker
-from allmrec_hf.training.arguments import StageArguments
-from allmrec_hf.training.cf_encoder import CFEncoderTask
+from allmrec_hf.training.backbone_training import CFEncoderTask
 from allmrec_hf.training.loop import run_stage
+from allmrec_hf.training.stage_arguments import StageArguments
 
 MAX_LENGTH = 95  # of a generated sequence; the shortest has 5 items, the mean is 50
 
@@ -108,7 +108,7 @@ def task_of(data: Any, settings: dict[str, Any]) -> tuple[TimedTask, StageArgume
     users = np.repeat(np.arange(len(sequences)), [len(sequence) for sequence in sequences])
     items = torch.from_numpy(np.concatenate(sequences))
     cf_encoder.start_training(torch.from_numpy(users), items, len(sequences))
-    fixed = {"epochs": settings["epochs"], "eval_every": 1}
+    fixed = {"num_train_epochs": settings["epochs"], "eval_epochs": 1}
     arguments = StageArguments(**{**cf_encoder.training_recipe, **settings["training"], **fixed})
     return TimedTask(cf_encoder, data, arguments), arguments
 

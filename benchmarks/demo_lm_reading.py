@@ -15,7 +15,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import allmrec_hf
-from allmrec_hf.data.prepare import prepare_frames
+from allmrec_hf.data.prepare import prepare
 from allmrec_hf.data.synthetic import SyntheticWorld
 from allmrec_hf.files import written_whole
 from allmrec_hf.prompt import USER_SLOT
@@ -59,9 +59,7 @@ def main() -> None:
     options = parser.parse_args()
     world = SyntheticWorld()
     with tempfile.TemporaryDirectory() as folder:
-        data = prepare_frames(
-            world.interactions(), world.items(), output=Path(folder) / "data", filter="none", domain="movie"
-        )
+        data = prepare(world.interactions(), world.items(), output=Path(folder) / "data", filter="none", domain="movie")
         candidates = data.candidates("test").take(np.arange(options.users))
     tokenizer = AutoTokenizer.from_pretrained(LANGUAGE_MODEL)
     model = AutoModelForCausalLM.from_pretrained(LANGUAGE_MODEL).eval()

@@ -16,7 +16,7 @@ import numpy as np
 from transformers import AutoModel
 
 import allmrec_hf
-from allmrec_hf.data.prepare import prepare_frames
+from allmrec_hf.data.prepare import prepare
 from allmrec_hf.data.synthetic import SyntheticWorld
 from allmrec_hf.explaining.contributions import CLEAR, Contribution, Effect, contributions, sign_agreement
 from allmrec_hf.files import written_whole
@@ -63,7 +63,7 @@ def main() -> None:
     options = parser.parse_args()
     world = SyntheticWorld()
     with tempfile.TemporaryDirectory() as folder:
-        data = prepare_frames(
+        data = prepare(
             world.interactions(),
             world.items(),
             output=Path(folder) / "data",

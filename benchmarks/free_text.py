@@ -16,7 +16,7 @@ import numpy as np
 from transformers import AutoModel
 
 import allmrec_hf
-from allmrec_hf.data.prepare import prepare_frames
+from allmrec_hf.data.prepare import prepare
 from allmrec_hf.data.prepared import PreparedData
 from allmrec_hf.data.synthetic import SyntheticWorld
 from allmrec_hf.explaining.favourite import favourite_category
@@ -27,7 +27,7 @@ def invented_world(folder: str) -> PreparedData:
     """Return the world that the demo checkpoint was trained on."""
     world = SyntheticWorld()
     choices: dict[str, Any] = {"filter": "none", "keep_items": "all", "name": "invented films", "domain": "movie"}
-    return prepare_frames(world.interactions(), world.items(), output=Path(folder) / "data", **choices)
+    return prepare(world.interactions(), world.items(), output=Path(folder) / "data", **choices)
 
 
 def table(report: dict[str, Any]) -> str:

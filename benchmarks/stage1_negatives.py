@@ -44,7 +44,7 @@ from allmrec_hf.cf_encoder import CFEncoder
 from allmrec_hf.cf_losses import full_cross_entropy
 from allmrec_hf.cf_sasrec import SASRecConfig, SASRecModel
 from allmrec_hf.configuration_allmrec import ALLMRecConfig
-from allmrec_hf.data.prepare import prepare_frames
+from allmrec_hf.data.prepare import prepare
 from allmrec_hf.data.prepared import PreparedData
 from allmrec_hf.evaluation.warmth import WarmthGroups
 from allmrec_hf.files import written_whole
@@ -53,17 +53,17 @@ from allmrec_hf.methods.controls import TwoTowers, _NoPrompts
 from allmrec_hf.modeling_allmrec import ALLMRecModel
 from allmrec_hf.ranking import Ranks, hit_at_k, ndcg_at_k, target_ranks
 from allmrec_hf.training.alignment import AlignmentModule, AlignmentTask, text_embedding_table
-from allmrec_hf.training.arguments import StageArguments
-from allmrec_hf.training.cf_encoder import CFEncoderTask
+from allmrec_hf.training.backbone_training import CFEncoderTask
 from allmrec_hf.training.loop import run_stage
-from allmrec_hf.training.parts import load_text_encoder
 from allmrec_hf.training.samples import NegativeSampler
+from allmrec_hf.training.stage_arguments import StageArguments
+from allmrec_hf.training.text_encoders import load_text_encoder
 from allmrec_hf.training.warm_start import BATCH_SIZE, LEARNING_RATE, WarmStartTask
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "stage1_negatives.json"
 DATASETS = ("amazon_office_products_2018_tail", "amazon_electronics_2023_sub", "amazon2018_video_games", "ml_100k")
-PARTS = ("cf", "align", "project")
+PARTS = ("backbone", "align", "project")
 NEGATIVES = ("train+validation", "trained items")
 BACKBONES = {
     "last window, whole catalogue": (False, False),
@@ -71,11 +71,11 @@ BACKBONES = {
     "all windows, trained items": (True, True),
 }
 BUDGET = {
-    "cf": StageArguments(epochs=40, min_steps=1_000, batch_size=128, eval_every=2, early_stopping_patience=2,
+    "backbone": StageArguments(num_train_epochs=40, min_steps=1_000, per_device_train_batch_size=128, eval_epochs=2, early_stopping_patience=2,
                          max_validation_users=1_000),
-    "align": StageArguments(epochs=500, max_steps=500, batch_size=128, learning_rate=1e-3, eval_every=500),
-    "project": StageArguments(epochs=200, max_steps=200, batch_size=BATCH_SIZE, learning_rate=LEARNING_RATE,
-                              eval_every=200),
+    "align": StageArguments(num_train_epochs=500, max_steps=500, per_device_train_batch_size=128, learning_rate=1e-3, eval_epochs=500),
+    "project": StageArguments(num_train_epochs=200, max_steps=200, per_device_train_batch_size=BATCH_SIZE, learning_rate=LEARNING_RATE,
+                              eval_epochs=200),
 }  # fmt: skip
 USERS = 6_000  # of a data set at most
 TEST_USERS = 3_000
@@ -156,7 +156,7 @@ def by_vectors(cf_encoder: CFEncoder, vectors: torch.Tensor) -> Any:
 def trained_backbone(data: PreparedData, seed: int, variant: str, folder: Path) -> tuple[CFEncoder, dict[str, Any]]:
     """Return a SASRec of one kind, trained in the folder or, where it was, loaded from there."""
     windows, restricted = BACKBONES[variant]
-    arguments = BUDGET["cf"].replaced(seed=seed)
+    arguments = BUDGET["backbone"].replaced(seed=seed)
     torch.manual_seed(seed)
     cf_encoder = (AmongTargets if restricted else SASRecModel)(SASRecConfig(num_items=data.num_items))
     if isinstance(cf_encoder, AmongTargets):
@@ -167,7 +167,7 @@ def trained_backbone(data: PreparedData, seed: int, variant: str, folder: Path) 
         for name in ("users", "ends", "lengths"):
             setattr(task.examples, name, getattr(task.examples, name)[last])
     result = run_stage(task, arguments, folder, resume=True)
-    facts = {"epochs": result.epochs, "best_epoch": result.best_epoch, "steps": result.steps, "seconds": result.seconds,
+    facts = {"num_train_epochs": result.epochs, "best_epoch": result.best_epoch, "steps": result.steps, "seconds": result.seconds,
              "validation": result.best}  # fmt: skip
     return cf_encoder.eval(), facts
 
@@ -241,7 +241,7 @@ def prepared(name: str, data_root: Path, output: Path) -> PreparedData:
         users = users.sample(USERS, seed=0)
         interactions = interactions.filter(interactions["user_id"].is_in(users.implode()))
     items = pl.read_parquet(source / "items.parquet")
-    return prepare_frames(interactions, items, output=folder, name=name, filter="none")
+    return prepare(interactions, items, output=folder, name=name, filter="none")
 
 
 def compute_runs(data: PreparedData, variant: str, options: argparse.Namespace, texts: torch.Tensor) -> None:
@@ -255,10 +255,10 @@ def compute_runs(data: PreparedData, variant: str, options: argparse.Namespace, 
 
     where = output / "runs" / f"{data.name}-{backbone_seed}-{variant.replace(' ', '_')}"
     base = {"dataset": data.name, "backbone": variant}
-    cf_encoder, facts = trained_backbone(data, backbone_seed, variant, where / "cf")
-    if "cf" in options.parts:
+    cf_encoder, facts = trained_backbone(data, backbone_seed, variant, where / "backbone")
+    if "backbone" in options.parts:
         found = measured(data, by_vectors(cf_encoder, cf_encoder.item_embeddings.detach()))
-        done({**base, "seed": backbone_seed, "part": "cf", "choice": "", **facts, "paths": {"cf": found}})
+        done({**base, "seed": backbone_seed, "part": "backbone", "choice": "", **facts, "paths": {"backbone": found}})
     for seed in options.seeds if {"align", "project"} & set(options.parts) else ():
         for negatives in NEGATIVES:
             name, run = negatives.replace(" ", "_"), {**base, "seed": seed, "choice": negatives}

@@ -27,15 +27,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from allmrec_hf import ALLMRecConfig, ALLMRecModel, ALLMRecProcessor, SASRecConfig
 from allmrec_hf.data import memory
-from allmrec_hf.data.prepare import prepare_frames
+from allmrec_hf.data.prepare import prepare
 from allmrec_hf.data.prepared import PreparedData
 from allmrec_hf.data.synthetic import SyntheticWorld
+from allmrec_hf.part_sources import named_part
 from allmrec_hf.prompt import PromptTemplate
 from allmrec_hf.training import loop
-from allmrec_hf.training.arguments import StageArguments
-from allmrec_hf.training.parts import named_part
 from allmrec_hf.training.projection import ProjectionModule, ProjectionTask
 from allmrec_hf.training.provenance import library_versions
+from allmrec_hf.training.stage_arguments import StageArguments
 
 SMOLLM2_135M: dict[str, Any] = {
     "vocab_size": 49_152,
@@ -61,7 +61,7 @@ def world(folder: Path, tokens: int, seed: int = 0) -> PreparedData:
         for number in range(items.height)
     ]
     items = items.with_columns(pl.Series("title", titles))
-    return prepare_frames(
+    return prepare(
         made.interactions(), items, output=folder, filter="none", keep_items="all", domain="movie", name="titles"
     )
 
@@ -86,7 +86,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         processor = ALLMRecProcessor(tokenizer, PromptTemplate.for_domain("movie").to_dict(), max_length=4_096)
         processor.catalog = data.catalog
         arguments = StageArguments(
-            epochs=1_000, batch_size=options.batch_size, max_steps=options.steps, save_every_minutes=None
+            num_train_epochs=1_000,
+            per_device_train_batch_size=options.batch_size,
+            max_steps=options.steps,
+            save_minutes=None,
         )
         task = ProjectionTask(ProjectionModule(model), processor, data, "train", 20, arguments)
         task.validation = task.validation.take(np.arange(0))

@@ -16,12 +16,12 @@ from transformers import AutoModel
 
 import allmrec_hf
 from allmrec_hf.cf_encoder import CFEncoder, CFEncoderConfig, register_cf_encoder
-from allmrec_hf.data.prepare import prepare_frames
+from allmrec_hf.data.prepare import prepare
 from allmrec_hf.data.synthetic import SyntheticWorld
 from allmrec_hf.evaluation.evaluator import evaluate
 from allmrec_hf.evaluation.rankers import CFRanker, PopularityRanker
-from allmrec_hf.training.arguments import preset
-from allmrec_hf.training.cf_encoder import train_cf_encoder
+from allmrec_hf.training.presets import preset
+from allmrec_hf.training.backbone_training import train_cf_encoder
 from allmrec_hf.training.run import train
 from allmrec_hf.training.settings import run_settings
 
@@ -68,25 +68,25 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="a few steps on a small world")
     options = parser.parse_args()
     world = SyntheticWorld(num_items=120, num_users=200) if options.tiny else SyntheticWorld()
-    data = prepare_frames(
+    data = prepare(
         world.interactions(), world.items(), output=options.output / "data", filter="none", name="own", domain="movie"
     )
-    quick = {"cf": preset("quick", "cf", DecayModel.training_recipe), "align": preset("quick", "align")}
+    quick = {"backbone": preset("quick", "backbone", DecayModel.training_recipe), "align": preset("quick", "align")}
     if options.tiny:
         quick = {stage: replace(arguments, max_steps=10) for stage, arguments in quick.items()}
 
     # 1. Alone: trained, saved, loaded by the Auto classes, ranked.
     config = DecayConfig(num_items=data.num_items, half_life=2.0)
-    trained = train_cf_encoder(data, config, quick["cf"], options.output / "training")
+    trained = train_cf_encoder(data, config, quick["backbone"], options.output / "training")
     trained.save_pretrained(options.output / "alone")
     loaded = AutoModel.from_pretrained(options.output / "alone")
     print(evaluate([CFRanker(loaded), PopularityRanker(data.item_counts("train"))], data).to_table())
 
     # 2. Under A-LLMRec: stage 1 aligns its vectors with texts; stage 2 would follow with an LLM.
     settings = replace(
-        run_settings("quick", cf="decay"), text_encoder=options.text_encoder, cf_options={"half_life": 2.0}
+        run_settings("quick", cf="decay"), text_encoder=options.text_encoder, backbone_options={"half_life": 2.0}
     )
-    run = train(data, options.output / "run", settings, ("cf", "align"), quick, "quick")
+    run = train(data, options.output / "run", settings, ("backbone", "align"), quick, "quick")
     print("stage 1 on top of", AutoModel.from_pretrained(run, language_model=None).cf_encoder.config.model_type)
 
 

@@ -10,12 +10,13 @@ from pathlib import Path
 from transformers import AutoModel, pipeline
 
 import allmrec_hf
-from allmrec_hf.data.prepare import prepare_frames
+from allmrec_hf.data.prepare import prepare
 from allmrec_hf.data.synthetic import SyntheticWorld
 from allmrec_hf.evaluation.evaluator import evaluate
 from allmrec_hf.evaluation.llm_ranker import ALLMRecRanker
 from allmrec_hf.evaluation.rankers import CFRanker, PopularityRanker
-from allmrec_hf.training.arguments import STAGES, preset
+from allmrec_hf.training.presets import preset
+from allmrec_hf.training.stage_arguments import STAGES
 from allmrec_hf.training.run import train
 from allmrec_hf.training.settings import run_settings
 
@@ -30,7 +31,7 @@ options = parser.parse_args()
 
 # 1. Interactions and items: frames of your own have the same columns.
 world = SyntheticWorld(num_items=120, num_users=200) if options.tiny else SyntheticWorld()
-data = prepare_frames(
+data = prepare(
     world.interactions(), world.items(), output=options.output / "data", filter="none", name="example", domain="movie"
 )
 
@@ -47,7 +48,7 @@ model = AutoModel.from_pretrained(run)
 processor = allmrec_hf.ALLMRecProcessor.from_pretrained(run)
 rankers = [
     ALLMRecRanker(model, processor),
-    CFRanker(AutoModel.from_pretrained(run / "cf")),
+    CFRanker(AutoModel.from_pretrained(run / "backbone")),
     PopularityRanker(data.item_counts("train")),
 ]
 print(evaluate(rankers, data, max_users=100).to_table())

@@ -49,3 +49,8 @@ def in_own_process(*arguments: Any, before: str = "") -> subprocess.CompletedPro
         timeout=200,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
     )
+
+
+def each_stage(option, value):
+    """Return an option of the loop for all three stages."""
+    return [text for stage in ("backbone", "align", "project") for text in (f"--{stage}.{option}", value)]

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from allmrec_hf.data.prepared import PreparedData
-from allmrec_hf.training.run import train
 from tests import small_run
 
 
@@ -31,4 +30,4 @@ def small_data(small_parts: Path) -> PreparedData:
 def finished_run(small_parts: Path, small_data: PreparedData, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of a run of all stages; tests that change it copy it first."""
     output = tmp_path_factory.mktemp("runs") / "whole"
-    return train(small_data, output, small_run.settings(small_parts), arguments=small_run.arguments())
+    return small_run.train(small_data, output, small_run.settings(small_parts))

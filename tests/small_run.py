@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,14 @@ from tokenizers.normalizers import Lowercase
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import AutoTokenizer
 
-from allmrec_hf.data.prepare import prepare_frames
+from allmrec_hf.data.prepare import prepare
 from allmrec_hf.data.prepared import PreparedData
 from allmrec_hf.data.synthetic import SyntheticWorld, description_vocabulary
-from allmrec_hf.training.arguments import StageArguments
-from allmrec_hf.training.settings import RunSettings, run_settings
+from allmrec_hf.training.arguments import ALLMRecTrainingArguments
+from allmrec_hf.training.stage_arguments import STAGES
+from allmrec_hf.training.trainer import ALLMRecTrainer
 from tests.tiny import OPT_TINY, tiny_llm
 
-STAGES = ("cf", "align", "project")
 NUM_CANDIDATES = 5
 
 
@@ -36,7 +36,7 @@ def write_data(directory: Path, **changes: Any) -> PreparedData:
         "domain": "movie",
         "num_candidates": NUM_CANDIDATES,
     }
-    return prepare_frames(world.interactions(), world.items(), output=directory, **{**choices, **changes})
+    return prepare(world.interactions(), world.items(), output=directory, **{**choices, **changes})
 
 
 def write_llm(directory: Path, family: str = "llama") -> Path:
@@ -61,22 +61,53 @@ def write_text_encoder(directory: Path) -> Path:
     return directory
 
 
-def settings(parts: Path, **changes: Any) -> RunSettings:
-    """Return the settings of a run with the parts in a folder."""
+def settings(parts: Path, **changes: Any) -> dict[str, Any]:
+    """Return the settings of a run with the parts in a folder, by their flat names."""
     values: dict[str, Any] = {
-        "cf_options": {"hidden_size": 16, "max_history_length": 12, "num_layers": 1},
-        "llm": str(parts / "llm"),
+        "backbone_options": {"hidden_size": 16, "max_history_length": 12, "num_layers": 1},
+        "llm_name": str(parts / "llm"),
         "text_encoder": str(parts / "text_encoder"),
         "joint_dim": 8,
         "warm_start_steps": 3,
         "num_candidates": NUM_CANDIDATES,
     }
-    return replace(run_settings("default"), **{**values, **changes})
+    return {**values, **changes}
 
 
-def arguments(**changes: Any) -> dict[str, StageArguments]:
-    """Return a few steps of every stage."""
-    small = StageArguments(
-        epochs=2, batch_size=32, learning_rate=1e-2, max_validation_users=40, save_every_steps=2, seed=3
-    )
-    return {stage: replace(small, max_steps=8 if stage == "project" else 12, **changes) for stage in STAGES}
+def arguments(**changes: Any) -> dict[str, dict[str, Any]]:
+    """Return the loops of a few steps of every stage."""
+    small = {
+        "num_train_epochs": 2,
+        "min_steps": None,
+        "per_device_train_batch_size": 32,
+        "learning_rate": 1e-2,
+        "warmup_steps": 0,
+        "max_grad_norm": None,
+        "early_stopping_patience": None,
+        "max_validation_users": 40,
+        "save_steps": 2,
+        "seed": 3,
+    }
+    return {stage: {**small, "max_steps": 8 if stage == "project" else 12, **changes} for stage in STAGES}
+
+
+def run_arguments(
+    output: Path, chosen: Mapping[str, Any], loops: Mapping[str, Mapping[str, Any]] | None = None
+) -> ALLMRecTrainingArguments:
+    """Return the arguments of a run: flat settings, and the loop of each stage."""
+    sections = {stage: dict(loop) for stage, loop in (arguments() if loops is None else loops).items()}
+    return ALLMRecTrainingArguments(output, **sections).with_flat(**chosen)
+
+
+def train(
+    data: PreparedData,
+    output: Path,
+    chosen: Mapping[str, Any],
+    stages: Sequence[str] = STAGES,
+    loops: Mapping[str, Mapping[str, Any]] | None = None,
+    resume: bool = False,
+    **parts: Any,
+) -> Path:
+    """Train stages into a folder and return it."""
+    trainer = ALLMRecTrainer(args=run_arguments(output, chosen, loops), data=data, **parts)
+    return trainer.train(stages, resume_from_checkpoint=resume).output_dir

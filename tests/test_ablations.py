@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,11 +21,14 @@ from allmrec_hf.item_table import random_joint_embeddings
 from allmrec_hf.losses import Contrast, alignment_losses, contrastive_loss
 from allmrec_hf.projector import build_projector
 from allmrec_hf.prompt import NO_SLOT, USER_SLOT, Title
-from allmrec_hf.training.run import train
-from allmrec_hf.training.settings import ALIGNMENT_LOSS, SETTINGS_OF_STAGE, RunSettings
+from allmrec_hf.training.alignment import AlignmentModule
+from allmrec_hf.training.arguments import ALLMRecTrainingArguments
+from allmrec_hf.training.run_record import SECTIONS_OF_STAGE
+from allmrec_hf.training.stage_arguments import ALIGNMENT_WEIGHTS, AlignArguments, ProjectArguments
+from allmrec_hf.training.trainer import ALLMRecTrainer
 from allmrec_hf.training.warm_start import centre_inputs, start_near_words
 from tests.command_line import refused, succeeded
-from tests.small_run import arguments, settings
+from tests.small_run import arguments, settings, train
 from tests.tiny import tiny_llm, tiny_model, tiny_processor
 
 HISTORIES = [[1, 2, 3], [4, 5, 6, 7], [8]]
@@ -187,30 +190,33 @@ def test_prompt_without_joint_embeddings_keeps_every_word():
 )
 def test_prompts_that_contradict_the_settings_are_refused(changes, message):
     with pytest.raises(ALLMRecError, match=message):
-        RunSettings(**changes).template("movie")
+        ProjectArguments(**changes).template("movie")
 
 
 def test_a_template_of_ones_own_stays_possible_without_user_representation():
     own = {"prompt": "{history} then {candidates}: "}
-    assert RunSettings(no_user_representation=True, prompt=own).template("game") == PromptTemplate.from_dict(own)
+    arguments = ProjectArguments(no_user_representation=True, prompt=own)
+    assert arguments.template("game") == PromptTemplate.from_dict(own)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"matching": -1.0}, "matching is a weight of stage 1's loss"),
-        ({"recommendation": float("nan")}, "recommendation is a weight"),
-        ({"alpha": 0, "beta": 0, "matching": 0, "recommendation": 0}, "nothing is trained"),
-        ({"matching_temperature": 0.0}, "matching_temperature must be greater than 0"),
-        ({"matching_loss": "cosine"}, "unknown matching_loss 'cosine'; known are mse, infonce"),
-        ({"projector": "cnn"}, "unknown projector 'cnn'; known are mlp, linear, resampler"),
-        ({"item_embedding": "none"}, "known are auto, cf, text, random"),
+        ({"matching_weight": -1.0}, "section align: matching_weight must be at least 0, got -1.0"),
+        ({"recommendation_weight": float("nan")}, "recommendation_weight must be a finite number"),
+        ({"cross_reconstruction_weight": float("inf")}, "cross_reconstruction_weight must be a finite number"),
+        (dict.fromkeys(ALIGNMENT_WEIGHTS, 0), "nothing is trained"),
+        ({"matching_temperature": 0.0}, "matching_temperature must be above 0"),
+        ({"listwise_temperature": 0.0}, "section project: listwise_temperature must be above 0"),
+        ({"matching_loss": "cosine"}, "matching_loss must be one of mse, infonce; got 'cosine'"),
+        ({"projector": "cnn"}, "projector must be one of mlp, linear, resampler; got 'cnn'"),
+        ({"item_embedding": "none"}, "must be one of auto, cf, text, random"),
         ({"projector_tokens": 0}, "projector_tokens must be at least 1"),
     ],
 )
 def test_settings_out_of_range_are_refused(changes, message):
     with pytest.raises(ALLMRecError, match=message):
-        RunSettings(**changes)
+        ALLMRecTrainingArguments("run").with_flat(**changes)
 
 
 # -- stage 2: random joint embeddings
@@ -377,8 +383,8 @@ def trained_in(folder):
     ids=["no user representation, random joint embedding", "no joint embedding"],
 )
 def test_stage_two_runs_under_every_ablation(aligned, small_data, small_parts, changes, trained, slots):
-    few = arguments(max_validation_users=10, batch_size=8)
-    few["project"] = few["project"].replaced(max_steps=3)
+    few = arguments(max_validation_users=10, per_device_train_batch_size=8)
+    few["project"]["max_steps"] = 3
     train(small_data, aligned, settings(small_parts, **changes), ("project",), few)
     assert trained_in(aligned) == trained
     template = PromptTemplate.from_dict(json.loads((aligned / "processor_config.json").read_text())["prompt"])
@@ -398,40 +404,58 @@ def test_alignment_by_infonce_runs_and_differs(finished_run, small_data, small_p
     name = "aligner.text_autoencoder.encoder.weight"
     assert np.isfinite(new[name].numpy()).all()
     assert not torch.equal(old[name], new[name])
-    assert json.loads((folder / "run.json").read_text())["settings"]["matching_temperature"] == 0.2
+    assert json.loads((folder / "run.json").read_text())["arguments"]["align"]["matching_temperature"] == 0.2
 
 
 def test_what_stage_one_is_made_of_is_taken_over_by_stage_two():
-    assert set(ALIGNMENT_LOSS) <= set(SETTINGS_OF_STAGE["align"])
-    assert set(RunSettings().alignment_loss()) == set(ALIGNMENT_LOSS)
-    assert RunSettings() == replace(RunSettings(), matching=1.0, recommendation=1.0, matching_loss="mse")
+    assert SECTIONS_OF_STAGE["align"] == ("align",)
+    assert {*ALIGNMENT_WEIGHTS, "matching_loss", "matching_temperature"} <= set(AlignArguments.own_names())
+    parameters = inspect.signature(AlignmentModule).parameters
+    odd = dict(zip(ALIGNMENT_WEIGHTS, (0.1, 0.2, 0.3, 0.4, 0.5), strict=True))
+    loss = AlignArguments(**odd, matching_loss="infonce", matching_temperature=0.6).loss()
+    assert set(loss) <= set(parameters)
+    assert loss == {
+        "alpha": odd["item_reconstruction_weight"],
+        "beta": odd["text_reconstruction_weight"],
+        "matching": odd["matching_weight"],
+        "recommendation": odd["recommendation_weight"],
+        "cross_reconstruction": odd["cross_reconstruction_weight"],
+        "matching_loss": "infonce",
+        "matching_temperature": 0.6,
+    }
+    assert AlignArguments() == AlignArguments(matching_weight=1.0, recommendation_weight=1.0, matching_loss="mse")
 
 
 FLAGS = {
-    "matching": 0.0,
-    "recommendation": 0.5,
-    "matching_loss": "infonce",
-    "matching_temperature": 0.1,
-    "item_embedding": "random",
-    "projector": "resampler",
-    "projector_tokens": 4,
+    ("align", "matching_weight"): 0.0,
+    ("align", "recommendation_weight"): 0.5,
+    ("align", "matching_loss"): "infonce",
+    ("align", "matching_temperature"): 0.1,
+    ("project", "item_embedding"): "random",
+    ("project", "projector"): "resampler",
+    ("project", "projector_tokens"): 4,
 }
+
+
+def flag(section, name):
+    return f"--{section}.{name.replace('_', '-')}"
 
 
 def test_flags_of_the_command_line_reach_the_run(small_parts, tmp_path, monkeypatch):
     given = []
-    monkeypatch.setattr(
-        "allmrec_hf.training.run.train", lambda data, output, chosen, *others, **options: given.append(chosen)
-    )
-    options = [part for name, value in FLAGS.items() for part in (f"--{name.replace('_', '-')}", value)]
-    stage = ("train", "--data", small_parts / "data", "--stage", "cf", "--max-steps", 1, "--no-user-representation")
-    succeeded(*stage, "--cf-option", "hidden_size=4", "--output", tmp_path / "run", *options)
-    assert {name: getattr(given[0], name) for name in FLAGS} == FLAGS
-    assert (given[0].no_user_representation, given[0].no_joint_embedding) == (True, False)
+    monkeypatch.setattr(ALLMRecTrainer, "train", lambda self, *others, **options: given.append(self.args))
+    options = [part for (section, name), value in FLAGS.items() for part in (flag(section, name), value)]
+    stage = ("train", "--data", small_parts / "data", "--stage", "backbone", "--backbone.max-steps", 1)
+    left_out = (flag("project", "no_user_representation"), "--backbone.options", "hidden_size=4")
+    succeeded(*stage, *left_out, "--output", tmp_path / "run", *options)
+    assert {(section, name): getattr(getattr(given[0], section), name) for section, name in FLAGS} == FLAGS
+    assert (given[0].project.no_user_representation, given[0].project.no_joint_embedding) == (True, False)
+    assert (given[0].backbone.max_steps, given[0].backbone.options) == (1, {"hidden_size": 4})
 
 
 def test_command_line_refuses_a_prompt_without_any_slot(small_parts, tmp_path):
-    both = ("--no-user-representation", "--no-joint-embedding", "--llm", small_parts / "llm")
+    both = (flag("project", "no_user_representation"), flag("project", "no_joint_embedding"))
+    both += ("--llm", small_parts / "llm")
     text_encoder = ("--text-encoder", small_parts / "text_encoder")
     message = refused("train", "--data", small_parts / "data", *text_encoder, "--output", tmp_path / "run", *both)
     assert "nothing to train" in message

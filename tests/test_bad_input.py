@@ -18,7 +18,7 @@ from transformers import AutoModel, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from allmrec_hf.data.prepared import PreparedData
 from allmrec_hf.errors import ALLMRecError, CheckpointError
-from allmrec_hf.training.parts import load_llm
+from allmrec_hf.training.llms import load_llm
 from tests.command_line import in_own_process, refused, run
 from tests.small_run import write_data
 from tests.tiny import tiny_llm
@@ -124,10 +124,10 @@ def test_a_foreign_checkpoint_ends_with_two(small_parts, command):
 
 @pytest.mark.parametrize("damage", ["missing", "truncated"])
 def test_a_damaged_backbone_ends_with_two(copied, small_parts, damage):
-    path = copied / "cf" / "model.safetensors"
+    path = copied / "backbone" / "model.safetensors"
     path.unlink() if damage == "missing" else path.write_bytes(path.read_bytes()[:-40])
-    told = refused("evaluate", "--model", copied / "cf", "--data", small_parts / "data")
-    assert str(copied / "cf") in told
+    told = refused("evaluate", "--model", copied / "backbone", "--data", small_parts / "data")
+    assert str(copied / "backbone") in told
 
 
 def test_a_missing_text_encoder_is_named_when_items_are_added(copied, tmp_path):
@@ -286,7 +286,17 @@ def test_a_real_limit_on_file_size_while_items_are_added_changes_nothing(copied,
 
 
 def test_a_disk_that_fills_while_training_says_so_and_can_be_resumed(small_parts, tmp_path, monkeypatch):
-    command = ("train", "--data", small_parts / "data", "--stage", "cf", "--max-steps", 3, "--output", tmp_path / "run")
+    command = (
+        "train",
+        "--data",
+        small_parts / "data",
+        "--stage",
+        "backbone",
+        "--max-steps",
+        3,
+        "--output",
+        tmp_path / "run",
+    )
     with monkeypatch.context() as patch:
         patch.setattr("allmrec_hf.training.checkpoint.save_file", full)
         assert "no space left on the disk while writing" in refused(*command)
@@ -301,7 +311,7 @@ def test_a_real_limit_on_file_size_leaves_no_half_checkpoint(small_parts, tmp_pa
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))"
     )
-    stage = ("train", "--data", small_parts / "data", "--stage", "cf", "--max-steps", 2)
+    stage = ("train", "--data", small_parts / "data", "--stage", "backbone", "--max-steps", 2)
     done = in_own_process(*stage, "--output", tmp_path / "run", before=limit)
     assert done.returncode == 2, done.stderr
     assert "error: cannot write" in done.stderr

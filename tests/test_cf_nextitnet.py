@@ -9,7 +9,7 @@ from allmrec_hf.cf_encoder import cf_config_from_dict, cf_encoder_class
 from allmrec_hf.cf_nextitnet import NextItNetConfig, NextItNetModel
 from allmrec_hf.errors import ALLMRecError, CheckpointError
 from allmrec_hf.histories import pad_histories
-from allmrec_hf.training.arguments import preset
+from allmrec_hf.training.presets import preset
 
 HISTORIES = [[5, 9, 2, 7], [3], [], [1, 2, 3, 4, 5, 6, 7, 8, 9, 10], [4, 4]]
 SHAPES = [{}, {"dilations": [1]}, {"dilations": [2, 1, 1], "kernel_size": 2}]
@@ -215,4 +215,4 @@ def test_a_config_value_of_the_wrong_type_is_refused(values):
 
 
 def test_the_training_recipe_fits_the_presets():
-    assert preset("default", "cf", NextItNetModel.training_recipe).batch_size == 32
+    assert preset("default", "backbone", NextItNetModel.training_recipe).batch_size == 32

@@ -9,7 +9,7 @@ from allmrec_hf.cf_lightgcn import LightGCNConfig, LightGCNModel
 from allmrec_hf.cf_ncf import NCFConfig, NCFModel
 from allmrec_hf.errors import ALLMRecError, DataError
 from allmrec_hf.histories import pad_histories
-from allmrec_hf.training.backbones import fit_to_catalog
+from allmrec_hf.training.pretrained_backbone import fit_to_catalog
 
 BACKBONES = [(BPRMFConfig, BPRMFModel), (NCFConfig, NCFModel), (LightGCNConfig, LightGCNModel)]
 HISTORIES = [[5, 9, 2, 7], [3], [], [1, 2, 3, 4, 5, 6, 7, 8, 9, 10], [4, 11]]

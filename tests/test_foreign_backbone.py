@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 
 import pytest
@@ -12,8 +13,8 @@ from allmrec_hf.cf_encoder import _REGISTRY, cf_encoder_types
 from allmrec_hf.errors import ALLMRecError
 from allmrec_hf.evaluation.evaluator import evaluate
 from allmrec_hf.evaluation.rankers import CFRanker
-from allmrec_hf.training.cf_encoder import train_cf_encoder
-from allmrec_hf.training.run import train
+from allmrec_hf.training.backbone_training import train_cf_encoder
+from allmrec_hf.training.stage_arguments import StageArguments
 from tests import small_run
 from tests.command_line import refused, succeeded
 
@@ -60,7 +61,9 @@ def test_a_foreign_class_trains_saves_loads_and_is_ranked(own, small_data, tmp_p
     module = __import__(own)
     assert "foreign-mean" in cf_encoder_types()
     config = module.MeanConfig(num_items=small_data.num_items, **OPTIONS)
-    model = train_cf_encoder(small_data, config, small_run.arguments()["cf"], tmp_path / "training")
+    model = train_cf_encoder(
+        small_data, config, StageArguments(**small_run.arguments()["backbone"]), tmp_path / "training"
+    )
     model.save_pretrained(tmp_path / "saved")
     assert AutoConfig.from_pretrained(tmp_path / "saved").width_of_nothing == 1
     loaded = AutoModel.from_pretrained(tmp_path / "saved")
@@ -71,32 +74,38 @@ def test_a_foreign_class_trains_saves_loads_and_is_ranked(own, small_data, tmp_p
 
 
 def test_a_foreign_class_carries_a_run_and_its_module_is_recorded(own, small_parts, small_data, tmp_path):
-    settings = small_run.settings(small_parts, cf="foreign-mean", cf_module=own, cf_options=OPTIONS, llm=None)
-    run = train(small_data, tmp_path / "run", settings, ("cf",), small_run.arguments())
-    again = small_run.settings(small_parts, llm=None)  # a later stage takes backbone and module from run.json
-    train(small_data, run, again, ("align",), small_run.arguments())
+    settings = small_run.settings(
+        small_parts, backbone_name="foreign-mean", backbone_module=own, backbone_options=OPTIONS, llm_name=None
+    )
+    run = small_run.train(small_data, tmp_path / "run", settings, ("backbone",), small_run.arguments())
+    again = small_run.settings(small_parts, llm_name=None)  # a later stage takes backbone and module from run.json
+    small_run.train(small_data, run, again, ("align",), small_run.arguments())
     model = AutoModel.from_pretrained(run, language_model=None)
     assert model.cf_encoder.config.model_type == "foreign-mean"
-    assert f'"cf_module": "{own}"' in (run / "run.json").read_text()
+    assert json.loads((run / "run.json").read_text())["arguments"]["backbone"]["module"] == own
 
 
 def test_a_trained_foreign_backbone_is_put_into_another_order(own, small_parts, small_data, tmp_path):
-    settings = small_run.settings(small_parts, cf="foreign-mean", cf_module=own, cf_options=OPTIONS, llm=None)
-    run = train(small_data, tmp_path / "run", settings, ("cf",), small_run.arguments())
+    settings = small_run.settings(
+        small_parts, backbone_name="foreign-mean", backbone_module=own, backbone_options=OPTIONS, llm_name=None
+    )
+    run = small_run.train(small_data, tmp_path / "run", settings, ("backbone",), small_run.arguments())
     fewer = small_run.write_data(tmp_path / "data", keep_items="interacted")
     assert fewer.num_items < small_data.num_items
-    settings = small_run.settings(small_parts, cf_checkpoint=str(run / "cf"), cf_options=None, llm=None)
-    other = train(fewer, tmp_path / "other", settings, ("cf",), small_run.arguments())
-    old, new = (AutoModel.from_pretrained(folder / "cf") for folder in (run, other))
+    settings = small_run.settings(
+        small_parts, backbone_name=str(run / "backbone"), backbone_options=None, llm_name=None
+    )
+    other = small_run.train(fewer, tmp_path / "other", settings, ("backbone",), small_run.arguments())
+    old, new = (AutoModel.from_pretrained(folder / "backbone") for folder in (run, other))
     rows = small_data.catalog.indices(fewer.catalog.item_ids)
     torch.testing.assert_close(new.item_embeddings[1:], old.item_embeddings[rows], rtol=0, atol=0)
     assert new.item_pairs.shape == (fewer.num_items, fewer.num_items)
 
 
 def test_a_module_that_cannot_be_imported_is_named(small_parts, small_data, tmp_path):
-    settings = small_run.settings(small_parts, cf_module="no_such_module", llm=None)
+    settings = small_run.settings(small_parts, backbone_module="no_such_module", llm_name=None)
     with pytest.raises(ALLMRecError, match=r"the module 'no_such_module' .* cannot be imported"):
-        train(small_data, tmp_path / "run", settings, ("cf",), small_run.arguments())
+        small_run.train(small_data, tmp_path / "run", settings, ("backbone",), small_run.arguments())
     assert not (tmp_path / "run").exists()
 
 
@@ -106,28 +115,19 @@ def test_the_command_line_takes_a_module_of_the_working_folder(small_parts, tmp_
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [path for path in sys.path if path not in ("", str(tmp_path))])
     data = ("--data", small_parts / "data")
-    given = ("--cf-module", "own_here", "--cf", "foreign-mean", "--stage", "cf", "--max-steps", 3)
-    found = succeeded("--verbose", "train", *data, *given, "--output", "run")
-    assert "stage cf takes what suits foreign-mean: learning_rate 0.03" in found.stderr
+    given = ("--backbone", "foreign-mean", "--backbone.module", "own_here", "--stage", "backbone")
+    found = succeeded("--verbose", "train", *data, *given, "--backbone.max-steps", 3, "--output", "run")
+    assert "stage backbone takes what suits foreign-mean: learning_rate 0.03" in found.stderr
     sys.modules.pop("own_here")
     _REGISTRY.pop("foreign-mean")
-    told = refused("train", *data, "--cf-checkpoint", "run", "--stage", "cf", "--output", "other")
+    told = refused("train", *data, "--backbone", "run", "--stage", "backbone", "--output", "other")
     assert "the model_type 'foreign-mean', which is no known CF backbone" in told
-    found = succeeded("--cf-module", "own_here", "evaluate", "--model", "run", *data, "--max-users", 5)
+    found = succeeded("--backbone-module", "own_here", "evaluate", "--model", "run", *data, "--max-users", 5)
     assert "foreign-mean" in found.stdout
-    assert "'nowhere' (--cf-module) cannot be imported" in refused("--cf-module", "nowhere", "evaluate", *data)
+    assert "the module 'nowhere' (--backbone-module" in refused("--backbone-module", "nowhere", "evaluate", *data)
     sys.modules.pop("own_here")
     _REGISTRY.pop("foreign-mean")
-    later = (
-        "--stage",
-        "align",
-        "--cf",
-        "foreign-mean",
-        "--max-steps",
-        1,
-        "--text-encoder",
-        small_parts / "text_encoder",
-    )
-    succeeded("train", *data, *later, "--output", "run")  # run.json names the module
+    later = ("--stage", "align", "--align.max-steps", 1, "--text-encoder", small_parts / "text_encoder")
+    succeeded("train", *data, *later, "--backbone", "foreign-mean", "--output", "run")  # run.json names the module
     sys.modules.pop("own_here")
     _REGISTRY.pop("foreign-mean")

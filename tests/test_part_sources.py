@@ -27,7 +27,7 @@ from allmrec_hf.part_sources import (
     stored,
 )
 from allmrec_hf.sharing import machine_paths
-from allmrec_hf.training.parts import check_llm, load_llm
+from allmrec_hf.training.llms import check_llm, load_llm
 from tests.small_run import write_llm
 from tests.tiny import OPT_TINY, tiny_model, tiny_processor
 

@@ -50,7 +50,8 @@ class BPRMFModel(ContrastingUserEncoder):
     config_class = BPRMFConfig
     config: BPRMFConfig
     training_recipe: ClassVar[Mapping[str, Any]] = {
-        "batch_size": 1024, "learning_rate": 2e-3, "epochs": 200, "eval_every": 5, "early_stopping_patience": 5,
+        "per_device_train_batch_size": 1024,
+        "learning_rate": 2e-3, "num_train_epochs": 200, "eval_epochs": 5, "early_stopping_patience": 5,
     }  # fmt: skip
 
     def __init__(self, config: BPRMFConfig) -> None:

@@ -382,7 +382,7 @@ def cf_encoder_class(model_type: str) -> type[CFEncoder]:
     known = ", ".join(name.removeprefix(MODEL_TYPE_PREFIX) for name in cf_encoder_types())
     raise ALLMRecError(
         f"unknown CF backbone {model_type!r}; known ones: {known}; register_cf_encoder adds your own, on "
-        "the command line --cf-module imports the module that does"
+        "the command line --backbone-module imports the module that does"
     )
 
 

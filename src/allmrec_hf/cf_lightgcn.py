@@ -68,7 +68,8 @@ class LightGCNModel(ContrastingUserEncoder):
     config_class = LightGCNConfig
     config: LightGCNConfig
     training_recipe: ClassVar[Mapping[str, Any]] = {
-        "batch_size": 4096, "learning_rate": 1e-2, "epochs": 300, "eval_every": 5, "early_stopping_patience": 5,
+        "per_device_train_batch_size": 4096,
+        "learning_rate": 1e-2, "num_train_epochs": 300, "eval_epochs": 5, "early_stopping_patience": 5,
     }  # fmt: skip
     _keys_to_ignore_on_save = {"user_embedding.weight", "initial_item_embedding.weight"}
     initial_item_embedding: nn.Embedding | None  # (N + 1, d_cf), only while training

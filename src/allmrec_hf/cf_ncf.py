@@ -75,7 +75,8 @@ class NCFModel(ContrastingUserEncoder):
     config_class = NCFConfig
     config: NCFConfig
     training_recipe: ClassVar[Mapping[str, Any]] = {
-        "batch_size": 1024, "learning_rate": 1e-3, "epochs": 100, "eval_every": 4, "early_stopping_patience": 4,
+        "per_device_train_batch_size": 1024,
+        "learning_rate": 1e-3, "num_train_epochs": 100, "eval_epochs": 4, "early_stopping_patience": 4,
     }  # fmt: skip
     mean_user: Tensor  # (d_cf,) of the trained users
 

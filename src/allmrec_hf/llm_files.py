@@ -179,7 +179,7 @@ def check_llm_options(options: dict[str, Any], config: Any = None) -> None:
         if dtype is not None and word not in _DTYPES:
             known = isinstance(getattr(torch, word, None), torch.dtype)
             problem = f"an LLM cannot compute in the dtype {word!r}" if known else f"there is no dtype {word!r}"
-            hint = "; to quantize, use --load-in-8bit or quantization_config" if known else ""
+            hint = "; to quantize, use --llm.load-in-8bit or quantization_config" if known else ""
             raise CheckpointError(f"{problem}; use {', '.join(_DTYPES)}{hint}")
     device_map = options.get("device_map")
     if isinstance(device_map, dict):

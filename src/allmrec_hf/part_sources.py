@@ -79,6 +79,21 @@ def recorded(name: str, part: str) -> str:
     return DEMO if path == (DEMO_PARTS / part).resolve() else str(path)
 
 
+def named_part(name: str, part: str) -> str:
+    """Return an id or path as it is, and for `demo` the folder of the tiny part that comes with this package.
+
+    Args:
+        name: Id, path or `demo`.
+        part: `"language_model"` or `"text_encoder"`.
+    """
+    return str(DEMO_PARTS / part) if name == DEMO else name
+
+
+def part_path(name: str, part: str) -> str:
+    """Return what `named_part` does, and of a local folder the one spelling that tells it from others."""
+    return named_part(recorded(name, part), part)
+
+
 def same_source(first: Any, second: Any, part: str) -> bool:
     """Tell whether two names are one source, as seen from where the process runs; values of no part are compared."""
     if not part or not isinstance(first, str) or not isinstance(second, str):

@@ -45,6 +45,20 @@ class Title(NamedTuple):
     text: str
 
 
+def domain_words(domain: str, verbs: tuple[str, str] | None = None) -> tuple[str, str, str]:
+    """Return what an item is called, what a user does with it, and has done.
+
+    Raises:
+        DataError: when a word is empty or holds a brace, which would be a slot of the prompt.
+    """
+    words = (domain, *(verbs or DOMAIN_WORDS.get(domain, DOMAIN_WORDS["item"])[1:]))
+    if len(words) != 3 or not all(word.strip() and word.isprintable() and not set(word) & set("{}") for word in words):
+        raise DataError(
+            f"a domain is a noun with two verbs, such as book with read and read, without braces; got {words}"
+        )
+    return words
+
+
 @dataclass(frozen=True)
 class PromptTemplate:
     """The words around users, histories and candidates; data, so that another domain needs no code.
@@ -78,19 +92,27 @@ class PromptTemplate:
                 )
 
     @classmethod
-    def for_domain(cls, domain: str, user_representation: bool = True, joint_embedding: bool = True) -> PromptTemplate:
+    def for_domain(
+        cls,
+        domain: str,
+        user_representation: bool = True,
+        joint_embedding: bool = True,
+        verbs: tuple[str, str] | None = None,
+    ) -> PromptTemplate:
         """Return the paper's prompt (table 1, arXiv 2404.11343) in the words of a domain.
 
         Args:
-            domain: movie, game or item.
+            domain: What an item is called: movie, game, item or any other noun, such as book.
             user_representation: Whether it has the sentence with the user's slot.
             joint_embedding: Whether a slot for its vector follows every title.
+            verbs: What a user does with an item, and has done, such as `("read", "read")`; those of the paper's
+                domains are known, others are bought.
+
+        Example:
+            >>> "This user has read {history}" in PromptTemplate.for_domain("book", verbs=("read", "read")).prompt
+            True
         """
-        if domain not in DOMAIN_WORDS:
-            raise DataError(
-                f"unknown domain {domain!r}; known are {sorted(DOMAIN_WORDS)}, or give a template of your own"
-            )
-        noun, verb, verb_past = DOMAIN_WORDS[domain]
+        noun, verb, verb_past = domain_words(domain, verbs)
         user = _PAPER_USER if user_representation else ""
         template = cls(prompt=_PAPER_PROMPT.format(user=user, noun=noun, verb=verb, verb_past=verb_past))
         return template if joint_embedding else replace(template, item=template.item.replace("{vector}", ""))

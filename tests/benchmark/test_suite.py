@@ -98,7 +98,7 @@ def test_demo_names_the_parts_of_the_package_and_no_path_enters_the_run():
         (method_entry(backbone="transformer"), "unknown backbone 'transformer'"),
         (method_entry(backbone="popularity"), "unknown backbone 'popularity'"),
         ({"published": "beautty"}, "unknown data set 'beautty'; known ones: movies"),
-        ({"budget": {"cf": {"seed": 7}}}, r"budget\.cf sets the seed, which would make all seeds one run"),
+        ({"budget": {"backbone": {"seed": 7}}}, r"budget\.cf sets the seed, which would make all seeds one run"),
         ({"evaluation": {"history_buckets": [12, 9]}}, r"history_buckets must be growing numbers, got \[12, 9\]"),
         (
             {"scenarios": ["overall", {"name": "overall", "only_datasets": ["world"]}]},
@@ -109,7 +109,7 @@ def test_demo_names_the_parts_of_the_package_and_no_path_enters_the_run():
         ({"seeds": [0, 0]}, "each seed may stand there once"),
         ({"seeds": [0.5]}, "seeds must be whole numbers of at least 0"),
         ({"preset": "fast"}, "unknown preset 'fast'; known ones: default, paper"),
-        ({"budget": {"cf": {"epoch": 3}}}, r"budget\.cf: unknown training settings \['epoch'\]"),
+        ({"budget": {"backbone": {"epoch": 3}}}, r"budget\.cf: unknown training settings \['epoch'\]"),
         ({"budget": {"stage0": {}}}, "budget has unknown keys"),
         ({"evaluation": {"cutoffs": [1, 50]}}, "cutoffs names 50, but world has sets of 10 candidates"),
         (dataset_entry(table={"interactions": "x"}), "must have exactly one source"),

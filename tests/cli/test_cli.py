@@ -11,10 +11,13 @@ import polars as pl
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from typer.main import get_command
 
 from allmrec_hf import DEMO_CHECKPOINT, ItemCatalog, __version__
+from allmrec_hf.cli.main import app
 from allmrec_hf.cli.recommend import as_titles
-from tests.command_line import in_own_process, refused, run, succeeded
+from allmrec_hf.training.stage_arguments import RUN_WIDE, SECTIONS
+from tests.command_line import each_stage, in_own_process, refused, run, succeeded
 from tests.small_run import write_data
 
 COMMANDS = ("prepare", "train", "evaluate", "benchmark", "recommend", "explain", "add-items", "push", "demo")
@@ -38,13 +41,12 @@ def train_options(parts, **changes):
     options = {
         "--llm": parts / "llm",
         "--text-encoder": parts / "text_encoder",
-        "--max-steps": 3,
-        "--warm-start-steps": 2,
-        "--joint-dim": 8,
-        "--batch-size": 16,
+        "--project.warm-start-steps": 2,
+        "--align.joint-dim": 8,
         **changes,
     }
-    return [text for name, value in options.items() for text in (name, value)]
+    loop = [*each_stage("max-steps", 3), *each_stage("per-device-train-batch-size", 16)]
+    return [*loop, *(text for name, value in options.items() for text in (name, value))]
 
 
 # -- help, version, exit codes
@@ -70,6 +72,30 @@ def test_unknown_commands_and_options_end_with_two(small_parts):
     assert "'slow' is not one of" in refused("train", "--preset", "slow")
 
 
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (
+            "--learning-rate",
+            "belongs to a stage: --backbone.learning-rate, --align.learning-rate, --project.learning-rate",
+        ),
+        ("--joint-dim", "belongs to a stage: --align.joint-dim"),
+        ("--dtype", "belongs to a section: --llm.dtype"),
+        ("--align.projector", "No such option: --align.projector"),
+    ],
+)
+def test_an_option_without_its_stage_names_the_stages_that_have_it(option, message):
+    assert message in refused("train", "--data", "x", "--output", "y", option, 1)
+
+
+def test_every_option_can_be_given_on_the_command_line_and_in_yaml():
+    """Every field of every section has a parameter, and every shown flag is one of the documented sections."""
+    parameters = {option.name for option in get_command(app).commands["train"].params}
+    for section, kind in SECTIONS.items():
+        for name in kind.names():
+            assert f"{section}__{name}" in parameters or (name in RUN_WIDE and name in parameters), (section, name)
+
+
 # -- the whole path
 
 
@@ -82,9 +108,9 @@ def test_prepare_train_evaluate_recommend_add_items_evaluate(tables, small_parts
     assert info["num_candidates"] == 5
     options = train_options(small_parts)
     done = json.loads(succeeded("train", "--data", data, "--output", output, *options, "--json").stdout)
-    assert done == {"output": str(output), "stages": ["cf", "align", "project"]}
+    assert done == {"output": str(output), "stages": ["backbone", "align", "project"]}
     again = succeeded("train", "--data", data, "--output", output, *options, "--resume")
-    assert "Trained cf, align, project" in again.stdout
+    assert "Trained backbone, align, project" in again.stdout
     evaluation = ["evaluate", "--data", data, "--max-users", 10, "--json"]
     first = json.loads(succeeded(*evaluation, "--model", output).stdout)
     assert list(first["methods"]) == ["a-llmrec", "sasrec", "popularity"]
@@ -111,19 +137,19 @@ def test_prepare_train_evaluate_recommend_add_items_evaluate(tables, small_parts
 def test_the_word_demo_stands_for_the_tiny_parts_of_the_package(small_parts, tmp_path):
     options = train_options(small_parts, **{"--llm": "demo", "--text-encoder": "demo", "--output": tmp_path / "run"})
     succeeded("train", "--data", small_parts / "data", *options)
-    used = json.loads((tmp_path / "run" / "run.json").read_text())["settings"]
-    assert used["llm"] == "demo"
-    assert used["text_encoder"] == "demo"
+    used = json.loads((tmp_path / "run" / "run.json").read_text())["arguments"]
+    assert used["llm"]["name"] == "demo"
+    assert used["align"]["text_encoder"] == "demo"
     succeeded("recommend", "--model", tmp_path / "run", "--history", "M0001")
 
 
 def test_a_share_of_the_users_is_trained_on_with_the_whole_catalogue(small_parts, tmp_path):
-    given = ("train", "--data", small_parts / "data", "--stage", "cf", "--max-steps", 2, "--train-share")
+    given = ("train", "--data", small_parts / "data", "--stage", "backbone", "--backbone.max-steps", 2, "--train-share")
     succeeded(*given, 0.25, "--output", tmp_path / "run")
     counts = json.loads((tmp_path / "run" / "run.json").read_text())["data"]["counts"]
     assert (counts["users"], counts["items"]) == (50, 120)
     told = refused(*given, 0.5, "--output", tmp_path / "run", "--resume")
-    assert "was trained on (stage cf), which these tell apart: interactions, candidates; give the data" in told
+    assert "was trained on (stage backbone), which these tell apart: interactions, candidates; give the data" in told
     assert "share is 2.0; it has to be a number above 0 and at most 1" in refused(
         *given, 2, "--output", tmp_path / "other"
     )
@@ -131,7 +157,9 @@ def test_a_share_of_the_users_is_trained_on_with_the_whole_catalogue(small_parts
 
 def test_backbone_alone_is_trained_evaluated_and_refused_where_an_llm_is_needed(small_parts, tmp_path):
     output = tmp_path / "run"
-    succeeded("train", "--data", small_parts / "data", "--stage", "cf", "--max-steps", 3, "--output", output)
+    succeeded(
+        "train", "--data", small_parts / "data", "--stage", "backbone", "--backbone.max-steps", 3, "--output", output
+    )
     report = json.loads(succeeded("evaluate", "--model", output, "--data", small_parts / "data", "--json").stdout)
     assert list(report["methods"]) == ["sasrec", "popularity"]
     told = "is an allmrec-sasrec model; only an A-LLMRec model can recommend, explain and take new items"
@@ -315,11 +343,11 @@ def test_new_items_are_read_from_text_files_as_they_are_said_to_be_written(copie
 
 
 def test_json_stands_alone_on_standard_output_of_a_real_process(finished_run, small_parts, tmp_path):
-    stage = ("train", "--data", small_parts / "data", "--stage", "cf", "--max-steps", 3)
+    stage = ("train", "--data", small_parts / "data", "--stage", "backbone", "--backbone.max-steps", 3)
     done = in_own_process("--verbose", *stage, "--output", tmp_path / "run", "--json")
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["stages"] == ["cf"]
-    assert "INFO stage cf" in done.stderr
+    assert json.loads(done.stdout)["stages"] == ["backbone"]
+    assert "INFO stage backbone" in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -329,31 +357,35 @@ def test_json_stands_alone_on_standard_output_of_a_real_process(finished_run, sm
 def test_yaml_gives_options_and_flags_win(small_parts, tmp_path):
     config = tmp_path / "train.yaml"
     config.write_text(
-        f"data: {small_parts / 'data'}\nstage: cf\nmax-steps: 3\nseed: 5\nlearning_rate: 1e-3\n"
-        "cf-option: [hidden_size=16, num_layers=1]\njson: true\nepochs:\n"
+        f"data: {{folder: {small_parts / 'data'}}}\nstage: backbone\nseed: 5\njson: true\n"
+        "backbone:\n  name: sasrec\n  max_steps: 3\n  learning-rate: 1e-3\n  num_train_epochs:\n"
+        "  options: {hidden_size: 16, num_layers: 1}\nllm: demo\n"
     )
     found = succeeded("train", "--config", config, "--seed", 9, "--output", tmp_path / "run")
-    assert json.loads(found.stdout)["stages"] == ["cf"]
+    assert json.loads(found.stdout)["stages"] == ["backbone"]
     record = json.loads((tmp_path / "run" / "run.json").read_text())
-    assert record["stages"]["cf"]["seed"] == 9
-    assert record["stages"]["cf"]["max_steps"] == 3
-    assert record["stages"]["cf"]["learning_rate"] == 1e-3
-    assert record["settings"]["cf_options"] == {"hidden_size": 16, "num_layers": 1}
+    used = record["arguments"]["backbone"]
+    assert (used["seed"], used["max_steps"], used["learning_rate"]) == (9, 3, 1e-3)
+    assert used["options"] == {"hidden_size": 16, "num_layers": 1}
 
 
 def test_one_value_stands_for_a_list_of_one(small_parts, tmp_path):
     config = tmp_path / "train.yaml"
-    config.write_text(f"data: {small_parts / 'data'}\nstage: cf\nmax-steps: 1\ncf-option: hidden_size=16\n")
+    config.write_text(
+        f"data: {small_parts / 'data'}\nstage: backbone\nbackbone.max-steps: 1\nbackbone.options: hidden_size=16\n"
+    )
     succeeded("train", "--config", config, "--output", tmp_path / "run")
-    assert json.loads((tmp_path / "run" / "cf" / "config.json").read_text())["hidden_size"] == 16
+    assert json.loads((tmp_path / "run" / "backbone" / "config.json").read_text())["hidden_size"] == 16
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("epohcs: 3", r"unknown options \['epohcs'\]; known are .*epochs"),
-        ("epochs: many", "Invalid value for '--epochs': .*valid integer"),
-        ("epochs: [1, 2]", r"epochs takes one value, got \[1, 2\]"),
+        ("outptu: x", r"unknown options \['outptu'\]; did you mean output.* known are .*stage"),
+        ("align: {epohcs: 3}", r"unknown options \['align.epohcs'\]"),
+        ("align: {batch_size: 3}", "did you mean align.per_device_train_batch_size"),
+        ("align: {num_train_epochs: many}", "Invalid value for '--align.num-train-epochs': .*valid integer"),
+        ("align: {num_train_epochs: [1, 2]}", r"align.num_train_epochs takes one value, got \[1, 2\]"),
         ("stage: everything", "'everything' is not one of"),
         ("- epochs", "must be a mapping"),
         ("epochs: [", "cannot be read as YAML"),
@@ -381,15 +413,15 @@ def test_recommend_and_evaluate_take_yaml_too(finished_run, small_parts, tmp_pat
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (["--cf-option", "hidden_size"], "--cf-option takes NAME=VALUE"),
-        (["--cf-option", "width=3"], r"has no options \['width'\]"),
-        (["--cf", "unheard"], "unknown CF backbone 'unheard'"),
-        (["--epochs", "0"], "--epochs.: Input should be greater than or equal to 1"),
-        (["--learning-rate", "nan"], "learning_rate must be a finite number"),
+        (["--backbone.options", "hidden_size"], "--backbone.options takes NAME=VALUE"),
+        (["--backbone.options", "width=3"], r"has no options \['width'\]"),
+        (["--backbone", "unheard"], "unknown CF backbone 'unheard'"),
+        (["--align.num-train-epochs", "0"], "--align.num-train-epochs.: Input should be greater than or equal to 1"),
+        (["--align.learning-rate", "nan"], "learning_rate must be a finite number"),
         (["--llm", "/no/such/folder"], "the LLM '/no/such/folder' cannot be loaded: there is no such folder"),
         (["--text-encoder", "./no"], r"the text encoder './no' cannot be loaded: there is no such folder"),
-        (["--stage", "align"], "stage align builds on stage cf"),
-        (["--num-candidates", "500"], "lists 500 candidates"),
+        (["--stage", "align"], "stage align builds on stage backbone"),
+        (["--project.num-candidates", "500"], "lists 500 candidates"),
         (["--data", "/no/such/data"], "/no/such/data does not exist"),
     ],
 )
@@ -500,6 +532,6 @@ def test_another_llm_is_refused_and_taken_where_it_is_allowed(finished_run, smal
 
 def test_an_llm_option_that_cannot_work_is_refused_before_anything_is_trained(small_parts, tmp_path):
     given = [*train_options(small_parts), "--data", small_parts / "data", "--output", tmp_path / "run"]
-    for option, value in (("--dtype", "int8"), ("--device-map", "nonsense"), ("--device-map", "cuda:99")):
+    for option, value in (("--llm.dtype", "int8"), ("--llm.device-map", "nonsense"), ("--llm.device-map", "cuda:99")):
         assert value in refused("train", *given, option, value)
         assert not (tmp_path / "run").exists()

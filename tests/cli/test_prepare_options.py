@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 
 from allmrec_hf.cli.prepare_command import prepare as command
-from allmrec_hf.data.prepare import prepare, prepare_frames
+from allmrec_hf.data.prepare import prepare
 from tests.command_line import refused, succeeded
 
 
@@ -30,7 +30,7 @@ def test_command_and_function_have_the_same_options_and_defaults() -> None:
 
 def test_frames_are_prepared_by_the_same_options_as_files() -> None:
     of_files = {"columns", "max_bad_lines", "delimiter", "encoding", "header", "items_header", "quotes"}
-    files, frames = (set(inspect.signature(function).parameters) for function in (prepare, prepare_frames))
+    files, frames = (set(inspect.signature(function).parameters) for function in (prepare, prepare))
     assert files - frames == of_files
     assert frames - files == set()
 

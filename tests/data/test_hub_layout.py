@@ -11,7 +11,7 @@ from datasets import load_dataset
 from fake_hub import FakeHub
 
 from allmrec_hf.data.hub_layout import read_layout, write_layout
-from allmrec_hf.data.prepare import prepare_frames
+from allmrec_hf.data.prepare import prepare
 from allmrec_hf.data.prepared import PreparedData
 from allmrec_hf.errors import DataError
 
@@ -20,7 +20,7 @@ from allmrec_hf.errors import DataError
 def data(tmp_path: Path, interactions: pl.DataFrame, items: pl.DataFrame) -> PreparedData:
     few = pl.DataFrame({"user_id": ["few"], "item_id": ["i0"], "timestamp": [1], "rating": [1.0]})
     mixed = pl.concat([interactions[::2], few, interactions[1::2]])
-    return prepare_frames(mixed, items, output=tmp_path / "d", filter="none", num_candidates=10)
+    return prepare(mixed, items, output=tmp_path / "d", filter="none", num_candidates=10)
 
 
 def assert_same(first: PreparedData, second: PreparedData) -> None:

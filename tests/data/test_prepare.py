@@ -10,7 +10,7 @@ import pytest
 
 from allmrec_hf.catalog import ItemCatalog
 from allmrec_hf.data.data_report import format_report, warn_of_missing_titles
-from allmrec_hf.data.prepare import prepare, prepare_frames
+from allmrec_hf.data.prepare import prepare
 from allmrec_hf.data.prepared import PreparedData
 from allmrec_hf.errors import DataError
 
@@ -18,7 +18,7 @@ from allmrec_hf.errors import DataError
 def test_every_step_is_counted(tmp_path: Path, interactions: pl.DataFrame, items: pl.DataFrame) -> None:
     few = pl.DataFrame({"user_id": ["few"] * 2, "item_id": ["i0", "i5"], "timestamp": [1, 2], "rating": [1.0, 1.0]})
     frame = pl.concat([interactions, few, interactions[:4]])
-    data = prepare_frames(frame, items, output=tmp_path / "d", k_core=3, name="toy", seed=4)
+    data = prepare(frame, items, output=tmp_path / "d", k_core=3, name="toy", seed=4)
     steps = {row["step"]: (row["users"], row["items"], row["interactions"]) for row in data.info["report"]}
     assert steps == {
         "read": (31, 40, 186),
@@ -41,7 +41,7 @@ def test_every_step_is_counted(tmp_path: Path, interactions: pl.DataFrame, items
 
 def test_exact_duplicates_stay_on_request(tmp_path: Path, interactions: pl.DataFrame) -> None:
     frame = pl.concat([interactions, interactions[:4]])
-    data = prepare_frames(frame, output=tmp_path / "d", k_core=2, drop_duplicates=False)
+    data = prepare(frame, output=tmp_path / "d", k_core=2, drop_duplicates=False)
     assert (data.interactions.height, data.info["counts"]["duplicates_dropped"]) == (184, 0)
 
 
@@ -49,7 +49,7 @@ def test_users_with_fewer_than_three_are_counted_and_have_no_candidates(
     tmp_path: Path, interactions: pl.DataFrame, items: pl.DataFrame
 ) -> None:
     few = pl.DataFrame({"user_id": ["few"] * 2, "item_id": ["i0", "i5"], "timestamp": [1, 2], "rating": [1.0, 1.0]})
-    data = prepare_frames(pl.concat([few, interactions]), items, output=tmp_path / "d", filter="none")
+    data = prepare(pl.concat([few, interactions]), items, output=tmp_path / "d", filter="none")
     assert data.info["counts"]["users_only_trained_on"] == 1
     assert data.user_ids[0] == "few"
     assert 0 not in data.candidates("test").users
@@ -57,7 +57,7 @@ def test_users_with_fewer_than_three_are_counted_and_have_no_candidates(
 
 
 def test_the_same_input_gives_the_same_files(tmp_path: Path, interactions: pl.DataFrame, items: pl.DataFrame) -> None:
-    folders = [prepare_frames(interactions, items, output=tmp_path / name, k_core=2).directory for name in ("a", "b")]
+    folders = [prepare(interactions, items, output=tmp_path / name, k_core=2).directory for name in ("a", "b")]
     for name in ("interactions.parquet", "items.parquet", "candidates.parquet"):
         first, second = ((folder / name).read_bytes() for folder in folders)
         assert first == second, name
@@ -66,7 +66,7 @@ def test_the_same_input_gives_the_same_files(tmp_path: Path, interactions: pl.Da
 def test_candidates_belong_to_the_held_out_items(
     tmp_path: Path, interactions: pl.DataFrame, items: pl.DataFrame
 ) -> None:
-    data = prepare_frames(interactions, items, output=tmp_path / "d", k_core=2, num_candidates=10)
+    data = prepare(interactions, items, output=tmp_path / "d", k_core=2, num_candidates=10)
     for split, place in (("test", -1), ("validation", -2)):
         candidates = data.candidates(split)  # type: ignore[arg-type]
         assert candidates.items.shape == (30, 10)
@@ -78,9 +78,9 @@ def test_candidates_belong_to_the_held_out_items(
 
 
 def test_all_items_are_kept_only_on_request(tmp_path: Path, interactions: pl.DataFrame, items: pl.DataFrame) -> None:
-    data = prepare_frames(interactions, items, output=tmp_path / "a", k_core=2)
+    data = prepare(interactions, items, output=tmp_path / "a", k_core=2)
     assert data.num_items == 40
-    data = prepare_frames(interactions, items, output=tmp_path / "b", k_core=2, keep_items="all")
+    data = prepare(interactions, items, output=tmp_path / "b", k_core=2, keep_items="all")
     assert data.num_items == 45
     assert data.info["counts"]["items_without_interactions"] == 5
     assert data.catalog.item_ids == items["item_id"].to_list()
@@ -91,7 +91,7 @@ def test_what_the_filter_dropped_is_no_candidate_either(tmp_path: Path) -> None:
     rows += [(f"u{user}", f"rare{user}", 9) for user in range(6)]  # dropped by the 2-core, kept in the catalogue
     frame = pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp"], orient="row")
     items = pl.DataFrame({"item_id": ["i0", "i1", "i2", *(f"rare{user}" for user in range(6))]})
-    data = prepare_frames(frame, items, output=tmp_path / "d", k_core=2, keep_items="all", num_candidates=6)
+    data = prepare(frame, items, output=tmp_path / "d", k_core=2, keep_items="all", num_candidates=6)
     for user, row in zip(data.candidates("test").users, data.candidates("test").items, strict=True):
         assert data.catalog.index(f"rare{user}") not in row
 
@@ -99,7 +99,7 @@ def test_what_the_filter_dropped_is_no_candidate_either(tmp_path: Path) -> None:
 def test_interactions_with_unknown_items_are_kept_without_title(
     tmp_path: Path, interactions: pl.DataFrame, items: pl.DataFrame, caplog: pytest.LogCaptureFixture
 ) -> None:
-    data = prepare_frames(interactions, items[2:], output=tmp_path / "d", k_core=2)
+    data = prepare(interactions, items[2:], output=tmp_path / "d", k_core=2)
     assert data.info["counts"]["items_without_metadata"] == 2
     assert data.catalog.item_ids[-2:] == ["i0", "i1"]
     assert not data.catalog.has_title(data.num_items)
@@ -107,7 +107,7 @@ def test_interactions_with_unknown_items_are_kept_without_title(
 
 
 def test_data_without_items_have_no_titles(tmp_path: Path, interactions: pl.DataFrame) -> None:
-    data = prepare_frames(interactions, output=tmp_path / "d", k_core=2)
+    data = prepare(interactions, output=tmp_path / "d", k_core=2)
     assert data.info["shares"]["without_title"] == 1.0
     assert data.num_items == 40
 
@@ -121,7 +121,7 @@ def test_a_catalogue_without_titles_is_warned_of_with_the_columns_that_may_hold_
     assert "40 of 40 items have no title; columns of the items that were not used: ['name', 'category']" in caplog.text
     assert "--column title=NAME on the command line, columns={'title': 'NAME'} in Python" in caplog.text
     caplog.clear()
-    prepare_frames(interactions, items.rename({"title": "name"}), output=tmp_path / "e", k_core=2)
+    prepare(interactions, items.rename({"title": "name"}), output=tmp_path / "e", k_core=2)
     assert "not used: ['name', 'category']" in caplog.text
     assert "--column" not in caplog.text  # frames are renamed by those who have them
     caplog.clear()
@@ -165,7 +165,7 @@ def test_sets_that_must_repeat_a_title_are_counted_and_reported(
     tmp_path: Path, interactions: pl.DataFrame, items: pl.DataFrame, caplog: pytest.LogCaptureFixture
 ) -> None:
     same = items.with_columns(pl.lit("Same").alias("title"))
-    data = prepare_frames(interactions, same, output=tmp_path / "d", k_core=2)
+    data = prepare(interactions, same, output=tmp_path / "d", k_core=2)
     assert data.info["counts"]["candidate_sets_with_repeated_titles"] == 60
     assert "60 candidate sets repeat a title" in caplog.text
 
@@ -174,14 +174,14 @@ def test_a_repeated_test_target_is_counted(tmp_path: Path, interactions: pl.Data
     again = interactions.filter(pl.col("user_id") == "u0")[:1].with_columns(
         pl.lit(99, dtype=pl.Int64).alias("timestamp")
     )
-    data = prepare_frames(pl.concat([interactions, again]), output=tmp_path / "d", filter="none")
+    data = prepare(pl.concat([interactions, again]), output=tmp_path / "d", filter="none")
     assert data.info["counts"]["test_targets_seen_before"] == 1
 
 
 def test_extreme_titles_survive_the_round_trip(tmp_path: Path, interactions: pl.DataFrame, items: pl.DataFrame) -> None:
     extreme = ["<H>", 'say "hi"', "two lines", "bell\x07", "x" * 10_000, "🎬🍿", "{title}"]
     titles = pl.Series("title", extreme + items["title"].to_list()[len(extreme) :])
-    data = prepare_frames(interactions, items.with_columns(titles), output=tmp_path / "d", k_core=2)
+    data = prepare(interactions, items.with_columns(titles), output=tmp_path / "d", k_core=2)
     assert [PreparedData.load(data.directory).catalog.title(place + 1) for place in range(7)] == extreme
 
 
@@ -192,7 +192,7 @@ def test_prepare_reads_files_and_names_the_data_after_them(
     items.write_parquet(tmp_path / "items.parquet")
     data = prepare(tmp_path / "films.csv", tmp_path / "items.parquet", output=tmp_path / "new" / "d", k_core=2)
     assert (data.name, data.domain, data.info["source"]) == ("films", "item", "table")
-    frames = prepare_frames(interactions, items, output=tmp_path / "f", k_core=2)
+    frames = prepare(interactions, items, output=tmp_path / "f", k_core=2)
     assert frames.interactions.equals(data.interactions)
     assert frames.candidate_frame.equals(data.candidate_frame)
 
@@ -215,7 +215,7 @@ def test_bad_options_are_refused_before_anything_is_read(tmp_path: Path, options
 
 def test_failing_data_leave_nothing_behind(tmp_path: Path, interactions: pl.DataFrame) -> None:
     with pytest.raises(DataError, match="the catalogue has 40 items, but a candidate set needs 50"):
-        prepare_frames(interactions, output=tmp_path / "d", k_core=2, num_candidates=50)
+        prepare(interactions, output=tmp_path / "d", k_core=2, num_candidates=50)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -223,23 +223,23 @@ def test_a_full_output_folder_is_kept(tmp_path: Path, interactions: pl.DataFrame
     (tmp_path / "d").mkdir()
     (tmp_path / "d" / "thesis.txt").write_text("mine")
     with pytest.raises(DataError, match="is not empty; choose another"):
-        prepare_frames(interactions, output=tmp_path / "d", k_core=2)
+        prepare(interactions, output=tmp_path / "d", k_core=2)
     with pytest.raises(DataError, match=r"holds no dataset\.json, so it is no earlier result"):
-        prepare_frames(interactions, output=tmp_path / "d", k_core=2, overwrite=True)
+        prepare(interactions, output=tmp_path / "d", k_core=2, overwrite=True)
     assert (tmp_path / "d" / "thesis.txt").read_text() == "mine"
 
 
 def test_overwrite_replaces_earlier_data(tmp_path: Path, interactions: pl.DataFrame) -> None:
-    prepare_frames(interactions, output=tmp_path / "d", k_core=2, name="old")
+    prepare(interactions, output=tmp_path / "d", k_core=2, name="old")
     with pytest.raises(DataError, match="is not empty"):
-        prepare_frames(interactions, output=tmp_path / "d", k_core=2, name="new")
-    prepare_frames(interactions, output=tmp_path / "d", k_core=2, name="new", overwrite=True)
+        prepare(interactions, output=tmp_path / "d", k_core=2, name="new")
+    prepare(interactions, output=tmp_path / "d", k_core=2, name="new", overwrite=True)
     assert PreparedData.load(tmp_path / "d").name == "new"
     assert [path.name for path in tmp_path.iterdir()] == ["d"]
 
 
 def test_the_report_is_an_aligned_table(tmp_path: Path, interactions: pl.DataFrame, items: pl.DataFrame) -> None:
-    data = prepare_frames(interactions, items, output=tmp_path / "d", k_core=2, name="toy", domain="movie")
+    data = prepare(interactions, items, output=tmp_path / "d", k_core=2, name="toy", domain="movie")
     lines = format_report(data.info).splitlines()
     assert lines[0] == "toy (movie, from frames)"
     assert lines[2].split() == ["step", "users", "items", "interactions", "note"]
@@ -270,7 +270,7 @@ def test_low_ratings_and_repeats_are_left_out_and_counted(
 ) -> None:
     again = interactions[:3].with_columns(timestamp=pl.lit(50, dtype=pl.Int64))
     low = interactions[5:9].with_columns(rating=pl.lit(1.0), timestamp=pl.lit(60, dtype=pl.Int64))
-    data = prepare_frames(
+    data = prepare(
         pl.concat([interactions, again, low]), items, output=tmp_path / "d", k_core=2, min_rating=4, repeats="last"
     )
     steps = {row["step"]: (row["interactions"], row["note"]) for row in data.info["report"]}
@@ -284,7 +284,7 @@ def test_low_ratings_and_repeats_are_left_out_and_counted(
 def test_rows_in_file_order_are_split_by_it_and_said_loudly(
     tmp_path: Path, interactions: pl.DataFrame, caplog: pytest.LogCaptureFixture
 ) -> None:
-    data = prepare_frames(interactions[::-1], output=tmp_path / "d", k_core=2, order="file")
+    data = prepare(interactions[::-1], output=tmp_path / "d", k_core=2, order="file")
     first = interactions.filter(pl.col("user_id") == "u29")["item_id"].to_list()
     assert data.interactions.filter(pl.col("user_id") == "u29")["item_id"].to_list() == first[::-1]
     assert "no times are read: the order of rows in the file is taken for the order of time" in caplog.text
@@ -297,7 +297,7 @@ def test_times_below_a_millisecond_decide_the_target_and_survive_the_folder(
     backwards = interactions.with_columns(
         timestamp=(1_700_000_000_000_000_000 - pl.int_range(pl.len())).cast(pl.Datetime("ns"))
     )
-    data = PreparedData.load(prepare_frames(backwards, output=tmp_path / "d", k_core=2).directory)
+    data = PreparedData.load(prepare(backwards, output=tmp_path / "d", k_core=2).directory)
     for user in range(data.num_users):
         given = interactions.filter(pl.col("user_id") == data.user_ids[user])["item_id"].to_list()
         assert [data.catalog.item_id(index) for index in data.sequence(user)] == given[::-1]
@@ -312,7 +312,7 @@ def test_ids_with_and_without_decimals_meet(
     items = pl.DataFrame(
         {"item_id": [theirs.format(n) for n in range(1, 10)], "title": [f"T{n}" for n in range(1, 10)]}
     )
-    data = prepare_frames(log, items, output=tmp_path / "d", k_core=2, num_candidates=4)
+    data = prepare(log, items, output=tmp_path / "d", k_core=2, num_candidates=4)
     assert data.catalog.item_ids == [str(n) for n in range(1, 10)]
     assert data.info["counts"]["items_without_title"] == 0
     assert "9 item ids are written as numbers with .0 in one table and without in the other" in caplog.text
@@ -322,7 +322,7 @@ def test_ids_that_both_tables_have_are_never_respelt(tmp_path: Path) -> None:
     rows = [(f"u{user}", item, t) for user in range(9) for t, item in enumerate(["1", "1.0", "2.0", "2", f"x{user}"])]
     log = pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp"], orient="row")
     items = pl.DataFrame({"item_id": ["1", "1.0", "2.0", "2", "7.0"]})
-    data = prepare_frames(log, items, output=tmp_path / "d", filter="none", keep_items="all", num_candidates=3)
+    data = prepare(log, items, output=tmp_path / "d", filter="none", keep_items="all", num_candidates=3)
     assert data.catalog.item_ids[:5] == ["1", "1.0", "2.0", "2", "7.0"]
 
 

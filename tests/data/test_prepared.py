@@ -9,14 +9,14 @@ import numpy as np
 import polars as pl
 import pytest
 
-from allmrec_hf.data.prepare import prepare_frames
+from allmrec_hf.data.prepare import prepare
 from allmrec_hf.data.prepared import PreparedData
 from allmrec_hf.errors import DataError
 
 
 @pytest.fixture
 def data(tmp_path: Path, interactions: pl.DataFrame, items: pl.DataFrame) -> PreparedData:
-    return prepare_frames(interactions, items, output=tmp_path / "d", k_core=2, num_candidates=10)
+    return prepare(interactions, items, output=tmp_path / "d", k_core=2, num_candidates=10)
 
 
 def same(first: PreparedData, second: PreparedData) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from allmrec_hf.data.prepare import prepare_frames
+from allmrec_hf.data.prepare import prepare
 from allmrec_hf.data.prepared import PreparedData
 from allmrec_hf.data.storage import check_output, replaced_folder
 from allmrec_hf.errors import ALLMRecError, DataError
@@ -27,18 +27,18 @@ def test_a_full_disk_leaves_nothing_and_says_so(
     with pytest.raises(
         ALLMRecError, match=r"no space left on the disk while writing .*d; nothing was changed. Free some"
     ):
-        prepare_frames(interactions, output=tmp_path / "d", k_core=2)
+        prepare(interactions, output=tmp_path / "d", k_core=2)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_full_disk_keeps_earlier_data(
     tmp_path: Path, interactions: pl.DataFrame, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    prepare_frames(interactions, output=tmp_path / "d", k_core=2, name="old")
+    prepare(interactions, output=tmp_path / "d", k_core=2, name="old")
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full_disk)
         with pytest.raises(ALLMRecError, match="no space left"):
-            prepare_frames(interactions, output=tmp_path / "d", k_core=2, name="new", overwrite=True)
+            prepare(interactions, output=tmp_path / "d", k_core=2, name="new", overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == ["d"]
     assert PreparedData.load(tmp_path / "d").name == "old"
 
@@ -46,10 +46,10 @@ def test_a_full_disk_keeps_earlier_data(
 def test_a_real_limit_on_file_size_is_met_the_same_way(tmp_path: Path) -> None:
     program = (
         "import sys, polars as pl\n"
-        "from allmrec_hf.data.prepare import prepare_frames\n"
+        "from allmrec_hf.data.prepare import prepare\n"
         "rows = [(f'u{u}', f'i{(u * 7 + p) % 90}', p) for u in range(400) for p in range(6)]\n"
         "frame = pl.DataFrame(rows, schema=['user_id', 'item_id', 'timestamp'], orient='row')\n"
-        "try:\n    prepare_frames(frame, output=sys.argv[1])\n"
+        "try:\n    prepare(frame, output=sys.argv[1])\n"
         "except Exception as error:\n    print(type(error).__name__, error)\n"
     )
     limit = 2048

@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from allmrec_hf.data.prepare import prepare_frames
+from allmrec_hf.data.prepare import prepare
 from allmrec_hf.data.prepared import PreparedData
 from allmrec_hf.data.subsets import (
     UNSAVED,
@@ -25,7 +25,7 @@ from allmrec_hf.errors import DataError
 
 @pytest.fixture
 def data(tmp_path: Path, interactions: pl.DataFrame, items: pl.DataFrame) -> PreparedData:
-    return prepare_frames(
+    return prepare(
         interactions, items, output=tmp_path / "d", filter="none", keep_items="all", num_candidates=6, name="d"
     )
 
@@ -122,7 +122,7 @@ def test_prefixes_change_ids_and_nothing_else(data: PreparedData) -> None:
 
 def test_users_without_targets_are_told_apart(tmp_path: Path, interactions: pl.DataFrame) -> None:
     short = interactions.filter((pl.col("user_id") != "u5") | (pl.col("timestamp") == 0))
-    data = prepare_frames(short, output=tmp_path / "d", filter="none", num_candidates=6)
+    data = prepare(short, output=tmp_path / "d", filter="none", num_candidates=6)
     assert users_with_targets(data) == [user for user in data.user_ids if user != "u5"]
     assert num_interactions(data) == {user: 2 if user == "u5" else 6 for user in data.user_ids}
     assert with_users(data, ["u5", "u6"]).info["counts"]["users_only_trained_on"] == 1
@@ -131,7 +131,7 @@ def test_users_without_targets_are_told_apart(tmp_path: Path, interactions: pl.D
 def test_users_and_items_are_named_by_numbers_where_their_ids_are(tmp_path: Path) -> None:
     rows = [(user, (user + t) % 9, t) for user in range(9) for t in range(4)]
     log = pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp"], orient="row")
-    data = prepare_frames(log, output=tmp_path / "d", filter="none", num_candidates=3)
+    data = prepare(log, output=tmp_path / "d", filter="none", num_candidates=3)
     assert [data.user_number(user) for user in (3, 3.0, "3", " 3", "03", None)] == [3, 3, 3, 3, None, None]
     assert with_users(data, [2, "4"]).user_ids == ["2", "4"]
     rest = without(data, [2], [5], seed=0)

@@ -9,7 +9,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from allmrec_hf.data.prepare import prepare_frames
+from allmrec_hf.data.prepare import prepare
 from allmrec_hf.data.prepared import PreparedData
 from allmrec_hf.data.synthetic import SyntheticWorld
 from allmrec_hf.errors import ALLMRecError, DataError
@@ -29,7 +29,7 @@ SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 def world(folder: Path, name: str, prefix: str = "", **changes: Any) -> PreparedData:
     made = SyntheticWorld(**{"num_items": 120, "num_users": 200, **changes})
     user_id, item_id = ((pl.lit(prefix) + pl.col(name)).alias(name) for name in ("user_id", "item_id"))
-    return prepare_frames(
+    return prepare(
         made.interactions().with_columns(user_id, item_id),
         made.items().with_columns(item_id),
         output=folder / name,
@@ -158,7 +158,7 @@ def test_domains_that_share_ids_are_refused_or_cleaned(data, other, tmp_path):
     names = dict(zip(other.catalog.item_ids[:7], data.catalog.item_ids[10:17], strict=True))
     mixed = mixed.with_columns(pl.col("item_id").replace(names))
     items = other.catalog.frame.with_columns(pl.col("item_id").replace(names))
-    shared = prepare_frames(
+    shared = prepare(
         mixed, items, output=tmp_path / "g", filter="none", keep_items="all", num_candidates=10, name="games"
     )
     common = len(set(shared.user_ids) & set(data.user_ids))
@@ -261,7 +261,7 @@ def test_a_part_without_a_single_target_is_refused(tmp_path):
             "timestamp": [1, 2, 1, 2, 3, 4],
         }
     )
-    data = prepare_frames(frame, output=tmp_path / "d", filter="none", num_candidates=2)
+    data = prepare(frame, output=tmp_path / "d", filter="none", num_candidates=2)
     chosen = [scenario("share", share=0.5, seed=seed) for seed in range(8)]
     assert {tuple(made.split(data).training.user_ids) for made in chosen if drawn(made, data)} == {("b",)}
     unlucky = next(made for made in chosen if not drawn(made, data))
@@ -311,7 +311,7 @@ def real(folder: str, output: Path, **changes: Any) -> PreparedData:
     if not (SHARED / folder).is_dir():
         pytest.skip("the real data sets are not here (expected ../shared/data beside the repository)")
     frames = [pl.read_parquet(SHARED / folder / name) for name in ("interactions.parquet", "items.parquet")]
-    return prepare_frames(*frames, output=output / folder, name=folder, **changes)
+    return prepare(*frames, output=output / folder, name=folder, **changes)
 
 
 def test_real_purchases_in_every_scenario(tmp_path):

@@ -14,7 +14,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from allmrec_hf.data.prepare import prepare_frames
+from allmrec_hf.data.prepare import prepare
 from allmrec_hf.data.prepared import PreparedData
 from allmrec_hf.data.synthetic import SyntheticWorld
 from allmrec_hf.errors import ALLMRecError
@@ -26,16 +26,21 @@ from allmrec_hf.methods.llm_srec import uniformity
 from allmrec_hf.methods.method import Method, Setting
 from allmrec_hf.methods.registry import method
 from allmrec_hf.methods.tallrec import answer_tokens, with_lora
+from allmrec_hf.part_sources import DEMO_PARTS
 from allmrec_hf.ranking import ndcg_at_k, target_ranks
-from allmrec_hf.training.parts import DEMO_PARTS
 from tests import small_run
 from tests.methods.world import CHANCE, small_setting, small_world
 from tests.tiny import OPT_TINY, tiny_llm
 
 USERS = 100
 TRAINED = ("a-llmrec", "mlp-llm", "tallrec", "llm-srec", "no-llm")
-STEPS: dict[str, Any] = {"epochs": 2, "max_steps": 2, "batch_size": 8, "max_validation_users": 10}
-FEW_STEPS = {"cf": STEPS, "align": STEPS, "project": STEPS}
+STEPS: dict[str, Any] = {
+    "num_train_epochs": 2,
+    "max_steps": 2,
+    "per_device_train_batch_size": 8,
+    "max_validation_users": 10,
+}
+FEW_STEPS = {"backbone": STEPS, "align": STEPS, "project": STEPS}
 # A minute of training would show more; these show that something is learnt.
 LEARNING: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "a-llmrec": ({"warm_start_steps": 120}, {"max_steps": 8}),
@@ -112,14 +117,14 @@ def loyal_users(folder: Path) -> PreparedData:
     ]
     frame = pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp"], orient="row")
     choices: dict[str, Any] = {"filter": "none", "keep_items": "all", "name": "loyal users", "domain": "movie"}
-    return prepare_frames(frame, items, output=folder / "loyal", **choices)
+    return prepare(frame, items, output=folder / "loyal", **choices)
 
 
 def test_tallrec_learns_more_than_popularity(folder):
     data = loyal_users(folder)
     prompt = "This user has watched {history} in the previous. The movie is {candidates}. This is "
     options = {"target_modules": "all-linear", "rank": 16, "history_in_prompt": 3, "prompt": {"prompt": prompt}}
-    loop = {"epochs": 5, "max_steps": 64, "learning_rate": 5e-3, "warmup": 5, "eval_every": 5}
+    loop = {"num_train_epochs": 5, "max_steps": 64, "learning_rate": 5e-3, "warmup_steps": 5, "eval_epochs": 5}
     budget = {"project": {**loop, "max_validation_users": 10}}
     setting = small_setting(folder, folder=folder / "learns-tallrec", options=options, budget=budget)
     found = ndcg(method("tallrec").fit(data, setting), data)

@@ -4,15 +4,15 @@ from dataclasses import replace
 
 import pytest
 import torch
+from allmrec_hf.training.settings import run_settings
 
 from allmrec_hf.errors import ALLMRecError
 from allmrec_hf.methods import shared
 from allmrec_hf.methods.registry import method
 from allmrec_hf.methods.shared import backbone_run, check_same_settings, run_until, text_embeddings, trained_backbone
-from allmrec_hf.training.settings import run_settings
 from tests.methods.world import small_setting, small_world
 
-SHORT = {"cf": {"max_steps": 2}, "align": {"max_steps": 2}}
+SHORT = {"backbone": {"max_steps": 2}, "align": {"max_steps": 2}}
 
 
 def test_backbones_with_one_recipe_are_trained_apart(tmp_path):
@@ -30,7 +30,7 @@ def test_what_decides_a_part_decides_its_folder_and_nothing_else_does(tmp_path):
     assert run_until(data, setting, replace(settings, projector="linear"), "align") == first
     assert run_until(data, setting, replace(settings, matching=0.0), "align") != first
     assert run_until(data, replace(setting, seed=setting.seed + 1), settings, "align") != first
-    assert run_until(data, setting, replace(settings, matching=0.0), "cf") == backbone_run(data, setting)
+    assert run_until(data, setting, replace(settings, matching=0.0), "backbone") == backbone_run(data, setting)
 
 
 def test_texts_are_encoded_once_for_all_alignments_and_seeds(tmp_path, monkeypatch):

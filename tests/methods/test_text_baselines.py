@@ -21,7 +21,9 @@ SMALL = {"recformer": {"history": 4, "item_tokens": 6}}
 EPOCHS = {"morec": 12, "recformer": 8, "ctrl": 8, "sasrec": 10}
 TRAINED = [*EPOCHS]
 METHOD_NAMES = ["popularity", "text-cosine", "item-knn", *TRAINED]
-ONE_STEP = {stage: {"epochs": 1, "max_steps": 1, "max_validation_users": 20} for stage in ("cf", "align")}
+ONE_STEP = {
+    stage: {"num_train_epochs": 1, "max_steps": 1, "max_validation_users": 20} for stage in ("backbone", "align")
+}
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +37,12 @@ def data(folder):
 
 
 def setting_of(folder, name, **changes):
-    loop = {"epochs": EPOCHS.get(name, 1), "eval_every": 4}
-    values = {"folder": folder / name, "options": SMALL.get(name, {}), "budget": {"cf": loop, "align": {"epochs": 6}}}
+    loop = {"num_train_epochs": EPOCHS.get(name, 1), "eval_epochs": 4}
+    values = {
+        "folder": folder / name,
+        "options": SMALL.get(name, {}),
+        "budget": {"backbone": loop, "align": {"num_train_epochs": 6}},
+    }
     return small_setting(folder, **{**values, **changes})
 
 
@@ -201,7 +207,7 @@ def test_the_best_on_validation_is_selected_and_the_earlier_of_equals(data):
 
 
 def test_morec_trains_the_text_encoder_where_it_is_asked_to(data, tmp_path):
-    budget = {"cf": {"max_steps": 2, "max_validation_users": 20}}
+    budget = {"backbone": {"max_steps": 2, "max_validation_users": 20}}
     setting = setting_of(tmp_path, "morec", options={"fine_tune": True, "hidden_size": 16}, budget=budget)
     model = method("morec").fit(data, setting).cf_encoder
     names = [name for name, value in model.named_parameters() if value.requires_grad]

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from allmrec_hf.data.prepare import prepare_frames
+from allmrec_hf.data.prepare import prepare
 from allmrec_hf.data.prepared import PreparedData
 from allmrec_hf.data.synthetic import SyntheticWorld
 from allmrec_hf.evaluation.evaluator import evaluate
 from allmrec_hf.evaluation.protocol import Ranker
 from allmrec_hf.methods.method import Setting
-from allmrec_hf.training.parts import DEMO_PARTS
+from allmrec_hf.part_sources import DEMO_PARTS
 
 CHANCE = {"hit@1": 1 / 20, "ndcg@10": 0.227}  # of 20 candidates in random order: the mean of 1 / log2(1 + rank)
 
@@ -23,7 +23,7 @@ def small_world(tmp_path: Path) -> PreparedData:
     if folder.exists():
         return PreparedData.load(folder)
     world = SyntheticWorld(num_items=300, num_users=600, num_topics=8)
-    return prepare_frames(
+    return prepare(
         world.interactions(),
         world.items(),
         output=folder,
@@ -42,7 +42,11 @@ def small_setting(tmp_path: Path, **changes: Any) -> Setting:
         "llm": str(DEMO_PARTS / "language_model"),
         "text_encoder": str(DEMO_PARTS / "text_encoder"),
         "preset": "demo",
-        "budget": {"cf": {"epochs": 15, "eval_every": 5}, "align": {"epochs": 10}, "project": {"epochs": 1}},
+        "budget": {
+            "backbone": {"num_train_epochs": 15, "eval_epochs": 5},
+            "align": {"num_train_epochs": 10},
+            "project": {"num_train_epochs": 1},
+        },
     }
     return Setting(**{**values, **changes})
 

@@ -11,8 +11,7 @@ import time
 from pathlib import Path
 
 from allmrec_hf.data.prepared import PreparedData
-from allmrec_hf.training.run import train
-from tests.small_run import STAGES, arguments, settings
+from tests.small_run import STAGES, arguments, settings, train
 
 
 def child(parts, output):
@@ -22,7 +21,7 @@ def child(parts, output):
         code = 1
         try:
             data = PreparedData.load(parts / "data")
-            train(data, output, settings(parts), arguments=arguments(), resume=True)
+            train(data, output, settings(parts), loops=arguments(), resume=True)
             code = 0
         finally:
             os._exit(code)

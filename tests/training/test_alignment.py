@@ -16,8 +16,8 @@ from allmrec_hf.cf_encoder import build_cf_encoder
 from allmrec_hf.errors import ALLMRecError
 from allmrec_hf.part_sources import DEMO_PARTS
 from allmrec_hf.training.alignment import AlignmentModule, AlignmentTask, encode_texts, text_embedding_table
-from allmrec_hf.training.arguments import StageArguments
-from allmrec_hf.training.parts import fill_item_table
+from allmrec_hf.training.cold_items import fill_item_table
+from allmrec_hf.training.stage_arguments import StageArguments
 from tests.small_run import text_encoder
 from tests.tiny import tiny_model
 
@@ -33,7 +33,9 @@ def module_of(data, fine_tune=True, encoder=None):
 
 
 def task_of(data, positions="last", fine_tune=True, **changes):
-    return AlignmentTask(module_of(data, fine_tune), data, positions, StageArguments(batch_size=8, **changes))
+    return AlignmentTask(
+        module_of(data, fine_tune), data, positions, StageArguments(per_device_train_batch_size=8, **changes)
+    )
 
 
 def batch_of(task, rows=(0, 1), seed=0):
@@ -111,7 +113,7 @@ def test_frozen_text_encoder_reads_every_text_once_for_the_whole_stage(small_dat
     monkeypatch.setattr(encoder, "encode", lambda texts, **kw: (read.update(texts), encode(texts, **kw))[1])
     module = module_of(small_data, fine_tune=False, encoder=encoder)
     monkeypatch.setattr(encoder, "forward", None)  # any further use would fail
-    task = AlignmentTask(module, small_data, "all", StageArguments(batch_size=8))
+    task = AlignmentTask(module, small_data, "all", StageArguments(per_device_train_batch_size=8))
     for rows in task.batches(0)[:3]:
         module(task.collate(rows, np.random.default_rng(0)))
     assert read == Counter(small_data.catalog.texts())
@@ -156,7 +158,7 @@ def test_last_position_trains_one_target_for_each_user(small_data):
 def test_all_positions_train_on_what_follows_every_real_item_and_at_no_padding(small_data):
     module = module_of(small_data)
     module.cf_encoder.config.max_history_length = 4
-    task = AlignmentTask(module, small_data, "all", StageArguments(batch_size=8))
+    task = AlignmentTask(module, small_data, "all", StageArguments(per_device_train_batch_size=8))
     sequences, found = small_data.sequences("train"), []
     assert max(map(len, sequences)) > 2 * 4 + 1
     for rows in task.batches(0):
@@ -203,7 +205,7 @@ def test_what_the_backbone_says_of_its_training_decides_over_the_data(small_data
     counts = torch.zeros(small_data.num_items + 1, dtype=torch.long)
     counts[1:21] = 1
     module.cf_encoder.target_counts = counts
-    task = AlignmentTask(module, small_data, "last", StageArguments(batch_size=8))
+    task = AlignmentTask(module, small_data, "last", StageArguments(per_device_train_batch_size=8))
     own = set(range(1, 21)) | set(task.samples.targets.tolist())
     drawn = {int(i) for seed in range(5) for i in batch_of(task, range(100), seed)["negatives"].flatten()} - {0}
     assert drawn <= own

@@ -12,14 +12,16 @@ import torch
 from allmrec_hf.errors import ALLMRecError
 from allmrec_hf.evaluation.evaluation_cost import tell_evaluation_cost
 from allmrec_hf.evaluation.llm_ranker import ALLMRecRanker
-from allmrec_hf.training.arguments import StageArguments
 from allmrec_hf.training.cost import ProjectionCost, projection_cost, tell_projection_cost, warn_of_few_steps
 from allmrec_hf.training.loop import run_stage
 from allmrec_hf.training.projection import ProjectionModule, ProjectionTask
+from allmrec_hf.training.stage_arguments import StageArguments
 from tests.tiny import tiny_model, tiny_processor
 
 CPU = torch.device("cpu")
-ARGUMENTS = StageArguments(epochs=3, batch_size=6, gradient_accumulation_steps=2, max_validation_users=12, seed=7)
+ARGUMENTS = StageArguments(
+    num_train_epochs=3, per_device_train_batch_size=6, gradient_accumulation_steps=2, max_validation_users=12, seed=7
+)
 COST = ProjectionCost(
     steps=100, prompts=400, tokens=500.0, longest=800, tokens_per_second=1_000.0, validations=2, validation_users=50,
     validation_users_per_second=5.0, device="cpu",
@@ -77,13 +79,13 @@ def test_measuring_changes_neither_weights_nor_gradients_nor_random_states(task)
 
 def test_few_steps_are_warned_of_with_the_steps_that_would_do_and_their_time(task, caplog):
     with caplog.at_level(logging.INFO):
-        tell_projection_cost(COST, task, replace(ARGUMENTS, min_steps=300, time_limit_s=31))
+        tell_projection_cost(COST, task, replace(ARGUMENTS, min_steps=300, max_seconds=31))
     assert "400 prompts in 100 steps, 500 tokens a prompt (longest 800), 1,000 tokens/s" in caplog.text
     assert "about 3 min 20 s, and 20 s for 2 validations of 50 users" in caplog.text
     assert "time limit of 31 s ends it after about 16 steps" in caplog.text
     warning = next(record.getMessage() for record in caplog.records if record.levelno == logging.WARNING)
     assert "stage 2 with 16 steps of 12 prompts" in warning
-    assert "300 steps or more, which take about 10 min 00 s here (--time-limit is 31 now)" in warning
+    assert "300 steps or more, which take about 10 min 00 s here (--project.max-seconds is 31 now)" in warning
 
 
 def test_enough_steps_are_not_warned_of(caplog):
@@ -97,8 +99,8 @@ def test_ways_to_make_it_shorter_are_named_where_it_is_long(task, caplog):
     assert "gets shorter" not in caplog.text
     with caplog.at_level(logging.INFO):
         tell_projection_cost(replace(COST, steps=10_000, prompts=40_000), task, ARGUMENTS)
-    assert "--num-candidates, now 4" in caplog.text
-    assert "--history-in-prompt, now 3" in caplog.text
+    assert "--project.num-candidates, now 4" in caplog.text
+    assert "--project.history-in-prompt, now 3" in caplog.text
 
 
 @pytest.mark.parametrize("protocol", ["candidates", "full", "paper"])

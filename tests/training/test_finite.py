@@ -15,12 +15,12 @@ from allmrec_hf.evaluation.rankers import PopularityRanker
 from allmrec_hf.methods.model_selection import best_on_validation, validation_ndcg
 from allmrec_hf.ranking import target_ranks
 from allmrec_hf.training import checkpoint as ckpt
-from allmrec_hf.training.arguments import StageArguments
-from allmrec_hf.training.backbones import load_trained_backbone, save_backbone
 from allmrec_hf.training.finite import FiniteWatch, gradient_norm
 from allmrec_hf.training.loop import run_stage
+from allmrec_hf.training.pretrained_backbone import load_trained_backbone, save_backbone
+from allmrec_hf.training.stage_arguments import StageArguments
 
-SHORT = StageArguments(epochs=3, learning_rate=1e-2, save_every_steps=4)
+SHORT = StageArguments(num_train_epochs=3, learning_rate=1e-2, save_steps=4)
 NAN = float("nan")
 
 
@@ -78,7 +78,7 @@ def test_without_a_checkpoint_it_says_so(tmp_path):
     task = ToyTask()
     task.y[7] = np.nan
     with pytest.raises(ALLMRecError, match=r"no longer finite in epoch 1 \(step \d+\); .*; there is no checkpoint yet"):
-        run_stage(task, SHORT.replaced(save_every_steps=None), tmp_path)
+        run_stage(task, SHORT.replaced(save_steps=None), tmp_path)
 
 
 def test_weights_that_are_not_finite_are_never_saved(tmp_path):
@@ -118,7 +118,9 @@ def test_a_first_validation_that_is_not_a_number_is_not_the_best(tmp_path, metri
 
 @pytest.mark.parametrize("bad", [NAN, math.inf, -math.inf])
 def test_a_validation_that_is_not_finite_counts_as_no_improvement(tmp_path, bad, caplog):
-    result = run_stage(Scripted([0.25, bad, bad]), SHORT.replaced(epochs=9, early_stopping_patience=2), tmp_path)
+    result = run_stage(
+        Scripted([0.25, bad, bad]), SHORT.replaced(num_train_epochs=9, early_stopping_patience=2), tmp_path
+    )
     assert (result.best, result.best_epoch, result.stopped_by, result.epochs) == (0.25, 1, "early_stopping", 3)
     assert "validation of epoch 2 gave ndcg@10" in caplog.text
 

@@ -19,8 +19,8 @@ from allmrec_hf.catalog import ItemCatalog
 from allmrec_hf.cf_encoder import BUILT_IN, build_cf_encoder
 from allmrec_hf.errors import ALLMRecError, CheckpointError, DataError
 from allmrec_hf.histories import pad_histories
-from allmrec_hf.training.backbones import fit_to_catalog
 from allmrec_hf.training.importing import import_cf_encoder, read_item_ids
+from allmrec_hf.training.pretrained_backbone import fit_to_catalog
 from allmrec_hf.training.torch_archive import TorchArchive
 
 PARITY = Path(__file__).parents[1] / "parity"

@@ -14,7 +14,7 @@ from toy_task import LONG, ToyTask
 from allmrec_hf.catalog import ItemCatalog
 from allmrec_hf.cli.evaluate import load_rankers
 from allmrec_hf.data.digests import digest_of, other_items
-from allmrec_hf.data.prepare import prepare_frames
+from allmrec_hf.data.prepare import prepare
 from allmrec_hf.data.prepared import PreparedData
 from allmrec_hf.data.subsets import with_users
 from allmrec_hf.data.synthetic import SyntheticWorld
@@ -23,17 +23,15 @@ from allmrec_hf.evaluation.evaluator import evaluate
 from allmrec_hf.evaluation.rankers import PopularityRanker
 from allmrec_hf.methods import ctrl
 from allmrec_hf.methods.method import Setting
-from allmrec_hf.methods.shared import run_until
+from allmrec_hf.methods.shared import run_arguments, run_until
 from allmrec_hf.training.alignment import text_embedding_table
 from allmrec_hf.training.cf_batches import SequenceBatches
 from allmrec_hf.training.fair import fair_backbone
 from allmrec_hf.training.loop import run_stage
-from allmrec_hf.training.parts import load_text_encoder
-from allmrec_hf.training.run import train
 from allmrec_hf.training.run_record import RUN_FILE
 from allmrec_hf.training.samples import drawn, last_of_training
-from allmrec_hf.training.settings import run_settings
-from tests.small_run import NUM_CANDIDATES, arguments, settings
+from allmrec_hf.training.text_encoders import load_text_encoder
+from tests.small_run import NUM_CANDIDATES, arguments, settings, train
 
 
 class Stopped(Exception):
@@ -45,7 +43,7 @@ def prepared(directory, items=lambda frame: frame, interactions=lambda frame: fr
     world = SyntheticWorld(num_items=120, num_users=200)
     choices = {"filter": "none", "keep_items": "all", "name": "small", "domain": "movie"}
     choices |= {"num_candidates": NUM_CANDIDATES, **changes}
-    return prepare_frames(interactions(world.interactions()), items(world.items()), output=directory, **choices)
+    return prepare(interactions(world.interactions()), items(world.items()), output=directory, **choices)
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +56,7 @@ def reordered(tmp_path_factory):
 def aligned(small_parts, small_data, tmp_path_factory):
     """Return the folder of a run of stages 0 and 1."""
     output = tmp_path_factory.mktemp("runs") / "aligned"
-    return train(small_data, output, settings(small_parts, llm=None), ("cf", "align"), arguments())
+    return train(small_data, output, settings(small_parts, llm_name=None), ("backbone", "align"), arguments())
 
 
 @pytest.fixture
@@ -115,13 +113,13 @@ def test_items_at_other_numbers_are_counted():
 # -- training
 
 
-@pytest.mark.parametrize("stages", [("cf", "align", "project"), ("align",), ("project",)])
+@pytest.mark.parametrize("stages", [("backbone", "align", "project"), ("align",), ("project",)])
 @pytest.mark.parametrize("resume", [True, False])
 def test_a_later_stage_on_data_of_another_numbering_is_refused(copied, small_parts, reordered, stages, resume):
     if stages[0] == "align":
         shutil.rmtree(copied / "align")
         shutil.rmtree(copied / "checkpoints" / "align")
-    if stages[0] == "cf" and not resume:
+    if stages[0] == "backbone" and not resume:
         pytest.skip("a folder that is not empty is refused anyway")
     before = (copied / RUN_FILE).read_text()
     with pytest.raises(ALLMRecError, match=r"items \(as many, but others or in another order|stand at another number"):
@@ -142,16 +140,16 @@ def test_a_run_that_stopped_within_a_stage_is_not_gone_on_with(
 
     monkeypatch.setattr(SequenceBatches, "collate", stopping)
     with pytest.raises(Stopped):
-        train(small_data, tmp_path / "run", settings(small_parts, llm=None), ("cf",), arguments())
+        train(small_data, tmp_path / "run", settings(small_parts, llm_name=None), ("backbone",), arguments())
     monkeypatch.setattr(SequenceBatches, "collate", collate)
-    chosen = settings(small_parts, llm=None)
-    with pytest.raises(ALLMRecError, match=r"was trained on \(stage cf\), which these tell apart: items"):
-        train(reordered, tmp_path / "run", chosen, ("cf",), arguments(), resume=True)
+    chosen = settings(small_parts, llm_name=None)
+    with pytest.raises(ALLMRecError, match=r"was trained on \(stage backbone\), which these tell apart: items"):
+        train(reordered, tmp_path / "run", chosen, ("backbone",), arguments(), resume=True)
     alone = Path(shutil.copytree(tmp_path / "run", tmp_path / "alone"))
     (alone / RUN_FILE).unlink()  # the checkpoint knows it too
     with pytest.raises(CheckpointError, match="was trained on other data, which these tell apart: items"):
-        train(reordered, alone, chosen, ("cf",), arguments(), resume=True)
-    train(small_data, tmp_path / "run", chosen, ("cf",), arguments(), resume=True)
+        train(reordered, alone, chosen, ("backbone",), arguments(), resume=True)
+    train(small_data, tmp_path / "run", chosen, ("backbone",), arguments(), resume=True)
 
 
 def test_a_checkpoint_within_a_stage_knows_its_data(tmp_path):
@@ -172,7 +170,7 @@ def test_a_checkpoint_within_a_stage_knows_its_data(tmp_path):
     with pytest.raises(CheckpointError, match=r"trained on other data, which these tell apart: items \(as many"):
         run_stage(other, LONG, tmp_path, resume=True)
     other.content = {"items": "1", "interactions": "2"}
-    assert run_stage(other, LONG, tmp_path, resume=True).epochs == LONG.epochs
+    assert run_stage(other, LONG, tmp_path, resume=True).epochs == LONG.num_train_epochs
 
 
 def test_other_interactions_over_the_same_catalogue_are_refused(copied, small_parts, tmp_path):
@@ -183,29 +181,32 @@ def test_other_interactions_over_the_same_catalogue_are_refused(copied, small_pa
 
 def test_titles_may_be_corrected_as_long_as_no_stage_has_read_them(copied, small_parts, tmp_path):
     corrected = prepared(tmp_path / "data", items=lambda frame: frame.with_columns(pl.col("title") + "!"))
-    with pytest.raises(ALLMRecError, match=r"\(stage cf, align\), which these tell apart: texts"):
-        train(corrected, copied, settings(small_parts), arguments=arguments(), resume=True)
+    with pytest.raises(ALLMRecError, match=r"\(stage backbone, align\), which these tell apart: texts"):
+        train(corrected, copied, settings(small_parts), loops=arguments(), resume=True)
     for place in (copied / "align", copied / "checkpoints" / "align"):
         shutil.rmtree(place)
-    train(corrected, copied, settings(small_parts, llm=None), ("align",), arguments(), resume=True)
+    train(corrected, copied, settings(small_parts, llm_name=None), ("align",), arguments(), resume=True)
 
 
-def test_a_run_of_an_earlier_version_goes_on_and_knows_its_items_all_the_same(
-    copied, small_parts, small_data, reordered
-):
-    record = json.loads((copied / RUN_FILE).read_text())
+def test_a_run_without_a_record_of_its_data_knows_its_items_all_the_same(copied, small_parts, small_data, reordered):
+    for place in (copied / "align", copied / "checkpoints" / "align"):
+        shutil.rmtree(place)
+    chosen, record = settings(small_parts, llm_name=None), json.loads((copied / RUN_FILE).read_text())
     del record["data"]["digests"], record["data"]["domain"]
     (copied / RUN_FILE).write_text(json.dumps(record))
+    with pytest.raises(ALLMRecError, match=r"holds other data than .* which these tell apart: items"):
+        train(reordered, copied, chosen, loops=arguments(), resume=True)
+    (copied / RUN_FILE).unlink()
     with pytest.raises(ALLMRecError, match=r"another catalogue than that of small: .* stand at another number"):
-        train(reordered, copied, settings(small_parts), arguments=arguments(), resume=True)
-    train(small_data, copied, settings(small_parts, llm=None), ("cf", "align"), arguments(), resume=True)
+        train(reordered, copied, chosen, ("align",), arguments())
+    train(small_data, copied, chosen, ("align",), arguments())
 
 
 def test_a_text_table_of_another_numbering_is_refused(copied, small_parts, small_data, reordered):
     for place in (copied / "align", copied / "checkpoints" / "align"):
         shutil.rmtree(place)
-    chosen = settings(small_parts, llm=None, fine_tune_text_encoder=False)
-    encoder = load_text_encoder(chosen.text_encoder)
+    chosen = settings(small_parts, llm_name=None, fine_tune_text_encoder=False)
+    encoder = load_text_encoder(chosen["text_encoder"])
     own, other = (text_embedding_table(encoder, data.catalog.texts()) for data in (small_data, reordered))
     broken = own.clone()
     broken[3, 0] = float("nan")
@@ -221,18 +222,19 @@ def test_a_text_table_of_another_numbering_is_refused(copied, small_parts, small
 
 def test_the_fair_backbone_is_that_of_the_data(copied, small_data, reordered):
     fair_backbone(copied, small_data)
-    with pytest.raises(ALLMRecError, match=r"other data than .* was trained on \(stage cf\)"):
+    with pytest.raises(ALLMRecError, match=r"other data than .* was trained on \(stage backbone\)"):
         fair_backbone(copied, reordered)
 
 
 def test_shared_parts_of_methods_belong_to_their_data(small_parts, small_data, reordered, tmp_path):
-    budget = {"cf": {"epochs": 1, "max_steps": 2}}
+    budget = {"backbone": {"num_train_epochs": 1, "max_steps": 2}}
     setting = Setting(
         tmp_path / "own", tmp_path / "parts", text_encoder=str(small_parts / "text_encoder"), budget=budget
     )
-    run_until(small_data, setting, run_settings("demo"), "cf")
-    with pytest.raises(ALLMRecError, match=r"other data than .* was trained on \(stage cf\)"):
-        run_until(reordered, setting, run_settings("demo"), "cf")
+    chosen = run_arguments(setting)
+    run_until(small_data, setting, chosen, "backbone")
+    with pytest.raises(ALLMRecError, match=r"other data than .* was trained on \(stage backbone\)"):
+        run_until(reordered, setting, chosen, "backbone")
 
 
 def test_kept_prompt_embeddings_are_those_of_the_prompts(small_parts, small_data, reordered, tmp_path):
@@ -252,7 +254,7 @@ def test_a_model_is_not_evaluated_on_data_of_another_numbering(finished_run, sma
     with pytest.raises(CheckpointError, match=r"is not that of small .* stand at another number; evaluate on the data"):
         load_rankers(str(finished_run), reordered, batch_size=8, num_permutations=1)
     with pytest.raises(CheckpointError, match="stand at another number"):
-        load_rankers(str(finished_run / "cf"), reordered, batch_size=8, num_permutations=1)
+        load_rankers(str(finished_run / "backbone"), reordered, batch_size=8, num_permutations=1)
     rankers = load_rankers(str(finished_run), small_data, batch_size=8, num_permutations=1)
     with pytest.raises(DataError, match=r"ranker 'a-llmrec' numbers the items otherwise than small: .* another number"):
         evaluate(rankers, reordered, max_users=5)
@@ -260,8 +262,8 @@ def test_a_model_is_not_evaluated_on_data_of_another_numbering(finished_run, sma
 
 def test_a_folder_whose_stages_number_the_items_otherwise_is_refused(finished_run, small_data, tmp_path):
     mixed = Path(shutil.copytree(finished_run, tmp_path / "mixed", ignore=shutil.ignore_patterns("checkpoints")))
-    ItemCatalog(small_data.catalog.frame.reverse()).save(mixed / "cf")
-    with pytest.raises(CheckpointError, match=r"mixes two catalogues: of its backbone \(cf/\) and of the model"):
+    ItemCatalog(small_data.catalog.frame.reverse()).save(mixed / "backbone")
+    with pytest.raises(CheckpointError, match=r"mixes two catalogues: of its backbone \(backbone/\) and of the model"):
         load_rankers(str(mixed), small_data, batch_size=8, num_permutations=1)
 
 

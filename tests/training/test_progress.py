@@ -17,12 +17,13 @@ from allmrec_hf.durations import duration
 from allmrec_hf.errors import ALLMRecError
 from allmrec_hf.training import checkpoint as ckpt
 from allmrec_hf.training import loop
-from allmrec_hf.training.arguments import PRESETS, STAGES, StageArguments, preset
 from allmrec_hf.training.checkpoint import module_state
 from allmrec_hf.training.loop import run_stage
+from allmrec_hf.training.presets import preset
 from allmrec_hf.training.progress import EVERY_S, ProgressLines, Standing
+from allmrec_hf.training.stage_arguments import PRESETS, STAGES, StageArguments
 
-SLOW = StageArguments(epochs=3, learning_rate=1e-2, keep_checkpoints=99)  # 13 steps an epoch
+SLOW = StageArguments(num_train_epochs=3, learning_rate=1e-2, save_total_limit=99)  # 13 steps an epoch
 
 
 class Stopped(Exception):
@@ -84,7 +85,7 @@ def slow_task(clock, step_s, validation_s=0.0, stop_after=None, dropout=0.3):
 def test_every_preset_writes_a_checkpoint_every_ten_minutes():
     for name in PRESETS:
         for stage in STAGES:
-            assert preset(name, stage).save_every_minutes <= 10
+            assert preset(name, stage).save_minutes <= 10
 
 
 @pytest.mark.parametrize("step_s", [50.0, 170.0])
@@ -97,16 +98,16 @@ def test_no_checkpoint_is_older_than_ten_minutes_and_a_step(tmp_path, clock, sav
 
 
 def test_without_the_setting_only_epochs_end_with_one(tmp_path, clock, saved):
-    run_stage(slow_task(clock, 170.0), SLOW.replaced(save_every_minutes=None), tmp_path)
+    run_stage(slow_task(clock, 170.0), SLOW.replaced(save_minutes=None), tmp_path)
     assert len(saved) == 3
-    with pytest.raises(ALLMRecError, match="save_every_minutes must be above 0"):
-        SLOW.replaced(save_every_minutes=0)
+    with pytest.raises(ALLMRecError, match="save_minutes must be above 0"):
+        SLOW.replaced(save_minutes=0)
 
 
 def test_few_validations_are_no_reason_for_few_checkpoints(tmp_path, clock, saved):
     """Epochs of thirteen steps with a validation every third: the clock saves at epochs' ends too."""
     started = clock.now
-    run_stage(slow_task(clock, 46.0), SLOW.replaced(epochs=6, eval_every=3), tmp_path)
+    run_stage(slow_task(clock, 46.0), SLOW.replaced(num_train_epochs=6, eval_epochs=3), tmp_path)
     assert np.diff([started, *saved]).max() <= 600 + 46
 
 
@@ -116,7 +117,7 @@ def test_a_run_that_goes_on_from_a_checkpoint_of_the_clock_ends_with_the_same_we
     latest = ckpt.latest(tmp_path / "parts" / "checkpoints")
     assert json.loads((latest / "progress.json").read_text())["batch"] == 4  # within the second epoch
     resumed = slow_task(clock, 170.0)
-    run_stage(resumed, SLOW.replaced(save_every_minutes=3), tmp_path / "parts", resume=True)
+    run_stage(resumed, SLOW.replaced(save_minutes=3), tmp_path / "parts", resume=True)
     assert len(resumed.calls) == 39 - 17
     whole = slow_task(clock, 170.0)
     run_stage(whole, SLOW, tmp_path / "whole")
@@ -132,7 +133,7 @@ def test_what_was_trained_before_a_long_validation_is_not_lost_with_it(tmp_path,
         raise Stopped
 
     task.validate = dying
-    arguments = SLOW.replaced(epochs=1, **limit)
+    arguments = SLOW.replaced(num_train_epochs=1, **limit)
     with pytest.raises(Stopped):
         run_stage(task, arguments, tmp_path / "parts")
     again = slow_task(clock, 40.0)
@@ -183,7 +184,7 @@ def test_elsewhere_than_in_a_terminal_there_is_a_line_every_half_minute(tmp_path
 
 
 def test_slow_steps_have_a_line_each(tmp_path, clock, capsys):
-    run_stage(slow_task(clock, 90.0), SLOW.replaced(epochs=1), tmp_path)
+    run_stage(slow_task(clock, 90.0), SLOW.replaced(num_train_epochs=1), tmp_path)
     assert len(capsys.readouterr().err.splitlines()) >= 13
 
 
@@ -197,19 +198,19 @@ def test_a_validation_tells_how_far_it_is(tmp_path, clock, capsys):
         return {"loss": np.zeros(len(examples))}
 
     task.validate = validate
-    run_stage(task, SLOW.replaced(epochs=1), tmp_path)
+    run_stage(task, SLOW.replaced(num_train_epochs=1), tmp_path)
     shown = capsys.readouterr().err
     assert "toy: step 13 of 13, validated 1 of 10, " in shown
     assert "validated 9 of 10" in shown
 
 
 def test_a_terminal_has_its_bar_and_silence_can_be_asked_for(tmp_path, clock, capsys, monkeypatch):
-    run_stage(slow_task(clock, 60.0), SLOW.replaced(epochs=1), tmp_path / "silent", progress=False)
+    run_stage(slow_task(clock, 60.0), SLOW.replaced(num_train_epochs=1), tmp_path / "silent", progress=False)
     assert not capsys.readouterr().err
-    run_stage(slow_task(clock, 60.0), SLOW.replaced(epochs=1), tmp_path / "bar", progress=True)
+    run_stage(slow_task(clock, 60.0), SLOW.replaced(num_train_epochs=1), tmp_path / "bar", progress=True)
     assert "step 1 of" not in capsys.readouterr().err
-    monkeypatch.setattr(loop, "is_terminal", lambda: True)
-    run_stage(slow_task(clock, 60.0), SLOW.replaced(epochs=1), tmp_path / "terminal")
+    monkeypatch.setattr(loop, "shows_bar", lambda: True)
+    run_stage(slow_task(clock, 60.0), SLOW.replaced(num_train_epochs=1), tmp_path / "terminal")
     assert "step 1 of" not in capsys.readouterr().err
 
 

@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from allmrec_hf.errors import DataError
-from allmrec_hf.training.arguments import StageArguments
 from allmrec_hf.training.loop import run_stage
 from allmrec_hf.training.projection import ProjectionModule, ProjectionTask, candidate_items
 from allmrec_hf.training.samples import Samples
+from allmrec_hf.training.stage_arguments import StageArguments
 from tests.tiny import tiny_model, tiny_processor
 
 C = 4
-ARGUMENTS = StageArguments(batch_size=6, max_validation_users=12, seed=7)
+ARGUMENTS = StageArguments(per_device_train_batch_size=6, max_validation_users=12, seed=7)
 CPU = torch.device("cpu")
 
 
@@ -145,7 +145,9 @@ def test_training_lowers_the_loss_and_changes_the_projectors_alone(fresh, proces
     model = copy.deepcopy(fresh)
     before = {name: value.clone() for name, value in [*model.named_parameters(), *model.named_buffers()]}
     task = task_of(model, processor, small_data, loss=loss)
-    arguments = ARGUMENTS.replaced(epochs=4, max_steps=40, batch_size=6, learning_rate=3e-3, max_validation_users=4)
+    arguments = ARGUMENTS.replaced(
+        num_train_epochs=4, max_steps=40, per_device_train_batch_size=6, learning_rate=3e-3, max_validation_users=4
+    )
     task.samples = task.samples.take(np.arange(12))  # so few that they can be learned by heart
     fixed = [task.collate(np.arange(12), np.random.default_rng(seed)) for seed in range(3)]
 
@@ -155,7 +157,7 @@ def test_training_lowers_the_loss_and_changes_the_projectors_alone(fresh, proces
 
     start = mean_loss()
     task.validation = task.validation.take(np.arange(0))  # the last weights count, not the best of four other users
-    run_stage(task, arguments.replaced(epochs=20), tmp_path)
+    run_stage(task, arguments.replaced(num_train_epochs=20), tmp_path)
     assert mean_loss() < start - 0.1
     after = dict([*model.named_parameters(), *model.named_buffers()])
     changed = {name for name in before if not torch.equal(before[name], after[name])}

@@ -79,7 +79,7 @@ def test_resuming_with_other_settings_is_refused_by_name(tmp_path):
 def test_resuming_with_settings_that_train_the_same_is_allowed(tmp_path):
     interrupted(tmp_path / "parts", after=30)
     task = ToyTask(size=120, dropout=0.3)
-    run_stage(task, LONG.replaced(save_every_steps=3, num_workers=1), tmp_path / "parts", resume=True)
+    run_stage(task, LONG.replaced(save_steps=3, dataloader_num_workers=1), tmp_path / "parts", resume=True)
     expected, _ = train_long(tmp_path / "whole")
     assert task.module.trained.weight.equal(expected["trained.weight"])
 

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from allmrec_hf.training.arguments import StageArguments
 from allmrec_hf.training.checkpoint import module_state
 from allmrec_hf.training.loop import run_stage
+from allmrec_hf.training.stage_arguments import StageArguments
 from allmrec_hf.training.task import StageTask
 
 
@@ -65,7 +65,9 @@ class ToyTask(StageTask):
         return {"loss": ((self.module.trained(batch["x"].to(device)).squeeze(-1).cpu() - batch["y"]) ** 2).numpy()}
 
 
-LONG = StageArguments(epochs=6, learning_rate=1e-2, save_every_steps=5, warmup=0.1, schedule="cosine", weight_decay=0.1)
+LONG = StageArguments(
+    num_train_epochs=6, learning_rate=1e-2, save_steps=5, warmup_steps=0.1, lr_scheduler_type="cosine", weight_decay=0.1
+)
 
 
 def train_long(directory, resume=False):
@@ -84,7 +86,9 @@ def _two_processes(directory):
     from safetensors.torch import save_file
 
     task = ToyTask(size=21, batch_size=5, shuffled=False)  # the last batch has one example for two processes
-    result = run_stage(task, StageArguments(epochs=2, gradient_accumulation_steps=2, learning_rate=1e-2), directory)
+    result = run_stage(
+        task, StageArguments(num_train_epochs=2, gradient_accumulation_steps=2, learning_rate=1e-2), directory
+    )
     if int(os.environ.get("RANK", "0")) == 0:
         save_file(module_state(task.module), directory / "weights.safetensors")
         (directory / "history.txt").write_text(repr(result.history))

@@ -12,10 +12,10 @@ from toy_task import ToyTask
 from allmrec_hf.errors import ALLMRecError
 from allmrec_hf.training import checkpoint as ckpt
 from allmrec_hf.training import loop
-from allmrec_hf.training.arguments import StageArguments
+from allmrec_hf.training.stage_arguments import StageArguments
 
 RANK = int(os.environ["RANK"])
-ARGUMENTS = StageArguments(epochs=3, learning_rate=1e-2, batch_size=8)
+ARGUMENTS = StageArguments(num_train_epochs=3, learning_rate=1e-2, per_device_train_batch_size=8)
 
 
 class Clock:

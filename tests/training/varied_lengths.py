@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from allmrec_hf.data import memory
-from allmrec_hf.training.arguments import StageArguments
 from allmrec_hf.training.loop import run_stage
+from allmrec_hf.training.stage_arguments import StageArguments
 from allmrec_hf.training.task import StageTask
 
 LAYERS, WIDTH, SHORTEST, LONGEST = 6, 256, 100, 800
@@ -53,5 +53,5 @@ if __name__ == "__main__":
     if sys.argv[2] == "as-it-comes":
         memory._glibc = lambda: None
     stage = Varied()
-    run_stage(stage, StageArguments(epochs=1), Path(sys.argv[1]), progress=False)
+    run_stage(stage, StageArguments(num_train_epochs=1), Path(sys.argv[1]), progress=False)
     print(json.dumps(stage.resident))

@@ -12,12 +12,11 @@ from typing import Any
 
 from .._version import __version__
 from ..errors import ALLMRecError
-from ..methods.llm_parts import chosen_settings
+from ..methods.llm_parts import chosen_arguments
 from ..methods.method import Method, Setting
 from ..methods.registry import backbone_names, method
-from ..training.arguments import STAGES, preset
-from ..training.parts import DEMO, DEMO_PARTS, part_path
-from ..training.settings import run_settings
+from ..part_sources import DEMO, DEMO_PARTS, part_path
+from ..training.arguments import ALLMRecTrainingArguments
 from .runs import RunKey
 from .sources import fingerprint
 from .suite import DatasetSpec, MethodSpec, ScenarioSpec, Suite
@@ -101,7 +100,7 @@ def part_name(name: str) -> str:
 def _checked(spec: MethodSpec) -> Method:
     found = method(spec.method)
     try:
-        chosen_settings(found, Setting(Path(), Path(), options=spec.options))
+        chosen_arguments(found, Setting(Path(), Path(), options=spec.options))
     except ALLMRecError as error:
         raise ALLMRecError(f"the suite's method {spec.label}: {error}") from error
     return found
@@ -127,10 +126,7 @@ def _planned_run(
         "scenario": scenario.scenario.describe() | {"domains": list(scenario.domains)},
         "text_encoder": part_name(text_encoder),
         "package": __version__,
-        "preset": {
-            "settings": asdict(run_settings(suite.preset)),
-            "stages": {stage: preset(suite.preset, stage).to_dict() for stage in STAGES},
-        },
+        "preset": ALLMRecTrainingArguments("", preset=suite.preset).to_dict(),
         "budget": suite.budget,
     }
     backbone = spec.method if spec.method in backbone_names() else spec.backbone or suite.backbone

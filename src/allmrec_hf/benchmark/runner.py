@@ -31,7 +31,7 @@ from ..methods.a_llmrec import facts
 from ..methods.method import Method
 from ..methods.registry import method
 from ..modeling_allmrec import ALLMRecModel
-from ..training.parts import check_llm
+from ..training.llms import check_llm
 from .benchmark_report import render
 from .plan import PlannedRun, part_name, plan
 from .published import published_values

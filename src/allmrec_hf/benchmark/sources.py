@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..catalog import CATALOG_FILE
-from ..data.prepare import prepare, prepare_frames
+from ..data.prepare import prepare
 from ..data.prepared import CANDIDATES_FILE, INFO_FILE, INTERACTIONS_FILE, PreparedData, read_info
 from ..data.synthetic import SyntheticWorld
 from ..errors import DataError
@@ -126,7 +126,7 @@ def _prepare(spec: DatasetSpec, data_root: Path | None, folder: Path) -> Prepare
     if spec.source == "synthetic":
         world = SyntheticWorld(**spec.options)
         choices = {"filter": "none", "keep_items": "all", "domain": "movie"} | choices
-        return prepare_frames(
+        return prepare(
             world.interactions(),
             world.items(),
             output=folder,

@@ -11,7 +11,7 @@ from typing import Any
 from ..errors import ALLMRecError
 from ..evaluation.scenarios import Scenario
 from ..methods.registry import method_names
-from ..training.settings import DEFAULT_BACKBONE, DEFAULT_TEXT_ENCODER
+from ..training.stage_arguments import DEFAULT_BACKBONE, DEFAULT_TEXT_ENCODER
 
 SUITES = Path(__file__).parent / "suites"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")

@@ -14,8 +14,7 @@ from ..data.synthetic import SyntheticWorld
 from ..errors import ALLMRecError
 from ..evaluation.scenarios import CrossDomain, FewShot, scenario
 from ..methods.registry import backbone_names, method_names
-from ..training.arguments import PRESETS, STAGES, StageArguments
-from ..training.settings import DEFAULT_BACKBONE, DEFAULT_TEXT_ENCODER
+from ..training.stage_arguments import DEFAULT_BACKBONE, DEFAULT_TEXT_ENCODER, PRESETS, STAGES, StageArguments
 from .published import DATASETS
 from .suite import (
     NAME,

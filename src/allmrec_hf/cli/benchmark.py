@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..training.arguments import LARGEST_SEED
+from ..training.stage_arguments import LARGEST_SEED
 from .loading import TrustOption
 from .options import ConfigOption, JsonOption, emit, say, setup_process, stderr, user_errors
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,8 +17,7 @@ if TYPE_CHECKING:
     from ..data.prepared import PreparedData
     from ..evaluation.evaluator import EvaluationResult
     from ..evaluation.protocol import Ranker
-    from ..training.arguments import StageArguments
-    from ..training.settings import RunSettings
+    from ..training.arguments import ALLMRecTrainingArguments
 
 INVENTED = "The films, users and words of this model are invented; it recommends nothing that exists."
 MARKER = ".allmrec-demo"  # by which --overwrite knows an earlier demo
@@ -55,15 +53,15 @@ def demo(
     `allmrec demo --data data/games --llm facebook/opt-125m --text-encoder sentence-transformers/all-MiniLM-L6-v2`
     """
     with user_errors():
-        from ..training.parts import DEMO, check_llm
+        from ..part_sources import DEMO
+        from ..training.llms import check_llm
 
         started = time.monotonic()
         check_llm(llm or DEMO, None, {}, trust_remote_code)
         _clear(output, overwrite)
         tell = (lambda text: stderr.print(text, markup=False)) if json_output else say
         prepared = _data(data, output, seed, tell)
-        settings, arguments, preset = _settings(llm, text_encoder, prepared, data is None, seed)
-        _train(prepared, output, settings, arguments, preset, trust_remote_code, tell)
+        _train(prepared, _arguments(output, llm, text_encoder, data is None, seed), trust_remote_code, tell)
         result = _evaluate(prepared, output, max_users, trust_remote_code, tell)
         _write_card(output, result, invented=data is None, tiny=llm is None)
         tell(f"\n{result.to_table()}\n\n{MEANING if data is None and llm is None else ''}".rstrip())
@@ -90,7 +88,7 @@ def _clear(output: Path, overwrite: bool) -> None:
 
 
 def _data(data: Path | None, output: Path, seed: int, tell: Any) -> PreparedData:
-    from ..data.prepare import prepare_frames
+    from ..data.prepare import prepare
     from ..data.prepared import PreparedData
     from ..data.synthetic import SyntheticWorld
 
@@ -98,7 +96,7 @@ def _data(data: Path | None, output: Path, seed: int, tell: Any) -> PreparedData
         prepared = PreparedData.load(data)
     else:
         world = SyntheticWorld(seed=seed)
-        prepared = prepare_frames(
+        prepared = prepare(
             world.interactions(),
             world.items(),
             output=output / "data",
@@ -117,41 +115,30 @@ def _data(data: Path | None, output: Path, seed: int, tell: Any) -> PreparedData
     return prepared
 
 
-def _settings(
-    llm: str | None, text_encoder: str | None, data: PreparedData, invented: bool, seed: int
-) -> tuple[RunSettings, dict[str, StageArguments], str]:
-    from ..training.arguments import STAGES, preset
-    from ..training.parts import DEMO
-    from ..training.settings import run_settings
+def _arguments(
+    output: Path, llm: str | None, text_encoder: str | None, invented: bool, seed: int
+) -> ALLMRecTrainingArguments:
+    from ..part_sources import DEMO
+    from ..training.arguments import ALLMRecTrainingArguments
 
-    name = "demo" if invented and llm is None else "quick"
-    settings = run_settings(name)
-    settings = replace(
-        settings,
-        num_candidates=min(settings.num_candidates, int(data.info["num_candidates"])),
-        llm=llm or DEMO,
-        text_encoder=text_encoder or DEMO,
-        fine_tune_text_encoder=text_encoder is None,
-        include_llm=llm is None,
+    return ALLMRecTrainingArguments(
+        output,
+        "demo" if invented and llm is None else "quick",
+        align={"text_encoder": text_encoder or DEMO, "fine_tune_text_encoder": text_encoder is None},
+        llm={"name": llm or DEMO, "include_llm": llm is None},
+        seed=seed,
     )
-    return settings, {stage: replace(preset(name, stage), seed=seed) for stage in STAGES}, name
 
 
-def _train(
-    data: PreparedData,
-    output: Path,
-    settings: RunSettings,
-    arguments: dict[str, StageArguments],
-    preset: str,
-    trust: bool,
-    tell: Any,
-) -> None:
-    from ..training.run import STAGES, train
+def _train(data: PreparedData, args: ALLMRecTrainingArguments, trust: bool, tell: Any) -> None:
+    from ..training.stage_arguments import STAGES
+    from ..training.trainer import ALLMRecTrainer
 
+    trainer = ALLMRecTrainer(args=args, data=data, trust_remote_code=trust)
     for stage in STAGES:
         before = time.monotonic()
-        train(data, output, settings, (stage,), arguments, preset, resume=True, trust_remote_code=trust)
-        record = _record(output, stage)
+        trainer.train(stage, resume_from_checkpoint=True)
+        record = _record(trainer.output_dir, stage)
         tell(
             f"{stage:<8} {record['steps']:,} steps, {record['epochs']} epochs{_best(record)}, "
             f"{time.monotonic() - before:.0f} s"
@@ -196,7 +183,7 @@ def _evaluate(data: PreparedData, output: Path, max_users: int | None, trust: bo
     text.name = "text alone"
     rankers: list[Ranker] = [
         ALLMRecRanker(model, processor, batch_size=32),
-        CFRanker(AutoModel.from_pretrained(output / "cf")),
+        CFRanker(AutoModel.from_pretrained(output / "backbone")),
         CFRanker(fair_backbone(output, data), name=FAIR),
         ALLMRecRanker(model, words_only, name="LM alone", batch_size=32),
         CFRanker(model.cf_encoder, name=NO_LLM),  # the backbone, cold items with the CF embedding decoded from text

@@ -69,8 +69,8 @@ def load_rankers(
     from ..evaluation.rankers import CFRanker, PopularityRanker
     from ..modeling_allmrec import ALLMRecModel
     from ..processing_allmrec import ALLMRecProcessor
-    from ..training.backbones import load_backbone_alone, load_trained_backbone
     from ..training.fair import fair_backbone
+    from ..training.pretrained_backbone import load_backbone_alone, load_trained_backbone
 
     with checkpoint_errors(model):
         model = located_checkpoint(model)
@@ -79,7 +79,7 @@ def load_rankers(
             known = ", ".join(name.removeprefix(MODEL_TYPE_PREFIX) for name in cf_encoder_types())
             raise CheckpointError(
                 f"{model} is {an(kind)} model, neither A-LLMRec nor a CF backbone; known ones: {known}; "
-                "`allmrec --cf-module NAME evaluate` imports one of your own"
+                "`allmrec --backbone-module NAME evaluate` imports one of your own"
             )
         config = AutoConfig.from_pretrained(model)
         popularity = PopularityRanker(data.item_counts("train"))
@@ -90,7 +90,7 @@ def load_rankers(
         if config.llm_dim is None:
             raise CheckpointError(
                 f"{model} is trained to stage 1 only; run `allmrec train --stage project` into the same folder first, "
-                "or evaluate its folder cf/"
+                "or evaluate its folder backbone/"
             )
         trust = trust_remote_code
         processor = ALLMRecProcessor.from_pretrained(model, trust_remote_code=trust)
@@ -98,7 +98,7 @@ def load_rankers(
         loaded = ALLMRecModel.from_pretrained(
             model, language_model=llm or "auto", trust_remote_code=trust, allow_other_llm=allow_other_llm
         )
-        backbone = Path(model) / "cf"  # as trained, before cold items got embeddings from their texts
+        backbone = Path(model) / "backbone"  # as trained, before cold items got embeddings from their texts
         if (backbone / CATALOG_FILE).exists():
             check_mixed(model, ItemCatalog.load(backbone), processor.catalog)
         alone = CFRanker(load_backbone_alone(str(backbone)) if backbone.is_dir() else loaded.cf_encoder)
@@ -141,15 +141,15 @@ def check_mixed(model: str, backbone: ItemCatalog, catalog: ItemCatalog) -> None
     other = other_items(catalog.item_ids, backbone.item_ids)
     if other is not None:
         raise CheckpointError(
-            f"{model} mixes two catalogues: of its backbone (cf/) and of the model, {other}; its stages were trained "
-            "on different data, so train it anew"
+            f"{model} mixes two catalogues: of its backbone (backbone/) and of the model, {other}; its stages were "
+            "trained on different data, so train it anew"
         )
 
 
 def _trained_on_validation(model: str) -> bool:
     """Tell whether a run folder says that its stage 2 learnt from the validation items."""
     try:
-        settings = json.loads((Path(model) / "run.json").read_text(encoding="utf-8"))["settings"]
+        settings = json.loads((Path(model) / "run.json").read_text(encoding="utf-8"))["arguments"]["project"]
         return (Path(model) / "project" / "done").is_file() and settings["targets"] == "validation"
     except (OSError, ValueError, KeyError, TypeError):
         return False

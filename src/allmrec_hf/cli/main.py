@@ -1,4 +1,4 @@
-"""`allmrec`: prepare, train, import-cf, evaluate, benchmark, recommend, explain, add-items, push, demo."""
+"""`allmrec`: prepare, train, import-backbone, evaluate, benchmark, recommend, explain, add-items, push, demo."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from .benchmark import benchmark
 from .demo import demo
 from .evaluate import evaluate
 from .explain import explain
-from .import_cf import import_cf, import_users_module
+from .import_backbone import import_backbone, import_users_module
 from .options import setup_process, user_errors
 from .prepare_command import prepare
 from .recommend import add_items, push, recommend
-from .train import train
+from .train import SectionedCommand, train
 
 app = typer.Typer(
     name="allmrec",
@@ -34,20 +34,20 @@ def _version(value: bool) -> None:
 def _common(
     version: bool = typer.Option(False, "--version", help="Print the version.", callback=_version, is_eager=True),
     verbose: bool = typer.Option(False, "--verbose", "-v", help="Log what happens, on standard error."),
-    cf_module: str | None = typer.Option(
+    backbone_module: str | None = typer.Option(
         None, help="Python module with a CF backbone of your own, imported before the command; this runs its code."
     ),
 ) -> None:
     setup_process(verbose)
-    if cf_module is not None:
+    if backbone_module is not None:
         with user_errors():
-            import_users_module(cf_module)
+            import_users_module(backbone_module)
 
 
 for name, function in (
     ("prepare", prepare),
     ("train", train),
-    ("import-cf", import_cf),
+    ("import-backbone", import_backbone),
     ("evaluate", evaluate),
     ("benchmark", benchmark),
     ("recommend", recommend),
@@ -56,7 +56,7 @@ for name, function in (
     ("push", push),
     ("demo", demo),
 ):
-    app.command(name)(function)
+    app.command(name, cls=SectionedCommand if function is train else None)(function)
 
 
 def main() -> None:

@@ -19,7 +19,8 @@ import yaml
 from rich.console import Console
 
 from ..errors import ALLMRecError, DataError
-from ..training.arguments import LARGEST_SEED
+from ..training.options import nearest
+from ..training.stage_arguments import LARGEST_SEED
 
 USER_ERROR = 2
 stderr = Console(stderr=True, highlight=False)
@@ -50,17 +51,32 @@ def load_config(context: typer.Context, path: Path | None) -> Path | None:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise typer.BadParameter(f"{path} cannot be read as YAML: {error}") from error
     if not isinstance(values, dict):
-        raise typer.BadParameter(f"{path} must be a mapping of option names to values, such as `epochs: 3`")
+        raise typer.BadParameter(f"{path} must be a mapping of option names to values, such as `output: runs/shop`")
     known = {_plain_name(flag): option for option in context.command.params for flag in option.opts}
+    known |= {
+        str(option.name).replace("__", "."): option for option in context.command.params if "__" in str(option.name)
+    }
     known = {name: option for name, option in known.items() if name not in ("config", "help")}
-    given = {_plain_name(str(name)): value for name, value in values.items()}
+    given: dict[str, Any] = {}
+    for name, value in values.items():
+        name = _plain_name(str(name))
+        if isinstance(value, dict) and any(option.startswith(f"{name}.") for option in known):
+            given |= {f"{name}.{_plain_name(str(part))}": inner for part, inner in value.items()}
+        elif name == "data" and isinstance(value, dict):  # the section of what the data are
+            given |= {"data" if part == "folder" else _plain_name(str(part)): inner for part, inner in value.items()}
+        else:
+            given[name] = value
     unknown = sorted(set(given) - set(known))
     if unknown:
-        raise typer.BadParameter(f"{path} names unknown options {unknown}; known are {', '.join(sorted(known))}")
+        near = [match for name in unknown for match in nearest(name, known)]
+        hint = f"did you mean {', '.join(dict.fromkeys(near))}? " if near else ""
+        raise typer.BadParameter(f"{path} names unknown options {unknown}; {hint}known are {', '.join(sorted(known))}")
     defaults = {}
     for name, value in given.items():
         option = known[name]
         many = bool(getattr(option, "multiple", False))
+        if isinstance(value, dict) and "." in name:
+            value = [f"{key}={json.dumps(part)}" for key, part in value.items()] if many else json.dumps(value)
         if isinstance(value, dict) or (isinstance(value, list) and not many):
             raise typer.BadParameter(f"{path}: {name} takes one value, got {value!r}")
         if value is not None:  # an empty value leaves the option's own default

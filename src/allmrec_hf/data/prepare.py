@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import math
+import shutil
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +18,7 @@ import polars as pl
 from .._version import __version__
 from ..catalog import ItemCatalog
 from ..errors import DataError
+from ..prompt import domain_words
 from .candidates import SampledCandidates, SeenItems, sample_candidates, title_groups
 from .data_report import Steps, warn_of_missing_titles
 from .filtering import FilterName, Repeats, apply_filter, check_filter, with_rating, without_repeats
@@ -25,12 +29,10 @@ from .interactions import (
     USER_ID,
     drop_exact_duplicates,
     told_of_column_map,
-    validate_interactions,
-    validate_items,
 )
 from .matching import with_matching_ids
 from .prepared import FORMAT, INFO_FILE, TARGET_SPLITS, PreparedData
-from .readers import READERS, PathLike, Quotes, RawData, TextFormat
+from .readers import READERS, PathLike, Quotes, RawData, TextFormat, is_frame
 from .splits import leave_one_out
 from .storage import check_output
 from .times import Order, TimeRules
@@ -52,6 +54,7 @@ class _Settings:
     keep_items: KeepItems
     name: str
     domain: str
+    verbs: tuple[str, ...]
     source: str
     seed: int
     num_candidates: int
@@ -84,17 +87,18 @@ class _Settings:
 
 
 def prepare(
-    interactions: PathLike,
-    items: PathLike | None = None,
+    interactions: Any,
+    items: Any = None,
     *,
-    output: PathLike,
-    source: str = "table",
+    output: PathLike | None = None,
+    source: str | None = None,
     k_core: int = 5,
     filter: FilterName = "k-core",
     count_min_rating: float | None = None,
     keep_items: KeepItems = "interacted",
     name: str | None = None,
     domain: str | None = None,
+    verbs: tuple[str, str] | None = None,
     seed: int = 0,
     num_candidates: int = 20,
     columns: Mapping[str, str] | None = None,
@@ -111,22 +115,31 @@ def prepare(
     order: Order = "time",
     time_format: str | None = None,
 ) -> PreparedData:
-    """Prepare raw files or Hub data sets, write the result to a folder, and return it.
+    """Prepare frames, raw files or Hub data sets, write the result to a folder, and return it.
+
+    A frame may be of Polars or pandas, a table of Arrow, a `datasets.Dataset`, or a list of mappings.
 
     Args:
-        interactions: The file of interactions, the MovieLens folder, or the Hub data set `ID[:CONFIGURATION[:SPLIT]]`.
-        items: The file or data set of items; without it, items have no titles.
-        output: The folder to write; it must be new, empty, or (with `overwrite`) hold prepared data.
-        source: `"table"`, `"amazon-2018"`, `"amazon-2023"`, `"movielens"` or `"hub"`.
+        interactions: A frame with `user_id`, `item_id`, `timestamp` and, if known, `rating`; a file of interactions,
+            the MovieLens folder, or the Hub data set `ID[:CONFIGURATION[:SPLIT]]`.
+        items: A frame with `item_id`, `title`, `description` and further columns, a file or a data set; without it,
+            items have no titles.
+        output: The folder to write; it must be new, empty, or (with `overwrite`) hold prepared data. Where not given,
+            a temporary one, which goes with the process.
+        source: `"table"`, `"amazon-2018"`, `"amazon-2023"`, `"movielens"`, `"hub"` or `"frames"`; by default frames or
+            tables, by what is given.
         k_core: The least number of interactions of a user and an item, for the filter.
         filter: `"k-core"`, `"a-llmrec"` (the paper's one pass) or `"none"`.
         count_min_rating: With `"a-llmrec"`: lower ratings do not count towards k.
         keep_items: `"interacted"`, or `"all"` to keep items of the metadata that nobody interacted with.
         name: The name of the data; the file's by default.
-        domain: `"movie"`, `"game"` or `"item"`, the words of the prompt; by default `"movie"` for MovieLens.
+        domain: What an item is called in the prompt, such as `"book"`; `"movie"` for MovieLens and `"item"` for others
+            where not given.
+        verbs: What a user does with an item, and has done, such as `("read", "read")`; those of `"movie"`, `"game"` and
+            `"item"` are known, others are bought.
         seed: Of the candidates.
         num_candidates: C, the target included.
-        columns: Our column name to the file's, or to the column's number from 0, for sources `table` and `hub`.
+        columns: Our column name to the file's, or to the column's number from 0, for frames, tables and the Hub.
         max_bad_lines: The share of lines that may be no JSON object, or have another number of fields than the header.
         overwrite: Replace prepared data that are in `output`.
         drop_duplicates: Drop exact duplicates; the paper's published counts include them.
@@ -150,28 +163,27 @@ def prepare(
         ALLMRecError: when the output cannot be written; nothing half-written is left.
 
     Example:
-        >>> import tempfile
-        >>> rows = [f"u{user},i{user % 3 + time},{time}" for user in range(9) for time in range(4)]
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     sales = Path(folder, "sales.csv")
-        ...     written = sales.write_text("\\n".join(["user_id,item_id,timestamp", *rows]))
-        ...     data = prepare(sales, output=Path(folder, "data"), k_core=3, num_candidates=3)
-        >>> data.num_users, data.num_items, data.catalog.item_id(1)
-        (9, 6, 'i0')
+        >>> rows = [{"user_id": u, "item_id": i, "timestamp": i} for u in range(3) for i in range(u, u + 4)]
+        >>> data = prepare(rows, filter="none", num_candidates=2)
+        >>> data.num_users, data.num_items
+        (3, 6)
     """
+    if source is None:
+        source = "frames" if is_frame(interactions) else "table"
     if source not in READERS:
         raise DataError(f"there is no source {source!r}; choose one of {list(READERS)}")
     if not 0 <= max_bad_lines <= 1:
         raise DataError(f"max_bad_lines is {max_bad_lines}; it is a share between 0 and 1")
     domain = domain if domain is not None else SOURCE_DOMAINS.get(source, DEFAULT_DOMAIN)
     settings = _Settings(
-        output=Path(output),
+        output=_temporary_folder() if output is None else Path(output),
         k_core=k_core,
         filter=filter,
         count_min_rating=count_min_rating,
         keep_items=keep_items,
         name=name or source,
         domain=domain,
+        verbs=domain_words(domain, verbs)[1:],
         source=source,
         seed=seed,
         num_candidates=num_candidates,
@@ -189,77 +201,11 @@ def prepare(
     return _run(raw, settings if name else replace(settings, name=raw.name), steps)
 
 
-def prepare_frames(
-    interactions: Any,
-    items: Any = None,
-    *,
-    output: PathLike,
-    k_core: int = 5,
-    filter: FilterName = "k-core",
-    count_min_rating: float | None = None,
-    keep_items: KeepItems = "interacted",
-    name: str = "frames",
-    domain: str = DEFAULT_DOMAIN,
-    source: str = "frames",
-    seed: int = 0,
-    num_candidates: int = 20,
-    overwrite: bool = False,
-    drop_duplicates: bool = True,
-    min_rating: float | None = None,
-    repeats: Repeats = "keep",
-    order: Order = "time",
-    time_format: str | None = None,
-) -> PreparedData:
-    """Prepare frames in the schema of `interactions`; as `prepare` in all else.
-
-    A frame may be of Polars or pandas, a table of Arrow, a `datasets.Dataset`, or a list of mappings.
-
-    Args:
-        interactions: `user_id`, `item_id`, `timestamp` and, if known, `rating`.
-        items: `item_id`, `title`, `description` and further columns; None for items without titles.
-        output: The folder to write.
-        k_core: The least number of interactions of a user and an item.
-        filter: `"k-core"`, `"a-llmrec"` or `"none"`.
-        count_min_rating: With `"a-llmrec"`: lower ratings do not count towards k.
-        keep_items: `"interacted"` or `"all"`.
-        name: The name of the data.
-        domain: `"movie"`, `"game"` or `"item"`.
-        source: What `dataset.json` says of the origin.
-        seed: Of the candidates.
-        num_candidates: C, the target included.
-        overwrite: Replace prepared data that are in `output`.
-        drop_duplicates: Drop exact duplicates; the paper's published counts include them.
-        min_rating: Leave out interactions with a lower rating, or none.
-        repeats: `"keep"`, `"first"` or `"last"` of several interactions of a user with an item.
-        order: `"time"`, or `"file"` for frames without times.
-        time_format: The format of times written as text.
-
-    Raises:
-        DataError: when the frames cannot be used.
-        ALLMRecError: when the output cannot be written.
-    """
-    settings = _Settings(
-        output=Path(output),
-        k_core=k_core,
-        filter=filter,
-        count_min_rating=count_min_rating,
-        keep_items=keep_items,
-        name=name,
-        domain=domain,
-        source=source,
-        seed=seed,
-        num_candidates=num_candidates,
-        overwrite=overwrite,
-        drop_duplicates=drop_duplicates,
-        min_rating=min_rating,
-        repeats=repeats,
-        times=TimeRules(order, time_format),
-    )
-    settings.check()
-    steps = Steps()
-    rows = validate_interactions(interactions, "the interactions", settings.times)
-    catalog, merged = (None, 0) if items is None else validate_items(items, "the items")
-    return _run(RawData(rows, catalog, name, merged_items=merged), settings, steps)
+def _temporary_folder() -> Path:
+    """Return a folder that is removed when the process ends."""
+    folder = Path(tempfile.mkdtemp(prefix="allmrec-data-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def _run(raw: RawData, settings: _Settings, steps: Steps) -> PreparedData:
@@ -405,6 +351,7 @@ def _info(settings: _Settings, counts: dict[str, int], catalog: ItemCatalog, ste
         "format": FORMAT,
         "name": settings.name,
         "domain": settings.domain,
+        "verbs": list(settings.verbs),
         "source": settings.source,
         "seed": settings.seed,
         "num_candidates": settings.num_candidates,

@@ -15,6 +15,7 @@ import polars as pl
 
 from ..catalog import CATALOG_FILE, ItemCatalog
 from ..errors import DataError
+from ..prompt import domain_words
 from ..values import id_text
 from .digests import content_digests
 from .interactions import ITEM_ID, SPLIT, TIMESTAMP, USER_ID
@@ -117,8 +118,14 @@ class PreparedData:
 
     @property
     def domain(self) -> str:
-        """Return the kind of items (`movie`, `game` or `item`), which picks the words of the prompt."""
+        """Return what an item is called in the prompt, such as `movie`."""
         return str(self.info["domain"])
+
+    @property
+    def verbs(self) -> tuple[str, str]:
+        """Return what a user does with an item, and has done, such as `("watch", "watched")`."""
+        verb, past = domain_words(self.domain, tuple(self.info["verbs"]) if "verbs" in self.info else None)[1:]
+        return verb, past
 
     @property
     def num_users(self) -> int:

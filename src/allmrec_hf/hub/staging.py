@@ -95,8 +95,9 @@ def shareable(directory: Path, files: Sequence[str], sharing: Sharing) -> Iterat
 
 def _paths_of_the_run(directory: Path) -> list[str]:
     try:
-        settings = json.loads((directory / "run.json").read_text(encoding="utf-8"))["settings"]
-        return [value for value in settings.values() if isinstance(value, str) and Path(value).is_absolute()]
+        sections = json.loads((directory / "run.json").read_text(encoding="utf-8"))["arguments"].values()
+        values = [value for section in sections for value in section.values()]
+        return [value for value in values if isinstance(value, str) and Path(value).is_absolute()]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return []
 

@@ -13,25 +13,25 @@ from ..files import folder_written_whole
 from ..language_model import input_width
 from ..modeling_allmrec import ALLMRecModel
 from ..processing_allmrec import ALLMRecProcessor
-from ..training.parts import without_trust
-from ..training.run import train
-from ..training.settings import RunSettings
+from ..training.arguments import ALLMRecTrainingArguments
+from ..training.llms import without_trust
+from ..training.trainer import ALLMRecTrainer
 from .llm_parts import on_device, required_llm, run_options
 from .method import Method, Setting
-from .shared import run_until, stage_arguments
+from .shared import run_until
 
 TRAINED_PARTS = ("aligner", "user_projector", "item_projector")
-_HEAVY = shutil.ignore_patterns("step-*", "best-*", "cf-train-validation*", ".*")
+_HEAVY = shutil.ignore_patterns("step-*", "best-*", "backbone-train-validation*", ".*")
 
 
 class ALLMRec(Method):
     """A-LLMRec (arXiv 2404.11343): stages 0 and 1 shared with its variants, stage 2 in the method's own folder.
 
-    Its options are the fields of `RunSettings`, so that every ablation is this method with other options, and
+    Its options are the settings of a run, so that every ablation is this method with other options, and
     `num_permutations`, the orders of the candidate list whose scores are averaged.
 
     Example:
-        >>> "joint_dim" in ALLMRec.options and "cf" not in ALLMRec.options
+        >>> "joint_dim" in ALLMRec.options and "backbone_name" not in ALLMRec.options
         True
     """
 
@@ -49,14 +49,14 @@ class ALLMRec(Method):
         return fit_run(data, setting, required_llm(self, setting), self.name)
 
 
-def fit_run(data: PreparedData, setting: Setting, settings: RunSettings, name: str) -> Ranker:
+def fit_run(data: PreparedData, setting: Setting, args: ALLMRecTrainingArguments, name: str) -> Ranker:
     """Return the ranker of a run with these settings, trained in the setting's folder."""
-    model, processor = load_run(train_run(data, setting, settings), settings, setting.trust_remote_code)
+    model, processor = load_run(train_run(data, setting, args), args, setting.trust_remote_code)
     permutations = int(setting.options.get("num_permutations", 1))
     return ALLMRecRanker(model, processor, name=name, num_permutations=permutations)
 
 
-def train_run(data: PreparedData, setting: Setting, settings: RunSettings) -> Path:
+def train_run(data: PreparedData, setting: Setting, args: ALLMRecTrainingArguments) -> Path:
     """Return the setting's folder with a run of all stages; a finished stage 2 is not trained again.
 
     Stages 0 and 1 come from the folder that all variants share which need the same of them.
@@ -68,19 +68,20 @@ def train_run(data: PreparedData, setting: Setting, settings: RunSettings) -> Pa
     checkpoints = [folder / "checkpoints" / stage / "checkpoints" for stage in ("warm-start", "project")]
     started = any(path.exists() for path in checkpoints) or (folder / "project" / "done").exists()
     if not started:
-        shared = run_until(data, setting, settings, "align")
+        shared = run_until(data, setting, args, "align")
         with folder_written_whole(folder) as temporary:
             shutil.copytree(shared, temporary, dirs_exist_ok=True, ignore=_HEAVY)
-    arguments = {"project": stage_arguments(setting, "project")}
     trust = setting.trust_remote_code
-    return train(data, folder, settings, ("project",), arguments, setting.preset, started, trust_remote_code=trust)
+    trainer = ALLMRecTrainer(args=args.replaced(output_dir=folder), data=data, trust_remote_code=trust)
+    trainer.train("project", resume_from_checkpoint=started)
+    return folder
 
 
 def load_run(
-    folder: Path, settings: RunSettings, trust_remote_code: bool = False
+    folder: Path, args: ALLMRecTrainingArguments, trust_remote_code: bool = False
 ) -> tuple[ALLMRecModel, ALLMRecProcessor]:
     """Return the model, with its LLM as it was loaded for training, and the processor of a finished run."""
-    options, trust = without_trust(settings.llm_options, trust_remote_code)
+    options, trust = without_trust(args.llm.loading_options(), trust_remote_code)
     model = ALLMRecModel.from_pretrained(folder, trust_remote_code=trust, **options)
     return on_device(model), ALLMRecProcessor.from_pretrained(folder, trust_remote_code=trust)
 

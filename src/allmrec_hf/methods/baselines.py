@@ -39,5 +39,5 @@ class TextCosine(Method):
         grid = grid_of(self.name, self.checked(setting), {"last_items": LAST_ITEMS})
         texts = text_embeddings(data, setting).cpu().numpy()
         rankers = [TextCosineRanker(texts, last_items, name=self.name) for last_items in grid["last_items"]]
-        max_users = stage_arguments(setting, "cf").max_validation_users
+        max_users = stage_arguments(setting, "backbone").max_validation_users
         return rankers[0] if len(rankers) == 1 else best_on_validation(rankers, data, max_users, setting.seed)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -22,9 +22,10 @@ from ..histories import pad_histories
 from ..llm_files import find_llm, load_config, load_tokenizer
 from ..modeling_allmrec import ALLMRecModel
 from ..part_sources import LANGUAGE_MODEL_PART, located
+from ..training.arguments import ALLMRecTrainingArguments
+from ..training.devices import share_of_batch
+from ..training.llms import check_llm
 from ..training.loop import run_stage
-from ..training.parts import check_llm
-from ..training.settings import RunSettings
 from ..training.warm_start import (
     BATCH_SIZE,
     LEARNING_RATE,
@@ -37,7 +38,7 @@ from .a_llmrec import ALLMRec, fit_run
 from .llm_only import LLMOnly, words_ranker
 from .llm_parts import (
     VectorRanker,
-    chosen_settings,
+    chosen_arguments,
     input_width,
     on_device,
     required_llm,
@@ -113,65 +114,67 @@ class NoLLM(Method):
     name = "no-llm"
     simplified = "The projectors have the width of the LLM's embeddings, or 128 where no LLM is given."
     options: ClassVar[tuple[str, ...]] = (
-        *stage_options("cf", "align"),
+        *stage_options("backbone", "align"),
         *("targets", "num_candidates", "item_embedding", "projector", "projector_tokens"),
         *("llm_revision", "steps"),
     )
 
     def fit(self, data: PreparedData, setting: Setting) -> Ranker:
         """Train the two projectors without an LLM and return the ranker by cosine."""
-        settings = chosen_settings(self, setting)
-        check_same_settings(self, setting, settings.llm)
-        folder = run_until(data, setting, settings, "align")
+        args = chosen_arguments(self, setting)
+        check_same_settings(self, setting, args.llm.name)
+        folder = run_until(data, setting, args, "align")
         model = ALLMRecModel.from_pretrained(folder / "align", language_model=None)
         for name in ("item_embedding", "projector", "projector_tokens"):
-            setattr(model.config, name, getattr(settings, name))
+            setattr(model.config, name, getattr(args.project, name))
         model.config.item_embedding_seed = setting.seed
-        width = WIDTH_WITHOUT_LLM if settings.llm is None else _width(settings, setting)
+        width = WIDTH_WITHOUT_LLM if args.llm.name is None else _width(args, setting)
         module = TwoTowers(model, width, setting.seed)
         own = stage_arguments(setting, "project")
         arguments = own.replaced(
             max_steps=None,
-            batch_size=BATCH_SIZE,
+            per_device_train_batch_size=share_of_batch(BATCH_SIZE),
             learning_rate=LEARNING_RATE,
             early_stopping_patience=PATIENCE,
         )
         history: Any = _NoPrompts(model.cf_encoder.config.max_history_length)
-        task = WarmStartTask(module, history, data, settings.targets, settings.num_candidates, arguments)
+        task = WarmStartTask(module, history, data, args.project.targets, args.project.num_candidates, arguments)
         per_epoch = len(task.batches(0))
-        steps = int(setting.options.get("steps") or max(STEPS, own.epochs * per_epoch))
+        steps = int(setting.options.get("steps") or max(STEPS, own.num_train_epochs * per_epoch))
         epochs = math.ceil(steps / per_epoch)
-        arguments = arguments.replaced(max_steps=steps, epochs=epochs, eval_every=max(1, epochs // VALIDATIONS))
+        arguments = arguments.replaced(
+            max_steps=steps, num_train_epochs=epochs, eval_epochs=max(1, epochs // VALIDATIONS)
+        )
         module.prepare(task)
         run_stage(task, arguments, setting.folder / "no-llm", resume=True)
         return module.ranker(self.name)
 
 
-def _width(settings: RunSettings, setting: Setting) -> int:
-    return input_width(str(settings.llm), settings.llm_revision, setting.trust_remote_code)
+def _width(args: ALLMRecTrainingArguments, setting: Setting) -> int:
+    return input_width(str(args.llm.name), args.llm.revision, setting.trust_remote_code)
 
 
-def with_random_llm(settings: RunSettings, setting: Setting) -> RunSettings:
-    """Return the settings with another LLM: the same architecture and tokenizer, weights drawn with the setting's seed.
+def with_random_llm(args: ALLMRecTrainingArguments, setting: Setting) -> ALLMRecTrainingArguments:
+    """Return the arguments with another LLM: same architecture and tokenizer, weights drawn with the setting's seed.
 
     It is kept in the setting's `common`, so that every control of every scenario takes the same one.
     """
-    facts = f"{settings.llm}|{settings.llm_revision}|{setting.seed}"
+    facts = f"{args.llm.name}|{args.llm.revision}|{setting.seed}"
     folder = (setting.common or setting.parts) / f"random-llm-{hashlib.sha256(facts.encode()).hexdigest()[:12]}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):
         if not (folder / "config.json").exists():
-            name = str(settings.llm)
+            name = str(args.llm.name)
             trust = setting.trust_remote_code
-            check_llm(name, settings.llm_revision, {}, trust)
-            source = find_llm(located(name, LANGUAGE_MODEL_PART), settings.llm_revision)
+            check_llm(name, args.llm.revision, {}, trust)
+            source = find_llm(located(name, LANGUAGE_MODEL_PART), args.llm.revision)
             with torch.random.fork_rng():
                 torch.manual_seed(setting.seed)
                 language_model = AutoModelForCausalLM.from_config(load_config(source, trust), trust_remote_code=trust)
             with folder_written_whole(folder) as temporary:
                 load_tokenizer(source, trust).save_pretrained(str(temporary))
                 language_model.save_pretrained(str(temporary))
-    return replace(settings, llm=str(folder), llm_revision=None)
+    return args.replaced(llm={"name": str(folder), "revision": None})
 
 
 class RandomLLM(Method):
@@ -202,8 +205,8 @@ class LeakAlarm(Method):
 
     def fit(self, data: PreparedData, setting: Setting) -> Ranker:
         """Return the ranker; nothing is trained."""
-        settings = with_random_llm(required_llm(self, setting), setting)
-        return words_ranker(data, settings, self.name, setting)
+        args = with_random_llm(required_llm(self, setting), setting)
+        return words_ranker(data, args, self.name, setting)
 
 
 class FairBackbone(Method):
@@ -218,6 +221,6 @@ class FairBackbone(Method):
 
     def fit(self, data: PreparedData, setting: Setting) -> Ranker:
         """Return the ranker, after training where the parts differ."""
-        targets = chosen_settings(self, setting).targets
+        targets = chosen_arguments(self, setting).project.targets
         fitted = backbone_on_all_known if targets == "validation" else trained_backbone
         return CFRanker(fitted(data, setting), name=f"{setting.backbone}, data of stage 2")

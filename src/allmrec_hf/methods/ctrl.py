@@ -20,15 +20,15 @@ from ..files import written_whole
 from ..histories import pad_histories
 from ..prompt import DOMAIN_WORDS, clean_title
 from ..training.alignment import text_embedding_table
-from ..training.arguments import StageArguments
-from ..training.cf_encoder import train_cf_encoder
+from ..training.backbone_training import train_cf_encoder
+from ..training.devices import global_batch_size
 from ..training.loop import run_stage
-from ..training.parts import load_text_encoder
 from ..training.samples import Samples, bucketed_batches, drawn, last_of_training
-from ..training.settings import run_settings
+from ..training.stage_arguments import StageArguments
 from ..training.task import Batch, StageTask
+from ..training.text_encoders import load_text_encoder
 from .method import Method, Setting
-from .shared import check_same_settings, digest_of_facts, stage_arguments
+from .shared import check_same_settings, digest_of_facts, run_arguments, stage_arguments
 
 PROMPTS_FILE = "prompts-{digest}.safetensors"
 HISTORY_IN_PROMPT = 10
@@ -110,7 +110,7 @@ class TowerAlignmentTask(StageTask):
     def __init__(self, module: TowerAlignment, samples: Samples, texts: Tensor, arguments: StageArguments) -> None:
         self.module: TowerAlignment = module
         self.samples, self.texts = samples, texts
-        self.batch_size, self.seed = arguments.batch_size, arguments.seed
+        self.batch_size, self.seed = global_batch_size(arguments), arguments.seed
         self.length = module.cf_encoder.config.max_history_length
 
     def batches(self, epoch: int) -> Sequence[np.ndarray]:
@@ -164,7 +164,9 @@ class CTRL(Method):
         task = TowerAlignmentTask(module, samples, texts, arguments)
         task.content = data.digests
         run_stage(task, arguments, setting.folder / "align", resume=True)
-        trained = train_cf_encoder(data, cf_encoder, stage_arguments(setting, "cf"), setting.folder / "cf", resume=True)
+        trained = train_cf_encoder(
+            data, cf_encoder, stage_arguments(setting, "backbone"), setting.folder / "backbone", resume=True
+        )
         return CFRanker(trained, name=self.name)
 
     def _numbers(self, setting: Setting) -> dict[str, float]:
@@ -177,7 +179,7 @@ class CTRL(Method):
         return options
 
     def _fresh_tower(self, data: PreparedData, setting: Setting) -> CFEncoder:
-        fields = run_settings(setting.preset, setting.backbone).cf_options or {}
+        fields = run_arguments(setting).backbone.options or {}
         model_type = cf_encoder_class(setting.backbone).config_class.model_type
         return build_cf_encoder({"model_type": model_type, **fields, "num_items": data.num_items})
 

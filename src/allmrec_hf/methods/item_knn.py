@@ -148,5 +148,5 @@ class ItemKNN(Method):
             for similarities in [item_similarities(users, items, data.num_items, neighbors, shrinkage)]
             for last_items in grid["last_items"]
         )
-        max_users = stage_arguments(setting, "cf").max_validation_users
+        max_users = stage_arguments(setting, "backbone").max_validation_users
         return best_on_validation(rankers, data, max_users, setting.seed)

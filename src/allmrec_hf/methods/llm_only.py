@@ -15,8 +15,8 @@ from ..evaluation.llm_ranker import ALLMRecRanker
 from ..evaluation.protocol import History, Ranker
 from ..evaluation.rankers import PopularityRanker
 from ..modeling_allmrec import ALLMRecModel
-from ..training.parts import load_llm
-from ..training.settings import RunSettings
+from ..training.arguments import ALLMRecTrainingArguments
+from ..training.llms import load_llm
 from .llm_parts import LLM_OPTIONS, Scores, llm_processor, on_device, own_prompt, required_llm, reranked
 from .method import Method, Setting
 
@@ -63,32 +63,32 @@ class LLMOnly(Method):
         return words_ranker(data, required_llm(self, setting), self.name, setting)
 
 
-def words_ranker(data: PreparedData, settings: RunSettings, name: str, setting: Setting) -> WordsRanker:
+def words_ranker(data: PreparedData, args: ALLMRecTrainingArguments, name: str, setting: Setting) -> WordsRanker:
     """Return the ranker by an LLM that reads words alone.
 
     Args:
         data: Catalogue and popularity.
-        settings: The LLM and the prompt, whose slots are left out.
+        args: The LLM and the prompt, whose slots are left out.
         name: The ranker's name.
         setting: Its option `num_permutations`.
     """
-    options, trust = settings.llm_options or {}, setting.trust_remote_code
-    language_model, tokenizer = load_llm(str(settings.llm), settings.llm_revision, options, trust)
+    options, trust = args.llm.loading_options(), setting.trust_remote_code
+    language_model, tokenizer = load_llm(str(args.llm.name), args.llm.revision, options, trust)
     config = ALLMRecConfig(
         cf_config=SASRecConfig(num_items=data.num_items, hidden_size=UNUSED_WIDTH, num_layers=1),
         joint_dim=UNUSED_WIDTH,
         text_dim=UNUSED_WIDTH,
-        base_model_name_or_path=settings.llm,
-        score_normalization=settings.score_normalization,
+        base_model_name_or_path=args.llm.name,
+        score_normalization=args.project.score_normalization,
     )
     model = ALLMRecModel(config)
     model.attach_language_model(language_model)
     model.requires_grad_(False)
-    template = own_prompt(settings, data).without_vectors()
+    template = own_prompt(args, data).without_vectors()
     return WordsRanker(
         data,
         model=on_device(model),
-        processor=llm_processor(tokenizer, language_model, template, data, settings),
+        processor=llm_processor(tokenizer, language_model, template, data, args),
         name=name,
         num_permutations=int(setting.options.get("num_permutations", 1)),
     )

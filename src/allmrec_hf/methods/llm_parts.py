@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import fields, replace
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,62 +19,50 @@ from ..llm_files import find_llm, load_config
 from ..part_sources import LANGUAGE_MODEL_PART, located
 from ..processing_allmrec import ALLMRecProcessor
 from ..prompt import PromptTemplate
+from ..training.arguments import FLAT_NAMES, ALLMRecTrainingArguments
 from ..training.devices import place, process_state
-from ..training.settings import SETTINGS_OF_STAGE, RunSettings, run_settings
 from .method import Method, Setting
+from .shared import run_arguments
 
 Scores = NDArray[np.floating[Any]]
-GIVEN_BY_SETTING = ("cf", "text_encoder", "llm", "include_llm")  # the frozen LLM is never saved again
+GIVEN_BY_SETTING = ("backbone_name", "text_encoder", "llm_name", "include_llm")  # the frozen LLM is never saved again
 LLM_OPTIONS = ("llm_revision", "llm_options")
 STAGE_2_OPTIONS = (
-    *("targets", "projection_loss", "temperature", "warm_start_steps", "history_in_prompt", "num_candidates"),
-    *("prompt", "score_normalization", "checkpoint_activations"),
+    *("targets", "projection_loss", "listwise_temperature", "warm_start_steps", "history_in_prompt", "num_candidates"),
+    *("prompt", "score_normalization", "gradient_checkpointing"),
 )
-_KINDS: dict[Any, tuple[Any, str]] = {
-    bool: (bool, "true or false"),
-    int: (int, "a whole number"),
-    float: ((int, float), "a number"),
-    str: (str, "text"),
-}
 
 
 def run_options() -> tuple[str, ...]:
-    """Return the fields of `RunSettings` that are a method's options; the setting itself gives the others."""
-    return tuple(field.name for field in fields(RunSettings) if field.name not in GIVEN_BY_SETTING)
+    """Return the settings of a run that are a method's options; the setting itself gives the others."""
+    return tuple(name for name in FLAT_NAMES if name not in GIVEN_BY_SETTING)
 
 
 def stage_options(*stages: str) -> tuple[str, ...]:
-    """Return the options that the stages `"cf"` and `"align"` depend on."""
-    return tuple(name for stage in stages for name in SETTINGS_OF_STAGE[stage] if name not in GIVEN_BY_SETTING)
+    """Return the options that the stages `"backbone"` and `"align"` depend on."""
+    return tuple(name for name in run_options() if FLAT_NAMES[name][0] in stages)
 
 
-def chosen_settings(method: Method, setting: Setting) -> RunSettings:
-    """Return the preset's run settings with the parts of the setting and the method's options.
+def chosen_arguments(method: Method, setting: Setting) -> ALLMRecTrainingArguments:
+    """Return the arguments of a run with the parts of the setting and the method's options.
 
     Raises:
-        ALLMRecError: when an option is unknown or has a value that is none of the known ones.
+        ALLMRecError: when an option is unknown or has an impossible value.
     """
-    known = {field.name for field in fields(RunSettings)}
-    options = {name: value for name, value in method.checked(setting).items() if name in known}
-    hints = get_type_hints(RunSettings)
-    for name, value in options.items():
-        values = get_args(hints[name]) if get_origin(hints[name]) is Literal else (value,)
-        if value not in values:
-            raise ALLMRecError(f"{name} of the method {method.name} must be one of {list(values)}; got {value!r}")
-        kind = _KINDS.get(hints[name])
-        if kind is not None and (not isinstance(value, kind[0]) or isinstance(value, bool) != (hints[name] is bool)):
-            raise ALLMRecError(f"{name} of the method {method.name} must be {kind[1]}; got {value!r}")
-    settings = replace(run_settings(setting.preset, setting.backbone), text_encoder=setting.text_encoder)
-    return replace(settings, **{"llm": setting.llm, "include_llm": False, **options})
+    options = {name: value for name, value in method.checked(setting).items() if name in FLAT_NAMES}
+    try:
+        return run_arguments(setting).with_flat(**options)
+    except ALLMRecError as error:
+        raise ALLMRecError(f"an option of the method {method.name} cannot be used: {error}") from error
 
 
-def required_llm(method: Method, setting: Setting) -> RunSettings:
-    """Return `chosen_settings` of a method that cannot do without an LLM.
+def required_llm(method: Method, setting: Setting) -> ALLMRecTrainingArguments:
+    """Return `chosen_arguments` of a method that cannot do without an LLM.
 
     Raises:
         ALLMRecError: when the setting names none.
     """
-    return replace(chosen_settings(method, setting), llm=setting.required_llm(method.name))
+    return chosen_arguments(method, setting).replaced(llm={"name": setting.required_llm(method.name)})
 
 
 def llm_processor(
@@ -83,7 +70,7 @@ def llm_processor(
     language_model: Any,
     template: PromptTemplate,
     data: PreparedData,
-    settings: RunSettings,
+    args: ALLMRecTrainingArguments,
     max_history_length: int = 50,
     reserved: int = 0,
 ) -> ALLMRecProcessor:
@@ -94,14 +81,14 @@ def llm_processor(
         language_model: The LLM, which tells its context.
         template: The words of its prompts.
         data: The catalogue.
-        settings: `history_in_prompt`.
+        args: `history_in_prompt`.
         max_history_length: Items that the CF encoder reads.
         reserved: Tokens of the context to leave free.
     """
     processor = ALLMRecProcessor(
         tokenizer,
         template.to_dict(),
-        history_in_prompt=settings.history_in_prompt,
+        history_in_prompt=args.project.history_in_prompt,
         max_history_length=max_history_length,
         max_length=context_length(language_model) - reserved,
     )
@@ -109,11 +96,11 @@ def llm_processor(
     return processor
 
 
-def own_prompt(settings: RunSettings, data: PreparedData) -> PromptTemplate:
-    """Return the prompt of the settings, or the paper's in the words of the data's domain."""
-    if settings.prompt is not None:
-        return PromptTemplate.from_dict(settings.prompt)
-    return PromptTemplate.for_domain(data.domain)
+def own_prompt(args: ALLMRecTrainingArguments, data: PreparedData) -> PromptTemplate:
+    """Return the prompt of the arguments, or the paper's in the words of the data's domain."""
+    if args.project.prompt is not None:
+        return PromptTemplate.from_dict(args.project.prompt)
+    return PromptTemplate.for_domain(data.domain, verbs=data.verbs)
 
 
 def input_width(llm: str, revision: str | None = None, trust_remote_code: bool = False) -> int:

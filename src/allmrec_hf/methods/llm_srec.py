@@ -22,11 +22,12 @@ from ..processing_allmrec import ALLMRecProcessor, left_padded
 from ..projector import Projector
 from ..prompt import DOMAIN_WORDS, USER_SLOT, PromptTemplate
 from ..ranking import ndcg_at_k, target_ranks
-from ..training.arguments import StageArguments
+from ..training.arguments import ALLMRecTrainingArguments
+from ..training.llms import load_llm
 from ..training.loop import run_stage
-from ..training.parts import load_backbone, load_llm
+from ..training.pretrained_backbone import load_backbone
 from ..training.projection import CandidateTask
-from ..training.settings import RunSettings
+from ..training.stage_arguments import StageArguments
 from ..training.task import Batch
 from ..training.trained import load_target_counts, target_counts
 from ..training.warm_start import centre_inputs, start_near_words
@@ -186,7 +187,7 @@ class LLMSRecTask(CandidateTask):
         module: The losses.
         prompts: The prompts.
         data: Prepared data.
-        settings: Whose targets and how many candidates, see `CandidateTask`.
+        args: Whose targets and how many candidates, see `CandidateTask`.
         arguments: Batch size, seed and size of the validation.
     """
 
@@ -197,10 +198,10 @@ class LLMSRecTask(CandidateTask):
         module: LLMSRecModule,
         prompts: OutPrompts,
         data: PreparedData,
-        settings: RunSettings,
+        args: ALLMRecTrainingArguments,
         arguments: StageArguments,
     ) -> None:
-        super().__init__(prompts.users, data, settings.targets, settings.num_candidates, arguments)
+        super().__init__(prompts.users, data, args.project.targets, args.project.num_candidates, arguments)
         self.module: LLMSRecModule = module
         self.prompts = prompts
 
@@ -274,24 +275,24 @@ class LLMSRec(Method):
     )
     options: ClassVar[tuple[str, ...]] = (
         *LLM_OPTIONS,
-        *stage_options("cf"),
+        *stage_options("backbone"),
         *("targets", "history_in_prompt", "num_candidates", "width"),
     )
 
     def fit(self, data: PreparedData, setting: Setting) -> Ranker:
         """Train what stands around the LLM and return the ranker by dot product."""
-        settings = required_llm(self, setting)
-        check_same_settings(self, setting, settings.llm)
-        folder = run_until(data, setting, settings, "cf") / "cf"
+        args = required_llm(self, setting)
+        check_same_settings(self, setting, args.llm.name)
+        folder = run_until(data, setting, args, "backbone") / "backbone"
         backbone = load_backbone(folder)
         backbone.target_counts = load_target_counts(str(folder), data.catalog)
-        options, trust = settings.llm_options or {}, setting.trust_remote_code
-        language_model, tokenizer = load_llm(str(settings.llm), settings.llm_revision, options, trust)
+        options, trust = args.llm.loading_options(), setting.trust_remote_code
+        language_model, tokenizer = load_llm(str(args.llm.name), args.llm.revision, options, trust)
         known = target_counts(backbone, data) > 0
         with torch.random.fork_rng():
             torch.manual_seed(setting.seed)
             width = int(setting.options.get("width", WIDTH))
-            module = LLMSRecModule(language_model, backbone, known, width, settings.llm)
+            module = LLMSRecModule(language_model, backbone, known, width, args.llm.name)
         centre_inputs(module.item_projector, module.item_inputs[known])
         start_near_words(
             module.item_projector, token_table(language_model), torch.Generator().manual_seed(setting.seed)
@@ -303,13 +304,13 @@ class LLMSRec(Method):
                 language_model,
                 PromptTemplate(text.format(noun=noun, verb=verb, verb_past=verb_past)),
                 data,
-                settings,
+                args,
                 backbone.config.max_history_length,
             )
             for text in (_USER_PROMPT, _ITEM_PROMPT)
         )
         prompts = OutPrompts(users, items)
         arguments = stage_arguments(setting, "project")
-        task = LLMSRecTask(module, prompts, data, settings, arguments)
+        task = LLMSRecTask(module, prompts, data, args, arguments)
         run_stage(task, arguments, setting.folder / "llm-srec", resume=True)
         return srec_ranker(on_device(module), prompts, self.name)

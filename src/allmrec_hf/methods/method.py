@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from ..data.prepared import PreparedData
 from ..errors import ALLMRecError
 from ..evaluation.protocol import Ranker
-from ..training.settings import DEFAULT_BACKBONE, DEFAULT_TEXT_ENCODER
+from ..training.stage_arguments import DEFAULT_BACKBONE, DEFAULT_TEXT_ENCODER
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,9 @@ class Setting:
         llm: Id or path of the causal LM, for the methods that have one.
         text_encoder: Id or path of the sentence-transformers model.
         backbone: Name of the CF backbone under the methods that have one.
-        preset: Preset of the stages' loops, see `training.arguments.preset`.
-        budget: Settings of any stage's loop, by stage (`"cf"`, `"align"`, `"project"`), that replace the preset's:
-            a method trained by a loop of its own takes those of the stage nearest to it.
+        preset: Preset of the stages' loops, see `training.presets`.
+        budget: Settings of any stage's loop, by stage (`"backbone"`, `"align"`, `"project"`), that replace the
+            preset's: a method trained by a loop of its own takes those of the stage nearest to it.
         options: What the suite says of this method alone; an unknown option is refused.
         trust_remote_code: Run code that comes with the LLM, its tokenizer or the text encoder.
     """

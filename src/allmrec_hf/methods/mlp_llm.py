@@ -12,10 +12,11 @@ from ..data.prepared import PreparedData
 from ..evaluation.llm_ranker import ALLMRecRanker
 from ..evaluation.protocol import Ranker
 from ..modeling_allmrec import ALLMRecModel
+from ..training.arguments import ALLMRecTrainingArguments
+from ..training.llms import load_llm
 from ..training.loop import run_stage
-from ..training.parts import load_backbone, load_llm
+from ..training.pretrained_backbone import load_backbone
 from ..training.projection import ProjectionModule, ProjectionTask
-from ..training.settings import RunSettings
 from ..training.warm_start import warm_start
 from .llm_parts import (
     LLM_OPTIONS,
@@ -54,51 +55,51 @@ class MLPLLM(Method):
     simplified = "Ranks candidates by the likelihood of their titles in place of matching generated text."
     options: ClassVar[tuple[str, ...]] = (
         *LLM_OPTIONS,
-        *stage_options("cf"),
+        *stage_options("backbone"),
         *STAGE_2_OPTIONS,
         *("no_user_representation", "projector", "projector_tokens", "num_permutations"),
     )
 
     def fit(self, data: PreparedData, setting: Setting) -> Ranker:
         """Train the projectors and return the ranker by title likelihood."""
-        settings = required_llm(self, setting)
-        check_same_settings(self, setting, settings.llm)
-        template = settings.template(data.domain)
-        model, tokenizer = _untrained(data, setting, settings)
+        args = required_llm(self, setting)
+        check_same_settings(self, setting, args.llm.name)
+        template = args.project.template(data.domain, data.verbs)
+        model, tokenizer = _untrained(data, setting, args)
         processor = llm_processor(
             tokenizer,
             model.language_model,
             template,
             data,
-            settings,
+            args,
             model.cf_encoder.config.max_history_length,
         )
         arguments = stage_arguments(setting, "project")
-        module = ProjectionModule(model, settings.projection_loss, settings.temperature)
-        task = ProjectionTask(module, processor, data, settings.targets, settings.num_candidates, arguments)
-        if settings.warm_start_steps:
-            warm_start(task, data, settings, arguments, setting.folder / "warm-start", resume=True)
+        module = ProjectionModule(model, args.project.projection_loss, args.project.listwise_temperature)
+        task = ProjectionTask(module, processor, data, args.project.targets, args.project.num_candidates, arguments)
+        if args.project.warm_start_steps:
+            warm_start(task, data, args.project, setting.folder / "warm-start", resume=True)
         model.user_projector.requires_grad_(template.has_user_slot)  # what no prompt shows is not trained
         run_stage(task, arguments, setting.folder / "project", resume=True)
         permutations = int(setting.options.get("num_permutations", 1))
         return ALLMRecRanker(on_device(model), processor, name=self.name, num_permutations=permutations)
 
 
-def _untrained(data: PreparedData, setting: Setting, settings: RunSettings) -> tuple[ALLMRecModel, Any]:
+def _untrained(data: PreparedData, setting: Setting, args: ALLMRecTrainingArguments) -> tuple[ALLMRecModel, Any]:
     """Return the model around the trained backbone and the LLM, with fresh projectors, and the LLM's tokenizer."""
-    backbone = load_backbone(run_until(data, setting, settings, "cf") / "cf")
-    options, trust = settings.llm_options or {}, setting.trust_remote_code
-    language_model, tokenizer = load_llm(str(settings.llm), settings.llm_revision, options, trust)
+    backbone = load_backbone(run_until(data, setting, args, "backbone") / "backbone")
+    options, trust = args.llm.loading_options(), setting.trust_remote_code
+    language_model, tokenizer = load_llm(str(args.llm.name), args.llm.revision, options, trust)
     width = backbone.config.hidden_size
     config = ALLMRecConfig(
         cf_config=backbone.config,
         joint_dim=width,
         text_dim=1,
         item_embedding="cf",
-        projector=settings.projector,
-        projector_tokens=settings.projector_tokens,
-        base_model_name_or_path=settings.llm,
-        score_normalization=settings.score_normalization,
+        projector=args.project.projector,
+        projector_tokens=args.project.projector_tokens,
+        base_model_name_or_path=args.llm.name,
+        score_normalization=args.project.score_normalization,
     )
     with torch.random.fork_rng():
         torch.manual_seed(setting.seed)
@@ -106,6 +107,6 @@ def _untrained(data: PreparedData, setting: Setting, settings: RunSettings) -> t
         model.cf_encoder.load_state_dict(backbone.state_dict())
         model.aligner = IdentityAligner()  # type: ignore[assignment]
         model.attach_language_model(language_model)
-    if settings.checkpoint_activations:
+    if args.project.gradient_checkpointing:
         model.checkpoint_activations()
     return model, tokenizer

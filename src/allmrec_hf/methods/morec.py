@@ -17,12 +17,11 @@ from ..data.prepared import PreparedData
 from ..errors import ALLMRecError
 from ..evaluation.rankers import CFRanker
 from ..training.alignment import encode_texts, text_embedding_table
-from ..training.cf_encoder import train_cf_encoder
-from ..training.parts import load_text_encoder, text_dim
+from ..training.backbone_training import train_cf_encoder
 from ..training.samples import training_targets
-from ..training.settings import run_settings
+from ..training.text_encoders import load_text_encoder, text_dim
 from .method import Method, Setting
-from .shared import check_same_settings, stage_arguments, text_embeddings
+from .shared import check_same_settings, run_arguments, stage_arguments, text_embeddings
 
 TRUNK = "sasrec"
 END_TO_END_NEGATIVES = 128  # items whose texts are encoded anew in each step, beside those of the batch
@@ -137,7 +136,7 @@ class MoRec(Method):
         if not isinstance(fine_tune, bool):
             raise ALLMRecError(f"the option fine_tune of {self.name} must be true or false, got {fine_tune!r}")
         check_same_settings(self, setting)
-        arguments = stage_arguments(replace(setting, backbone=TRUNK), "cf")
+        arguments = stage_arguments(replace(setting, backbone=TRUNK), "backbone")
         config = self._config(data, setting, fine_tune)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(arguments.seed)
@@ -148,7 +147,10 @@ class MoRec(Method):
 
     def _config(self, data: PreparedData, setting: Setting, fine_tune: bool) -> SASRecConfig:
         """Return the trunk's config: that of the preset's SASRec, and what the options say."""
-        fields = {**(run_settings(setting.preset, TRUNK).cf_options or {}), "num_items": data.num_items}
+        fields = {
+            **(run_arguments(replace(setting, backbone=TRUNK)).backbone.options or {}),
+            "num_items": data.num_items,
+        }
         if "hidden_size" in setting.options:
             fields["hidden_size"] = setting.options["hidden_size"]
         if fine_tune:

@@ -21,9 +21,9 @@ from ..data.prepared import PreparedData
 from ..errors import ALLMRecError
 from ..evaluation.rankers import CFRanker
 from ..training.alignment import text_embedding_table
-from ..training.cf_encoder import train_cf_encoder
-from ..training.parts import load_text_encoder
-from ..training.settings import DEFAULT_BACKBONE
+from ..training.backbone_training import train_cf_encoder
+from ..training.stage_arguments import DEFAULT_BACKBONE
+from ..training.text_encoders import load_text_encoder
 from .method import Method, Setting
 from .shared import check_same_settings, stage_arguments
 
@@ -220,7 +220,7 @@ class RECFORMER(Method):
         """Train the transformer and serve with the encoded texts of all items."""
         options = self._numbers(setting)
         check_same_settings(self, setting)
-        arguments = stage_arguments(replace(setting, backbone=DEFAULT_BACKBONE), "cf")
+        arguments = stage_arguments(replace(setting, backbone=DEFAULT_BACKBONE), "backbone")
         tokens, types, vocabulary = flattened_items(data.catalog, options["item_tokens"])
         config = RecformerConfig(
             num_items=data.num_items,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,36 +12,49 @@ import torch
 from filelock import FileLock
 from safetensors.torch import load_file, save_file
 
-from ..cf_encoder import CFEncoder, cf_encoder_class
+from ..cf_encoder import CFEncoder
 from ..data.prepared import PreparedData
 from ..errors import ALLMRecError
 from ..files import folder_written_whole, written_whole
 from ..training.alignment import text_embedding_table
-from ..training.arguments import StageArguments, preset
+from ..training.arguments import ALLMRecTrainingArguments
 from ..training.fair import fair_backbone
-from ..training.parts import load_backbone, load_text_encoder
-from ..training.run import train
-from ..training.run_record import RUN_FILE, read_run, refuse_other_data
-from ..training.settings import SETTINGS_OF_STAGE, RunSettings, run_settings
+from ..training.pretrained_backbone import load_backbone
+from ..training.run_record import RUN_FILE, check_same_data, read_run
+from ..training.stage_arguments import STAGES, StageArguments
+from ..training.text_encoders import load_text_encoder
+from ..training.trainer import ALLMRecTrainer
 from .method import Method, Setting
 
 SETTINGS_FILE = "method.json"
 
 
+def run_arguments(setting: Setting) -> ALLMRecTrainingArguments:
+    """Return the arguments of a run: the preset's, the backbone's recipe, the suite's budget, the setting's parts."""
+    args = ALLMRecTrainingArguments(
+        setting.folder,
+        preset=setting.preset,
+        seed=setting.seed,
+        backbone={"name": setting.backbone},
+        align={"text_encoder": setting.text_encoder},
+        llm={"name": setting.llm, "include_llm": False},  # the frozen LLM is never saved again
+    )
+    return args.replaced(**{stage: dict(part) for stage, part in setting.budget.items()})
+
+
 def stage_arguments(setting: Setting, stage: str) -> StageArguments:
-    """Return the loop's settings of a stage: the preset's, the backbone's recipe and the suite's budget."""
-    recipe = cf_encoder_class(setting.backbone).training_recipe if stage == "cf" else None
-    return preset(setting.preset, stage, recipe).replaced(**{"seed": setting.seed, **setting.budget.get(stage, {})})
+    """Return the settings of a stage's loop: the preset's, the backbone's recipe and the suite's budget."""
+    return run_arguments(setting).stages[stage].loop()
 
 
 def backbone_run(data: PreparedData, setting: Setting) -> Path:
-    """Return the run folder with the trained stage `cf` of the setting's backbone."""
-    return run_until(data, setting, run_settings(setting.preset, setting.backbone), "cf")
+    """Return the run folder with the trained stage `backbone` of the setting's backbone."""
+    return run_until(data, setting, run_arguments(setting), "backbone")
 
 
 def trained_backbone(data: PreparedData, setting: Setting) -> CFEncoder:
     """Return the setting's backbone, trained on the training part."""
-    return load_backbone(backbone_run(data, setting) / "cf").eval()
+    return load_backbone(backbone_run(data, setting) / "backbone").eval()
 
 
 def backbone_on_all_known(data: PreparedData, setting: Setting) -> CFEncoder:
@@ -89,36 +101,34 @@ def check_same_settings(method: Method, setting: Setting, llm: str | None = None
         raise ALLMRecError(f"{path} has other settings: {'; '.join(changed[:5])}; train into another folder")
 
 
-def run_until(data: PreparedData, setting: Setting, settings: RunSettings, stage: str) -> Path:
-    """Return a run folder of A-LLMRec that is trained up to `"cf"` or `"align"`, shared by all who need the same.
+def run_until(data: PreparedData, setting: Setting, args: ALLMRecTrainingArguments, stage: str) -> Path:
+    """Return a run folder of A-LLMRec that is trained up to `"backbone"` or `"align"`, shared by all who need the same.
 
     Args:
         data: Training data.
-        setting: Seed, preset and budget.
-        settings: What the run is made of; only what its stages up to `stage` depend on tells runs apart.
+        setting: Where runs are shared.
+        args: The arguments; only those of the stages up to `stage` tell runs apart.
         stage: The last stage trained.
     """
-    stages = ("cf", "align")[: ("cf", "align").index(stage) + 1]
-    settings = replace(settings, cf=settings.cf or setting.backbone, text_encoder=setting.text_encoder, llm=None)
-    names = [name for done in stages for name in SETTINGS_OF_STAGE[done]]
-    arguments = {done: stage_arguments(replace(setting, backbone=str(settings.cf)), done) for done in stages}
-    facts = {
-        "settings": {name: getattr(settings, name) for name in names},  # apart: `cf` is a setting and a stage
-        "stages": {done: loop.to_dict() for done, loop in arguments.items()},
-    }
-    folder = setting.parts / f"{stage}-{digest_of_facts(facts)}"
-    if stage == "align" and not (folder / "cf" / "config.json").exists():
+    stages = STAGES[: STAGES.index(stage) + 1]
+    folder = setting.parts / f"{stage}-{digest_of_facts({done: getattr(args, done).to_dict() for done in stages})}"
+    if stage == "align" and not (folder / "backbone" / "config.json").exists():
         with folder_written_whole(folder) as temporary:  # the backbone is the same for every alignment
-            unneeded = shutil.ignore_patterns("step-*", "best-*", "cf-train-validation*", ".*")
-            shutil.copytree(run_until(data, setting, settings, "cf"), temporary, dirs_exist_ok=True, ignore=unneeded)
+            unneeded = shutil.ignore_patterns("step-*", "best-*", "backbone-train-validation*", ".*")
+            shared = run_until(data, setting, args, "backbone")
+            shutil.copytree(shared, temporary, dirs_exist_ok=True, ignore=unneeded)
     if not (folder / stage / "config.json").exists():
-        resume = folder.exists() if stage == "cf" else (folder / "checkpoints" / stage).exists()
-        frozen = stage == "align" and not settings.fine_tune_text_encoder
-        table = text_embeddings(data, setting) if frozen else None
-        trust = setting.trust_remote_code
-        train(data, folder, settings, (stage,), arguments, setting.preset, resume, table, trust_remote_code=trust)
+        resume = folder.exists() if stage == "backbone" else (folder / "checkpoints" / stage).exists()
+        frozen = stage == "align" and not args.align.fine_tune_text_encoder
+        trainer = ALLMRecTrainer(
+            args=args.replaced(output_dir=folder),
+            data=data,
+            text_table=text_embeddings(data, setting) if frozen else None,
+            trust_remote_code=setting.trust_remote_code,
+        )
+        trainer.train(stage, resume_from_checkpoint=resume)
     else:
-        refuse_other_data(folder, read_run(folder / RUN_FILE), data, stages)
+        check_same_data(folder, read_run(folder / RUN_FILE), data, stages)
     return folder
 
 

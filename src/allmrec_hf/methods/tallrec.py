@@ -23,11 +23,11 @@ from ..processing_allmrec import ALLMRecProcessor, left_padded
 from ..prompt import DOMAIN_WORDS, NO_SLOT, PromptTemplate
 from ..ranking import ndcg_at_k, target_ranks
 from ..slot_text import SlotText
-from ..training.arguments import StageArguments
+from ..training.arguments import ALLMRecTrainingArguments
+from ..training.llms import load_llm
 from ..training.loop import run_stage
-from ..training.parts import load_llm
 from ..training.projection import CandidateTask
-from ..training.settings import RunSettings
+from ..training.stage_arguments import StageArguments
 from ..training.task import Batch
 from .llm_parts import LLM_OPTIONS, Scores, llm_processor, on_device, required_llm, reranked
 from .method import Method, Setting
@@ -128,7 +128,7 @@ class TALLRecTask(CandidateTask):
         module: The loss.
         prompts: The questions.
         data: Prepared data.
-        settings: Whose targets, see `CandidateTask`.
+        args: Whose targets, see `CandidateTask`.
         negatives: Negatives of each target.
         arguments: Batch size in users, seed and size of the validation.
     """
@@ -140,11 +140,11 @@ class TALLRecTask(CandidateTask):
         module: YesNoModule,
         prompts: YesNoPrompts,
         data: PreparedData,
-        settings: RunSettings,
+        args: ALLMRecTrainingArguments,
         negatives: int,
         arguments: StageArguments,
     ) -> None:
-        super().__init__(prompts.processor, data, settings.targets, settings.num_candidates, arguments)
+        super().__init__(prompts.processor, data, args.project.targets, args.project.num_candidates, arguments)
         self.module: YesNoModule = module
         self.prompts = prompts
         self.negatives = negatives
@@ -238,21 +238,21 @@ class TALLRec(Method):
 
     def fit(self, data: PreparedData, setting: Setting) -> Ranker:
         """Tune the LLM's LoRA weights and return the ranker by yes or no."""
-        settings = required_llm(self, setting)
-        check_same_settings(self, setting, settings.llm)
-        options, trust = settings.llm_options or {}, setting.trust_remote_code
-        language_model, tokenizer = load_llm(str(settings.llm), settings.llm_revision, options, trust)
+        args = required_llm(self, setting)
+        check_same_settings(self, setting, args.llm.name)
+        options, trust = args.llm.loading_options(), setting.trust_remote_code
+        language_model, tokenizer = load_llm(str(args.llm.name), args.llm.revision, options, trust)
         answers = tuple(setting.options.get("answers", ANSWERS))
         if len(answers) != 2 or answers[0] == answers[1]:
             raise ALLMRecError(f"answers of the method {self.name} must be two different words; got {list(answers)}")
         reserved = 1 + max(len(SlotText(tokenizer).inside(f" {word}")) for word in answers)
-        template = _template(settings, data)
-        processor = llm_processor(tokenizer, language_model, template, data, settings, reserved=reserved)
+        template = _template(args, data)
+        processor = llm_processor(tokenizer, language_model, template, data, args, reserved=reserved)
         prompts = YesNoPrompts(processor, answers)
         language_model = with_lora(language_model, setting)
-        module = YesNoModule(language_model, prompts, settings.llm)
+        module = YesNoModule(language_model, prompts, args.llm.name)
         arguments = stage_arguments(setting, "project")
-        task = TALLRecTask(module, prompts, data, settings, int(setting.options.get("negatives", 1)), arguments)
+        task = TALLRecTask(module, prompts, data, args, int(setting.options.get("negatives", 1)), arguments)
         run_stage(task, arguments, setting.folder / "tallrec", resume=True)
         return TALLRecRanker(on_device(module), prompts, data, self.name)
 
@@ -285,8 +285,8 @@ def with_lora(language_model: Any, setting: Setting) -> Any:
     return language_model
 
 
-def _template(settings: RunSettings, data: PreparedData) -> PromptTemplate:
-    if settings.prompt is not None:
-        return PromptTemplate.from_dict(settings.prompt)
+def _template(args: ALLMRecTrainingArguments, data: PreparedData) -> PromptTemplate:
+    if args.project.prompt is not None:
+        return PromptTemplate.from_dict(args.project.prompt)
     noun, verb, verb_past = DOMAIN_WORDS[data.domain]
     return PromptTemplate(_PROMPT.format(noun=noun, verb=verb, verb_past=verb_past))

@@ -16,7 +16,7 @@ from ..data.prepared import PreparedData
 from ..errors import ALLMRecError
 from ..histories import pad_histories
 from ..losses import Contrast, alignment_losses, reconstruction_loss
-from .arguments import StageArguments
+from .devices import global_batch_size
 from .samples import (
     NegativeSampler,
     Samples,
@@ -26,6 +26,7 @@ from .samples import (
     last_of_training,
     validation_targets,
 )
+from .stage_arguments import StageArguments
 from .task import Batch, StageTask
 from .trained import target_counts
 
@@ -74,7 +75,7 @@ def text_embedding_table(text_encoder: Any, texts: Sequence[str]) -> torch.Tenso
     return torch.cat([embeddings.new_zeros(1, embeddings.shape[1]), embeddings]).float().clone()
 
 
-def refuse_other_table(table: torch.Tensor, text_encoder: Any, texts: Sequence[str]) -> None:
+def check_text_table(table: torch.Tensor, text_encoder: Any, texts: Sequence[str]) -> None:
     """Refuse a table of text embeddings that is not what an encoder makes of a catalogue's texts, by a few of them.
 
     Args:
@@ -235,7 +236,7 @@ class AlignmentTask(StageTask):
         self.content = data.digests
         self.varied_lengths = module.text_encoder is not None
         self.positions = positions
-        self.batch_size = arguments.batch_size
+        self.batch_size = global_batch_size(arguments)
         self.seed = arguments.seed
         self.length = module.cf_encoder.config.max_history_length
         self.samples = last_of_training(data) if positions == "last" else all_of_training(data, self.length)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from .arguments import StageArguments
+from .stage_arguments import StageArguments
 from .task import Batch, StageTask
 
 Share = tuple[Batch, float, int]  # a batch, its loss weight and its number of examples
@@ -56,7 +56,7 @@ def step_groups(shares: BatchShares, arguments: StageArguments, pin_memory: bool
         shares,
         batch_size=None,
         collate_fn=_as_is,
-        num_workers=arguments.num_workers,
+        num_workers=arguments.dataloader_num_workers,
         pin_memory=pin_memory,
         generator=torch.Generator().manual_seed(arguments.seed),  # else it would draw from the global generator
     )

@@ -10,8 +10,9 @@ import torch
 from ..cf_encoder import CFEncoder
 from ..data.prepared import PreparedData
 from ..errors import DataError
-from .arguments import StageArguments
+from .devices import global_batch_size
 from .samples import NegativeSampler, Split, bucketed_batches, windows
+from .stage_arguments import StageArguments
 from .task import Batch
 
 
@@ -30,7 +31,7 @@ class SequenceBatches:
 
     def __init__(self, cf_encoder: CFEncoder, data: PreparedData, split: Split, arguments: StageArguments) -> None:
         sequences = data.sequences(split)
-        self.batch_size, self.seed = arguments.batch_size, arguments.seed
+        self.batch_size, self.seed = global_batch_size(arguments), arguments.seed
         lengths = np.array([len(sequence) for sequence in sequences], dtype=np.int64)
         self.items = np.concatenate(sequences)  # all sequences one after the other
         found = windows(lengths, cf_encoder.config.max_history_length)
@@ -76,7 +77,7 @@ class InteractionBatches:
 
     def __init__(self, cf_encoder: CFEncoder, data: PreparedData, split: Split, arguments: StageArguments) -> None:
         sequences = data.sequences(split)
-        self.batch_size, self.seed = arguments.batch_size, arguments.seed
+        self.batch_size, self.seed = global_batch_size(arguments), arguments.seed
         self.users = np.repeat(np.arange(len(sequences)), [len(sequence) for sequence in sequences])
         self.items = np.concatenate(sequences)
         self.targets = self.items  # of one epoch

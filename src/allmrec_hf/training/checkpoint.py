@@ -14,6 +14,7 @@ import re
 import shutil
 import zlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,25 @@ FORMAT = 1
 _TEMPORARY = ".tmp-"
 _NAME = re.compile(r"step-\d{8}-epoch-\d{5}")
 _CHUNK = 1 << 24
+
+
+@dataclass
+class StageProgress:
+    """Where a run stands; everything of a checkpoint but tensors."""
+
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+    num_batches: int = 0
+    best: float | None = None
+    best_epoch: int = 0
+    best_file: str | None = None
+    bad_validations: int = 0
+    seconds: float = 0.0
+    stopped_by: str | None = None
+    finished: bool = False
+    sums: dict[str, float] = field(default_factory=dict)
+    history: list[dict[str, float]] = field(default_factory=list)
 
 
 def module_state(module: nn.Module) -> dict[str, Tensor]:

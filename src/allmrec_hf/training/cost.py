@@ -14,8 +14,9 @@ import torch
 from accelerate.utils import send_to_device
 
 from ..durations import duration
-from .arguments import StageArguments
+from .devices import global_batch_size
 from .projection import ProjectionTask
+from .stage_arguments import StageArguments
 from .task import set_training_mode
 
 logger = logging.getLogger(__name__)
@@ -66,9 +67,9 @@ class ProjectionCost:
         """Seconds of all steps and validations."""
         return self.steps * self.step_seconds + self.validation_seconds
 
-    def steps_within(self, time_limit_s: float | None) -> int:
+    def steps_within(self, max_seconds: float | None) -> int:
         """Return the steps that a time limit leaves room for."""
-        return self.steps if time_limit_s is None else min(self.steps, math.ceil(time_limit_s / self.step_seconds))
+        return self.steps if max_seconds is None else min(self.steps, math.ceil(max_seconds / self.step_seconds))
 
 
 def projection_cost(task: ProjectionTask, arguments: StageArguments, device: torch.device) -> ProjectionCost:
@@ -93,14 +94,14 @@ def projection_cost(task: ProjectionTask, arguments: StageArguments, device: tor
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         speed = _training_speed(task, sampled[len(sampled) // 2], chosen[len(sampled) // 2], arguments, device)
         task.module.eval()
-        rate = _validation_rate(task, speed, min(users, arguments.batch_size), device)
+        rate = _validation_rate(task, speed, min(users, global_batch_size(arguments)), device)
     return ProjectionCost(
         steps=steps,
-        prompts=min(steps * per_step * arguments.batch_size, epochs * len(task.samples)),
+        prompts=min(steps * per_step * global_batch_size(arguments), epochs * len(task.samples)),
         tokens=float(lengths.mean()),
         longest=int(lengths.max()),
         tokens_per_second=speed,
-        validations=math.ceil(epochs / planned.eval_every),
+        validations=math.ceil(epochs / planned.eval_epochs),
         validation_users=users,
         validation_users_per_second=rate,
         device=device.type,
@@ -161,7 +162,7 @@ def _seconds(work: Callable[[], object], device: torch.device) -> float:
 
 def tell_projection_cost(cost: ProjectionCost, task: ProjectionTask, arguments: StageArguments) -> None:
     """Log what stage 2 will cost and what would make it shorter, and warn where so few steps will teach nothing."""
-    reached = cost.steps_within(arguments.time_limit_s)
+    reached = cost.steps_within(arguments.max_seconds)
     text = (
         f"stage 2: {cost.prompts:,} prompts in {cost.steps:,} steps, {cost.tokens:,.0f} tokens a prompt (longest "
         f"{cost.longest:,}), {cost.tokens_per_second:,.0f} tokens/s forward and backward on {cost.device}: about "
@@ -169,7 +170,7 @@ def tell_projection_cost(cost: ProjectionCost, task: ProjectionTask, arguments: 
         f"validations of {cost.validation_users:,} users"
     )
     if reached < cost.steps:
-        text += f"; its time limit of {arguments.time_limit_s:,.0f} s ends it after about {reached:,} steps"
+        text += f"; its time limit of {arguments.max_seconds:,.0f} s ends it after about {reached:,} steps"
     logger.info("%s", text)
     if cost.seconds > 300:
         logger.info("stage 2 gets shorter with %s", "; ".join(_shorter(task, arguments)))
@@ -179,13 +180,13 @@ def tell_projection_cost(cost: ProjectionCost, task: ProjectionTask, arguments: 
 def _shorter(task: ProjectionTask, arguments: StageArguments) -> list[str]:
     model = task.model
     ways = [
-        f"fewer candidates in a prompt (--num-candidates, now {task.num_candidates})",
-        f"fewer history items in a prompt (--history-in-prompt, now {task.processor.history_in_prompt})",
-        "fewer steps (--max-steps, --epochs)",
+        f"fewer candidates in a prompt (--project.num-candidates, now {task.num_candidates})",
+        f"fewer history items in a prompt (--project.history-in-prompt, now {task.processor.history_in_prompt})",
+        "fewer steps (--project.max-steps, --project.num-train-epochs)",
         "a smaller LLM",
     ]
     if next(model.language_model.parameters()).dtype == torch.float32 and arguments.mixed_precision == "no":
-        ways.insert(2, "the LLM in half precision where the processor has it (--dtype bfloat16)")
+        ways.insert(2, "the LLM in half precision where the processor has it (--llm.dtype bfloat16)")
     if model.device.type == "cpu":
         ways.append("a GPU")
     return ways
@@ -205,15 +206,18 @@ def warn_of_few_steps(steps: int, arguments: StageArguments, step_seconds: float
     takes = "" if step_seconds is None else f", which take about {duration(enough * step_seconds)} here"
     limits = [
         f"{flag} is {value:,.0f}"
-        for flag, value in (("--max-steps", arguments.max_steps), ("--time-limit", arguments.time_limit_s))
+        for flag, value in (
+            ("--project.max-steps", arguments.max_steps),
+            ("--project.max-seconds", arguments.max_seconds),
+        )
         if value is not None
     ]
     logger.warning(
         "stage 2 with %d steps of %d prompts: so few teach the projectors little, and the ranking may stay near "
         "chance; give it %d steps or more%s%s",
         steps,
-        arguments.batch_size * arguments.gradient_accumulation_steps,
+        global_batch_size(arguments) * arguments.gradient_accumulation_steps,
         enough,
         takes,
-        f" ({', '.join(limits)} now)" if limits else " (--min-steps, --epochs)",
+        f" ({', '.join(limits)} now)" if limits else " (--project.min-steps, --project.num-train-epochs)",
     )

@@ -15,7 +15,7 @@ from torch import nn
 
 from ..errors import ALLMRecError
 from ..language_model import is_offloaded
-from .arguments import StageArguments
+from .stage_arguments import StageArguments
 from .task import Batch
 
 
@@ -46,6 +46,16 @@ def process_state() -> PartialState:
     return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available())
 
 
+def global_batch_size(arguments: StageArguments) -> int:
+    """Return the examples of a batch over all processes."""
+    return arguments.per_device_train_batch_size * process_state().num_processes
+
+
+def share_of_batch(size: int) -> int:
+    """Return the batch size of one process with which all come to `size`."""
+    return max(1, size // process_state().num_processes)
+
+
 def check_possible_here(arguments: StageArguments) -> None:
     """Check that this machine has what the settings of a stage need.
 
@@ -53,7 +63,7 @@ def check_possible_here(arguments: StageArguments) -> None:
         ALLMRecError: when there is no CUDA device for fp16, or the tracker's package is not installed.
     """
     if arguments.mixed_precision == "fp16" and not torch.cuda.is_available():
-        raise ALLMRecError("mixed_precision fp16 needs a CUDA device and none was found; use bf16 or no")
+        raise ALLMRecError("fp16 needs a CUDA device and none was found; use bf16 or full precision")
     if arguments.report_to != "none" and importlib.util.find_spec(arguments.report_to) is None:
         raise ALLMRecError(f"report_to {arguments.report_to} needs the package: pip install {arguments.report_to}")
 

@@ -9,46 +9,45 @@ from ..catalog import CATALOG_FILE
 from ..cf_encoder import CFEncoder, cf_config_from_dict
 from ..data.prepared import PreparedData
 from ..errors import CheckpointError
-from .arguments import StageArguments
-from .backbones import refuse_other_catalog, save_backbone
-from .cf_encoder import train_cf_encoder
-from .parts import load_backbone
-from .run_record import RUN_FILE, read_run, refuse_other_data
+from .backbone_training import train_cf_encoder
+from .pretrained_backbone import check_same_catalog, load_backbone, save_backbone
+from .run_record import RUN_FILE, check_same_data, read_run
+from .stage_arguments import StageArguments
 
-FAIR_FOLDER = "cf-train-validation"
+FAIR_FOLDER = "backbone-train-validation"
 
 
 def fair_backbone(run: Path, data: PreparedData) -> CFEncoder:
     """Return the run's backbone trained on train + validation, for as many epochs as were best on train alone.
 
-    It is trained when first asked for, and kept in `cf-train-validation/` of the run folder.
+    It is trained when first asked for, and kept in `backbone-train-validation/` of the run folder.
 
     Args:
-        run: Run folder with the stage `cf`.
+        run: Run folder with the stage `backbone`.
         data: The data of the run.
 
     Raises:
         ALLMRecError: when the run was trained on other data.
-        CheckpointError: when the folder holds no trained stage `cf`.
+        CheckpointError: when the folder holds no trained stage `backbone`.
     """
     if record := read_run(run / RUN_FILE):
-        refuse_other_data(run, record, data, ["cf"])
-    if (run / "cf" / CATALOG_FILE).exists():
-        refuse_other_catalog(run, data)
+        check_same_data(run, record, data, ["backbone"])
+    if (run / "backbone" / CATALOG_FILE).exists():
+        check_same_catalog(run, data)
     if (run / FAIR_FOLDER / "config.json").exists():
         return load_backbone(run / FAIR_FOLDER)
     try:
-        record = json.loads((run / "checkpoints" / "cf" / "training.json").read_text(encoding="utf-8"))
+        record = json.loads((run / "checkpoints" / "backbone" / "training.json").read_text(encoding="utf-8"))
         arguments = StageArguments.from_dict(record["arguments"])
         epochs = int(record["result"]["best_epoch"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
-            f"{run} has no record of its stage cf ({error}); the fair backbone is trained in the folder of the run"
+            f"{run} has no record of its stage backbone ({error}); the fair backbone is trained in the run's folder"
         ) from error
     cf_encoder = train_cf_encoder(
         data,
-        cf_config_from_dict(load_backbone(run / "cf").config),
-        arguments.replaced(epochs=epochs, early_stopping_patience=None),
+        cf_config_from_dict(load_backbone(run / "backbone").config),
+        arguments.replaced(num_train_epochs=epochs, early_stopping_patience=None),
         run / "checkpoints" / FAIR_FOLDER,
         resume=True,
         split="train+validation",

@@ -21,7 +21,7 @@ from ..catalog import ItemCatalog
 from ..cf_encoder import build_cf_encoder
 from ..errors import ALLMRecError, CheckpointError, DataError
 from ..values import id_text
-from .backbones import FittedBackbone, MissingItems, fit_to_catalog
+from .pretrained_backbone import FittedBackbone, MissingItems, fit_to_catalog
 from .torch_archive import TorchArchive, as_mapping
 
 Source = Literal["recbole", "authors"]

@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -16,17 +16,19 @@ import torch
 from accelerate.utils import gather_object, send_to_device
 from torch import Tensor, nn
 from tqdm.auto import tqdm
+from transformers import TrainerCallback, TrainerControl
 
 from ..data.memory import HeapTrimmer, resident_bytes
 from ..errors import ALLMRecError, CheckpointError
 from ..ranking import NaNScoresError
 from . import checkpoint as ckpt
-from .arguments import StageArguments
 from .batches import BatchShares, Share, step_groups
+from .callbacks import StageCallbacks
 from .devices import Entry, is_plain, make_accelerator, place
 from .finite import FiniteWatch, gradient_norm, not_finite
-from .progress import ProgressLines, Standing, is_terminal
+from .progress import ProgressLines, Standing, shows_bar
 from .provenance import write_record
+from .stage_arguments import StageArguments
 from .task import StageResult, StageTask, set_training_mode
 
 logger = logging.getLogger(__name__)
@@ -42,6 +44,7 @@ def run_stage(
     output_dir: str | Path,
     resume: bool = False,
     progress: bool | None = None,
+    callbacks: Sequence[TrainerCallback | type[TrainerCallback]] = (),
 ) -> StageResult:
     """Train one stage and leave the best weights (of the last epoch, without validation) in `task.module`.
 
@@ -53,8 +56,9 @@ def run_stage(
         arguments: Its settings.
         output_dir: Gets `training.json` and the folder `checkpoints`.
         resume: Go on from the latest checkpoint, or start where there is none.
-        progress: Show a progress bar on standard error, or nothing; by default a bar on a terminal, elsewhere a line
-            every half minute.
+        progress: Show a progress bar on standard error, or nothing; by default a bar on a terminal and in a notebook,
+            elsewhere a line every half minute.
+        callbacks: Hear of every step, validation and checkpoint, and may end the stage; see `StageCallbacks`.
 
     Returns:
         How the stage went. Resuming a finished stage trains nothing and returns its result again.
@@ -66,34 +70,22 @@ def run_stage(
     """
     device_ids = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices=device_ids):
-        return _StageRun(task, arguments, Path(output_dir), progress).run(resume)
-
-
-@dataclass
-class _Progress:
-    """Where a run stands; everything of a checkpoint but tensors."""
-
-    epoch: int = 0
-    batch: int = 0
-    step: int = 0
-    num_batches: int = 0
-    best: float | None = None
-    best_epoch: int = 0
-    best_file: str | None = None
-    bad_validations: int = 0
-    seconds: float = 0.0
-    stopped_by: str | None = None
-    finished: bool = False
-    sums: dict[str, float] = field(default_factory=dict)
-    history: list[dict[str, float]] = field(default_factory=list)
+        return _StageRun(task, arguments, Path(output_dir), progress, callbacks).run(resume)
 
 
 class _StageRun:
-    def __init__(self, task: StageTask, arguments: StageArguments, output_dir: Path, progress: bool | None) -> None:
+    def __init__(
+        self,
+        task: StageTask,
+        arguments: StageArguments,
+        output_dir: Path,
+        progress: bool | None,
+        callbacks: Sequence[TrainerCallback | type[TrainerCallback]],
+    ) -> None:
         self.task, self.arguments, self.output_dir = task, arguments, output_dir
         self.folder = output_dir / CHECKPOINTS_FOLDER
         self.show = progress
-        self.state = _Progress()
+        self.state = ckpt.StageProgress()
         self.started = self.saved_at = monotonic()
         self.accelerator = make_accelerator(arguments, output_dir)
         self.device = self.accelerator.device
@@ -119,6 +111,7 @@ class _StageRun:
         self.last_loss: Any = math.nan
         self.save_is_due = False  # as the main process finds, and tells the others
         self.validation_seconds: float | None = None  # of the last one
+        self.callbacks = StageCallbacks(callbacks, task, arguments, output_dir, self.accelerator.is_main_process)
         self.trimmer = HeapTrimmer(self.device.type == "cpu" and task.varied_lengths)
 
     def _optimizer(self, matrices: list[nn.Parameter], vectors: list[nn.Parameter]) -> torch.optim.Optimizer:
@@ -130,8 +123,8 @@ class _StageRun:
         return torch.optim.AdamW(
             [group for group in groups if group["params"]],
             lr=self.arguments.learning_rate,
-            betas=self.arguments.betas,
-            eps=self.arguments.epsilon,
+            betas=(self.arguments.adam_beta1, self.arguments.adam_beta2),
+            eps=self.arguments.adam_epsilon,
             fused=len(devices) == 1 and next(iter(devices)).type in ("cpu", "cuda"),
         )
 
@@ -149,11 +142,13 @@ class _StageRun:
             self._restore(latest)
         self._write_record(None)
         self.total_steps = self.arguments.total_steps(num_batches)
-        if self.accelerator.is_main_process and self.show is None and not is_terminal():
+        if self.accelerator.is_main_process and self.show is None and not shows_bar():
             self.lines = ProgressLines(self.task.name, monotonic(), self.state.step)
         try:
+            self._tell("on_train_begin")
             while not self.state.finished:
                 self._run_epoch()
+            self._tell("on_train_end")
         finally:
             for tracker in self.accelerator.trackers:
                 tracker.finish()
@@ -174,24 +169,60 @@ class _StageRun:
             groups = step_groups(shares, self.arguments, pin_memory=self.device.type == "cuda")
             if self.state.stopped_by:  # of a run that died while it validated for the last time
                 groups = iter(())
+            self._tell("on_epoch_begin")
             for group in groups:
+                self._tell("on_step_begin")
                 self._step(group, bar)
                 self.state.batch += len(group)
                 self.state.stopped_by = self._limit_reached()
                 self._after_step()
-                every = self.arguments.save_every_steps
-                if self.state.stopped_by:
+                control = self._tell("on_step_end")
+                if self._decided(control.should_training_stop):
+                    self.state.stopped_by = self.state.stopped_by or "callback"
+                if self.state.stopped_by or self._decided(control.should_epoch_stop):
                     break
-                by_steps = every and self.state.step % every == 0
-                if (by_steps or self._is_time_to_save()) and self.state.batch < len(batches):
-                    self._save()
+                if self.state.batch < len(batches):
+                    self._within_epoch(control)
+                    if self.state.stopped_by:
+                        break
             bar.refresh()
         self._end_epoch()
 
+    def _within_epoch(self, control: TrainerControl) -> None:
+        """Validate and write a checkpoint where the settings or a callback ask for it between two steps."""
+        step, arguments = self.state.step, self.arguments
+        validates = arguments.eval_strategy == "steps" and step % (arguments.eval_steps or 1) == 0
+        validates = (validates or self._decided(control.should_evaluate)) and bool(self.task.num_validation_examples)
+        if validates:
+            self._save_before_validation()
+            metrics = self._compared()
+            self._record({"epoch": self.state.epoch, "step": step, **_named("validation", metrics)})
+            set_training_mode(self.task.module)
+        saves = arguments.save_steps is not None and step % arguments.save_steps == 0
+        saves = saves or self._is_time_to_save() or self._decided(control.should_save)
+        if (saves or validates) and not self.state.stopped_by:
+            self._save()
+
+    def _tell(self, event: str) -> TrainerControl:
+        self._at()
+        return self.callbacks(event)
+
+    def _at(self, batches: int = 0) -> None:
+        """Let callbacks know where the stage stands, with so many batches not counted yet."""
+        state = self.state
+        epoch = state.epoch + (state.batch + batches) / max(1, state.num_batches)
+        self.callbacks.at(state.step, epoch, self.total_steps)
+
+    def _decided(self, wish: bool) -> bool:
+        """Return what the main process's callbacks decided, on every process."""
+        if self.world == 1 or not self.callbacks.callbacks:
+            return wish
+        return bool(self._sum_over_processes(float(wish and self.accelerator.is_main_process)))
+
     def _after_step(self) -> None:
         """Stop at what is not finite, tell how it goes, and let go of memory."""
-        if self.world == 1 and (self.device.type == "cpu" or self.state.step % self.arguments.log_every_steps == 0):
-            self._refuse_not_finite(self.watch.first())
+        if self.world == 1 and (self.device.type == "cpu" or self.state.step % self.arguments.logging_steps == 0):
+            self._check_finite(self.watch.first())
         now = monotonic()
         if self.lines is not None and self.lines.due(now):
             self.lines.tell(now, self._standing())
@@ -212,17 +243,17 @@ class _StageRun:
         return text
 
     def _standing(self, validated: tuple[int, int] | None = None) -> Standing:
-        limit = self.arguments.time_limit_s
+        limit = self.arguments.max_seconds
         left = None if limit is None else limit - self.state.seconds - (monotonic() - self.started)
         step, total, loss = self.state.step, self.total_steps, float(self.last_loss)
         return Standing(step, total, loss, self._memory(), left, validated)
 
     def _is_time_to_save(self) -> bool:
-        """Tell whether the last checkpoint is `save_every_minutes` old, for all processes alike."""
+        """Tell whether the last checkpoint is `save_minutes` old, for all processes alike."""
         return self._minutes_are_over() if self.world == 1 else self.save_is_due
 
     def _minutes_are_over(self, more: float = 0.0) -> bool:
-        minutes = self.arguments.save_every_minutes
+        minutes = self.arguments.save_minutes
         return minutes is not None and monotonic() - self.saved_at + more >= 60 * minutes
 
     def _save_before_validation(self) -> None:
@@ -230,11 +261,11 @@ class _StageRun:
         unsaved = monotonic() - self.saved_at
         due = self._minutes_are_over(self.validation_seconds or 0.0)
         if self.validation_seconds is None and unsaved > QUICK_LOSS_S:  # nobody knows how long it takes
-            due = self.arguments.save_every_minutes is not None
+            due = self.arguments.save_minutes is not None
         if self._sum_over_processes(float(due and self.accelerator.is_main_process)):
             self._save()
 
-    def _refuse_not_finite(self, step: int) -> None:
+    def _check_finite(self, step: int) -> None:
         """Raise where a loss or a gradient was not finite at a step; 0 stands for none."""
         if not step:
             return
@@ -242,16 +273,16 @@ class _StageRun:
         kept = f"its last checkpoint, {latest}, is as it was" if latest else "there is no checkpoint yet"
         raise ALLMRecError(
             f"stage {self.task.name}: the loss or its gradient is no longer finite in epoch {self.state.epoch + 1} "
-            f"(step {step}); lower learning_rate, set max_grad_norm, or use mixed_precision no or bf16; {kept}"
+            f"(step {step}); lower learning_rate, set max_grad_norm, or use bf16 or full precision; {kept}"
         )
 
-    def _refuse_bad_weights(self) -> None:
+    def _check_weights(self) -> None:
         """Raise rather than save weights or an optimizer's state that are not finite; all processes have the same."""
         trained = zip(self.names, self.parameters, strict=True)
         bad = not_finite([*trained, *ckpt.optimizer_tensors(self.optimizer, self.names).items()])
         if bad:
             logger.warning("%s: not finite: %s", self.task.name, ", ".join(bad[:5]))
-            self._refuse_not_finite(self.state.step)
+            self._check_finite(self.state.step)
 
     def _step(self, group: list[Share], bar: tqdm) -> None:
         """Take one optimizer step on the weighted mean of the losses of all batches and processes."""
@@ -287,9 +318,11 @@ class _StageRun:
         bar.update(examples)
         if self.lines is not None:
             self.lines.items += examples
-        if self.state.step % self.arguments.log_every_steps == 0:
+        if self.state.step % self.arguments.logging_steps == 0:
             bar.set_postfix(loss=f"{float(loss):.4f}", refresh=False)
             self.accelerator.log({"train/loss": float(loss), "learning_rate": rate}, step=self.state.step)
+            self._at(len(group))
+            self.callbacks.log({"loss": float(loss), "learning_rate": rate})
 
     def _backward(self, loss: Tensor) -> None:
         loss.backward() if self.plain else self.accelerator.backward(loss)
@@ -303,10 +336,15 @@ class _StageRun:
     def _end_epoch(self) -> None:
         """Validate, decide whether training ends, and write the checkpoint that says so."""
         state, arguments = self.state, self.arguments
-        self._refuse_not_finite(int(self._most_of_processes(self.watch.first())))
-        last = state.stopped_by is not None or state.epoch + 1 >= arguments.epochs
-        due = (state.epoch + 1) % arguments.eval_every == 0
-        validates = bool(self.task.num_validation_examples) and (last or due)
+        self._check_finite(int(self._most_of_processes(self.watch.first())))
+        last = state.stopped_by is not None or state.epoch + 1 >= arguments.num_train_epochs
+        due = arguments.eval_strategy == "epoch" and (state.epoch + 1) % arguments.eval_epochs == 0
+        due = due or (arguments.eval_strategy == "steps" and state.step % (arguments.eval_steps or 1) == 0)
+        control = self._tell("on_epoch_end")
+        if self._decided(control.should_training_stop):
+            state.stopped_by, last = state.stopped_by or "callback", True
+        due = due or self._decided(control.should_evaluate)
+        validates = bool(self.task.num_validation_examples) and (last or due) and arguments.eval_strategy != "no"
         if validates:
             self._save_before_validation()
         sums = self._gathered_sums()
@@ -315,26 +353,39 @@ class _StageRun:
         state.epoch, state.batch, state.sums, self.sums = state.epoch + 1, 0, {}, {}
         entry: dict[str, float] = {"epoch": state.epoch, "step": state.step, **means}
         if validates:
-            metrics = self._validate()
-            entry |= {f"validation/{name}": value for name, value in metrics.items()}
-            self._compare(metrics)
-            patience = arguments.early_stopping_patience
-            if patience is not None and state.bad_validations >= patience and not last:
-                state.stopped_by, last = "early_stopping", True
+            metrics = self._compared(last)
+            entry |= _named("validation", metrics)
+            last = last or state.stopped_by is not None
             if last and state.best is None:
                 raise ALLMRecError(
                     f"stage {self.task.name}: no validation of its weights was finite ({self.task.metric} is "
                     f"{metrics[self.task.metric]}), so none can be called the best; lower learning_rate, or use "
-                    "mixed_precision no or bf16"
+                    "bf16 or full precision"
                 )
-        state.history.append(entry)
-        self.accelerator.log({name: value for name, value in entry.items() if "/" in name}, step=state.step)
-        logger.info("%s: %s", self.task.name, ", ".join(f"{name} {value:.4g}" for name, value in entry.items()))
+        self._record(entry)
         state.finished = last
         if last and state.stopped_by is None:
             state.stopped_by = "epochs"
         if last or due or self._is_time_to_save():  # epochs of a few steps would spend their time on checkpoints
             self._save()
+
+    def _record(self, entry: dict[str, float]) -> None:
+        self.state.history.append(entry)
+        self.accelerator.log({name: value for name, value in entry.items() if "/" in name}, step=self.state.step)
+        logger.info("%s: %s", self.task.name, ", ".join(f"{name} {value:.4g}" for name, value in entry.items()))
+
+    def _compared(self, last: bool = False) -> dict[str, float]:
+        """Validate, keep the weights where they are the best, and stop where patience is over or a callback says so."""
+        state, patience = self.state, self.arguments.early_stopping_patience
+        metrics = self._validate()
+        self._compare(metrics)
+        self._at()
+        self.callbacks.evaluated(metrics, state.best)
+        if patience is not None and state.bad_validations >= patience and not last:
+            state.stopped_by = "early_stopping"
+        if self._decided(self.callbacks.control.should_training_stop) and state.stopped_by is None:
+            state.stopped_by = "callback"
+        return metrics
 
     def _compare(self, metrics: Mapping[str, float]) -> None:
         """Keep the weights where the validation is the best so far; one that is not finite never is."""
@@ -384,8 +435,8 @@ class _StageRun:
         return metrics
 
     def _save(self) -> None:
-        self._refuse_not_finite(int(self._most_of_processes(self.watch.first())))
-        self._refuse_bad_weights()
+        self._check_finite(int(self._most_of_processes(self.watch.first())))
+        self._check_weights()
         self.state.sums = self._gathered_sums()
         self.state.seconds += monotonic() - self.started
         self.started = self.saved_at = monotonic()
@@ -405,21 +456,23 @@ class _StageRun:
         progress = {
             **asdict(self.state), "stage": self.task.name, "processes": self.world, "scaler": scaler,
             "random": [values for _, values in random], "arguments": self.arguments.to_dict(),
-            "content": dict(self.task.content),
+            "content": dict(self.task.content), "callbacks": self.callbacks.export(),
         }  # fmt: skip
-        ckpt.save_checkpoint(self.folder, everything, progress, self.arguments.keep_checkpoints)
+        ckpt.save_checkpoint(self.folder, everything, progress, self.arguments.save_total_limit)
+        self._tell("on_save")
 
     def _restore(self, path: Path) -> None:
         tensors, progress = ckpt.load_checkpoint(path)
         self._check_same_run(path, progress)
         ckpt.load_module_state(self.task.module, ckpt.without_prefix("module|", tensors), f"checkpoint {path}")
         ckpt.load_optimizer_tensors(self.optimizer, self.names, ckpt.without_prefix("optimizer|", tensors))
-        self.state = _Progress(**{name: progress[name] for name in _Progress.__dataclass_fields__})
+        self.state = ckpt.StageProgress(**{name: progress[name] for name in ckpt.StageProgress.__dataclass_fields__})
         if self.rank < len(progress["random"]):
             random = ckpt.without_prefix(f"random{self.rank}|", tensors)
             ckpt.restore_random_state(random, progress["random"][self.rank], self.device)
         if progress["scaler"] and self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(progress["scaler"])
+        self.callbacks.restore(progress.get("callbacks", []), self.state.best)
         if self.rank == 0:  # the saved sums are those of all processes
             for name, value in self.state.sums.items():
                 self.sums[name] = torch.tensor(value, dtype=self.sum_dtype, device=self.device)
@@ -436,7 +489,7 @@ class _StageRun:
                 "but others or in another order, are other data too); give the data it was trained on, or start anew "
                 "in another folder"
             )
-        changed = self.arguments.changes_since(progress["arguments"])
+        changed = self.arguments.changes_since(progress["arguments"], self.world, int(progress["processes"]))
         if changed:
             raise CheckpointError(
                 f"checkpoint {path} was written with other settings ({', '.join(changed)}); resume with the same ones "
@@ -492,7 +545,7 @@ class _StageRun:
         return tqdm(
             total=sum(map(len, batches)),
             initial=sum(map(len, batches[: self.state.batch])),
-            desc=f"{self.task.name} {self.state.epoch + 1}/{self.arguments.epochs}",
+            desc=f"{self.task.name} {self.state.epoch + 1}/{self.arguments.num_train_epochs}",
             unit="example",
             leave=False,
             disable=hidden,
@@ -501,9 +554,9 @@ class _StageRun:
     def _limit_reached(self) -> str | None:
         if self.arguments.max_steps is not None and self.state.step >= self.arguments.max_steps:
             return "max_steps"
-        if self.arguments.time_limit_s is None:
+        if self.arguments.max_seconds is None:
             return None
-        late = self.state.seconds + monotonic() - self.started > self.arguments.time_limit_s
+        late = self.state.seconds + monotonic() - self.started > self.arguments.max_seconds
         return "time_limit" if self._sum_over_processes(float(late)) else None
 
     def _agreed(self, weight: float) -> float:
@@ -514,7 +567,7 @@ class _StageRun:
         told = [weight, float(first > 0), float(main and self._minutes_are_over())]
         reduced = self.accelerator.reduce(torch.tensor(told, dtype=torch.float32, device=self.device), reduction="sum")
         total, broken, self.save_is_due = float(reduced[0]), bool(reduced[1]), bool(reduced[2])
-        self._refuse_not_finite(self.state.step if broken else 0)
+        self._check_finite(self.state.step if broken else 0)
         return total
 
     def _most_of_processes(self, value: float) -> float:
@@ -533,6 +586,10 @@ class _StageRun:
             return {name: float(value) for name, value in self.sums.items()}
         parts = gather_object([{name: float(value) for name, value in self.sums.items()}])
         return {name: math.fsum(part.get(name, 0.0) for part in parts) for name in sorted(set().union(*parts))}
+
+
+def _named(kind: str, metrics: Mapping[str, float]) -> dict[str, float]:
+    return {f"{kind}/{name}": value for name, value in metrics.items()}
 
 
 def _is_scalar(value: Any) -> bool:

@@ -12,9 +12,9 @@ from ..durations import duration
 EVERY_S = 30.0
 
 
-def is_terminal() -> bool:
-    """Tell whether standard error is a terminal, where a bar is shown."""
-    return bool(getattr(sys.stderr, "isatty", lambda: False)())
+def shows_bar() -> bool:
+    """Tell whether a bar is shown: standard error is a terminal, or this is a notebook."""
+    return bool(getattr(sys.stderr, "isatty", lambda: False)()) or "notebook" in tqdm.__name__
 
 
 @dataclass(frozen=True)

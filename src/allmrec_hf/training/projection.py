@@ -14,7 +14,7 @@ from ..losses import listwise_loss
 from ..modeling_allmrec import ALLMRecModel
 from ..processing_allmrec import ALLMRecProcessor
 from ..ranking import Ranks, hit_at_k, ndcg_at_k, reciprocal_rank, target_ranks
-from .arguments import StageArguments
+from .devices import global_batch_size
 from .samples import (
     NegativeSampler,
     Samples,
@@ -24,6 +24,7 @@ from .samples import (
     training_targets,
     validation_targets,
 )
+from .stage_arguments import StageArguments
 from .task import Batch, StageTask
 
 HELD_OUT_SHARE = 0.1
@@ -121,7 +122,7 @@ class CandidateTask(StageTask):
         self.processor = processor
         self.num_candidates = num_candidates
         self.content = {**data.digests, "domain": data.domain}
-        self.batch_size = arguments.batch_size
+        self.batch_size = global_batch_size(arguments)
         self.seed = arguments.seed
         self.samples, rows = candidate_samples(data, targets, arguments)
         self.validation = validation_targets(data).take(rows)

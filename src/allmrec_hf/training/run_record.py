@@ -1,68 +1,74 @@
-"""`run.json`: what a run folder says of itself, and what `--resume` and later stages refuse because of it.
+"""`run.json`: what a run folder says of itself, and what resuming and later stages check against it.
 
-A stage stands in it once it has begun: with its own settings, with those of its loop, and with the data of the run.
+A section of the arguments stands in it once the stage that is trained with it has begun; that of the LLM with stage 2.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from ..data.prepared import PreparedData
 from ..errors import ALLMRecError
-from ..part_sources import CHECKPOINT_PART, LANGUAGE_MODEL_PART, TEXT_ENCODER_PART, same_source
-from .arguments import STAGES, StageArguments
-from .settings import SETTINGS_OF_STAGE, RunSettings
+from ..part_sources import CHECKPOINT_PART, LANGUAGE_MODEL_PART, TEXT_ENCODER_PART, recorded, same_source
+from .arguments import ALLMRecTrainingArguments
+from .stage_arguments import SECTIONS, STAGES, StageArguments
 
 RUN_FILE = "run.json"
-TRUST = "trust_remote_code"
-_PARTS = {"llm": LANGUAGE_MODEL_PART, "text_encoder": TEXT_ENCODER_PART, "cf_checkpoint": CHECKPOINT_PART}
+SECTIONS_OF_STAGE = {"backbone": ("backbone",), "align": ("align",), "project": ("project", "llm")}
+# Options that name a folder or a Hub id.
+SOURCES = {
+    ("backbone", "name"): CHECKPOINT_PART,
+    ("align", "text_encoder"): TEXT_ENCODER_PART,
+    ("llm", "name"): LANGUAGE_MODEL_PART,
+}
 # What of the data a stage is trained on: parts of `PreparedData.digests`, and the domain, which words the prompts.
 DATA_OF_STAGE = {
-    "cf": ("items", "interactions", "candidates"),
+    "backbone": ("items", "interactions", "candidates"),
     "align": ("items", "texts", "interactions", "candidates"),
     "project": ("items", "texts", "interactions", "candidates", "domain"),
 }
-# Settings that change no weight, so that a stage which is not finished may go on with others.
-_FREE_WHILE_UNFINISHED = ("include_llm", "checkpoint_activations")
-_FREE_LLM_OPTIONS = ("device_map", "max_memory")
 
 
 def read_run(path: Path) -> dict[str, Any]:
     """Return what `run.json` holds; nothing where there is none.
 
     Returns:
-        `data`, `settings` (those of stages that have not begun are the defaults) and `stages`.
+        `data`, `preset`, `processes`, `model_type` of the backbone, and `arguments`: the sections of stages that have
+        begun, with the default of each option that an earlier version did not have.
 
     Raises:
-        ALLMRecError: when it is damaged.
+        ALLMRecError: when it is damaged, or was written before sections came into it.
     """
     if not path.exists():
         return {}
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        kept = {key: dict(record[key]) for key in ("data", "settings", "stages")}
-        stages = {stage: dict(kept["stages"][stage]) for stage in STAGES if stage in kept["stages"]}
+        record = dict(json.loads(path.read_text(encoding="utf-8")))
+        of_earlier_version = "settings" in record and "arguments" not in record
+        noted = {} if of_earlier_version else record["arguments"]
+        sections = {name: dict(noted[name]) for name in SECTIONS if name in noted}
+        record["data"], record["processes"] = dict(record["data"]), int(record.get("processes", 1))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ALLMRecError(f"{path} is damaged ({error}); choose another output folder") from error
-    known = plain_settings(RunSettings())  # a run of an earlier version lacks some
-    return kept | {"settings": known | kept["settings"], "stages": stages}
+    if of_earlier_version:
+        raise ALLMRecError(
+            f"{path} was written by an earlier version, whose runs cannot be gone on with; its checkpoints load as "
+            "before, and its backbone can be given as --backbone"
+        )
+    defaults = {name: {f.name: f.default for f in dataclasses.fields(kind)} for name, kind in SECTIONS.items()}  # type: ignore[arg-type]
+    kept = {
+        name: defaults[name] | {key: value for key, value in values.items() if key in defaults[name]}
+        for name, values in sections.items()
+    }
+    return record | {"arguments": kept}
 
 
-def plain_settings(settings: RunSettings) -> dict[str, Any]:
-    """Return settings as JSON holds them, but whether code of others may run: that is given anew each time."""
-    values: dict[str, Any] = json.loads(json.dumps(asdict(settings), default=str))
-    if values["llm_options"]:
-        values["llm_options"].pop(TRUST, None)
-    return values
-
-
-def settings_of(stages: Sequence[str], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return those of all settings that some stages are trained with."""
-    return {name: values[name] for stage in stages for name in SETTINGS_OF_STAGE[stage]}
+def begun_stages(record: Mapping[str, Any]) -> list[str]:
+    """Return the stages whose sections a record holds."""
+    return [stage for stage in STAGES if stage in record.get("arguments", {})]
 
 
 def data_record(data: PreparedData) -> dict[str, Any]:
@@ -71,8 +77,18 @@ def data_record(data: PreparedData) -> dict[str, Any]:
     return {"name": data.name, "domain": data.domain, "counts": counts, "digests": data.digests}
 
 
-def refuse_other_data(run: Path, before: Mapping[str, Any], data: PreparedData, stages: Sequence[str]) -> None:
-    """Refuse to go on with a run whose stages were trained on data of another content.
+def with_absolute_paths(args: ALLMRecTrainingArguments) -> ALLMRecTrainingArguments:
+    """Return arguments that name the same folders wherever a process runs."""
+    changes: dict[str, dict[str, Any]] = {}
+    for (section, name), part in SOURCES.items():
+        value = getattr(getattr(args, section), name)
+        if value is not None and name in args.given[section]:
+            changes.setdefault(section, {})[name] = recorded(value, part)
+    return args.replaced(**changes)
+
+
+def check_same_data(run: Path, before: Mapping[str, Any], data: PreparedData, stages: Sequence[str]) -> None:
+    """Check that a run whose stages have begun is gone on with on data of the same content.
 
     Args:
         run: The run folder.
@@ -83,19 +99,16 @@ def refuse_other_data(run: Path, before: Mapping[str, Any], data: PreparedData, 
     Raises:
         ALLMRecError: when a part of the data that one of the stages depends on differs; the message names it.
     """
-    recorded = before["data"]
+    noted = before["data"] | before["data"].get("digests", {})
+    own = {"domain": data.domain, **data.digests}
     parts = [part for part in DATA_OF_STAGE["project"] if any(part in DATA_OF_STAGE[stage] for stage in stages)]
-    if "digests" not in recorded:  # a run of an earlier version
-        counts, now = recorded.get("counts", {}), data.info.get("counts", {})
-        changed = [f"{name} {counts[name]!r} -> {now[name]!r}" for name in counts if counts[name] != now.get(name)]
-    else:
-        noted, own = recorded | recorded["digests"], {"domain": data.domain, **data.digests}
-        changed = [part for part in parts if noted.get(part) != own[part]]
-        if "items" in changed and recorded.get("counts", {}).get("items") == data.num_items:
-            changed = ["items (as many, but others or in another order, so other items stand at the same numbers)"]
-        elif "items" in changed:
-            changed = [f"items ({recorded['counts'].get('items')} -> {data.num_items})"]
-    if changed and stages:
+    changed = [part for part in parts if noted.get(part) != own[part]]
+    items = noted.get("counts", {}).get("items")
+    if "items" in changed and items == data.num_items:
+        changed = ["items (as many, but others or in another order, so other items stand at the same numbers)"]
+    elif "items" in changed:
+        changed = [f"items ({items} -> {data.num_items})"]
+    if changed:
         raise ALLMRecError(
             f"{data.name} in {data.directory} holds other data than {run} was trained on (stage {', '.join(stages)}), "
             f"which these tell apart: {', '.join(changed)}; give the data of the earlier stages, or train into another "
@@ -103,48 +116,55 @@ def refuse_other_data(run: Path, before: Mapping[str, Any], data: PreparedData, 
         )
 
 
-def refuse_changes(
+def check_same_arguments(
     path: Path,
     before: Mapping[str, Any],
-    now: Mapping[str, Any],
-    arguments: Mapping[str, StageArguments],
-    stages: Mapping[str, bool],
+    args: ALLMRecTrainingArguments,
+    name: str,
+    processes: int,
+    finished: Mapping[str, bool],
 ) -> None:
-    """Refuse to go on with a run where what its stages are trained with differs from what `run.json` says.
+    """Check that a run is resumed with what its stages are trained with.
 
     Args:
-        path: The file.
+        path: The file `run.json`.
         before: What it holds.
-        now: `data` (its name) and `settings` of the run that would go on.
-        arguments: The loop's settings of that run.
-        stages: The stages that have begun, and whether each is finished; others may get any settings.
+        args: The arguments given.
+        name: The data's name.
+        processes: Processes that train.
+        finished: The stages that have begun, and whether each is finished; others may get any options. What changes no
+            weight may differ.
 
     Raises:
         ALLMRecError: when something differs; the message tells both values.
     """
     changed = []
-    if stages and before["data"].get("name") != now["data"]["name"]:
-        changed = [f"name {before['data'].get('name')!r} -> {now['data']['name']!r}"]
-    owner = {name: stage for stage in stages for name in SETTINGS_OF_STAGE[stage]}
-    for name, stage in sorted(owner.items()):
-        if not stages[stage] and name in _FREE_WHILE_UNFINISHED:
-            continue
-        old, new = before["settings"].get(name), now["settings"].get(name)
-        if not stages[stage] and name == "llm_options":
-            old, new = _that_change_weights(old), _that_change_weights(new)
-        if not same_source(old, new, _PARTS.get(name, "")):
-            changed.append(f"{name} {old!r} -> {new!r}")
-    for stage in stages:
-        if stage in before["stages"]:
-            changed += [
-                f"{change} (stage {stage})" for change in arguments[stage].changes_since(before["stages"][stage])
-            ]
+    if finished and before["data"].get("name") != name:
+        changed = [f"name {before['data'].get('name')!r} -> {name!r}"]
+    for stage, done in finished.items():
+        for section in SECTIONS_OF_STAGE[stage]:
+            old = before["arguments"].get(section)
+            if old is not None:
+                now = getattr(args, section)
+                changed += _changes(section, old, now, done, processes, before["processes"])
     if changed:
         raise ALLMRecError(
-            f"--resume goes on with the same settings, but these differ from {path}: {'; '.join(changed[:5])}; give "
+            f"--resume goes on with the same options, but these differ from {path}: {'; '.join(changed[:5])}; give "
             "the old ones, or train into another folder"
         )
 
 
-def _that_change_weights(options: Mapping[str, Any] | None) -> dict[str, Any]:
-    return {name: value for name, value in (options or {}).items() if name not in _FREE_LLM_OPTIONS}
+def _changes(
+    section: str, old: Mapping[str, Any], now: Any, finished: bool, processes: int, processes_then: int
+) -> list[str]:
+    changed, own = [], now.to_dict()
+    fields = {field.name: field.metadata for field in dataclasses.fields(now)}
+    loop = [name for name in own if fields[name]["loop"]]
+    if isinstance(now, StageArguments):
+        changed += [f"{section}.{change}" for change in now.loop().changes_since(old, processes, processes_then)]
+    for name in own:
+        free = fields[name]["free_on_resume"] and not finished
+        source = SOURCES.get((section, name), "")
+        if name not in loop and not free and not same_source(old.get(name), own[name], source):
+            changed.append(f"{section}.{name} {old.get(name)!r} -> {own[name]!r}")
+    return changed

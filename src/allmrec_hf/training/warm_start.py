@@ -24,11 +24,11 @@ from ..modeling_allmrec import ALLMRecModel
 from ..processing_allmrec import ALLMRecProcessor
 from ..projector import AnyProjector
 from ..ranking import Ranks, ndcg_at_k, target_ranks
-from .arguments import StageArguments
+from .devices import share_of_batch
 from .loop import run_stage
 from .projection import CandidateTask, ProjectionTask
 from .samples import bucketed_batches
-from .settings import RunSettings
+from .stage_arguments import ProjectArguments, StageArguments
 from .task import Batch
 
 TEMPERATURE = 0.1
@@ -121,9 +121,9 @@ def warm_start_arguments(arguments: StageArguments, steps: int) -> StageArgument
     steps = min(steps, arguments.max_steps or steps)
     return arguments.replaced(
         max_steps=steps,
-        epochs=steps,
-        eval_every=EVAL_EVERY,
-        batch_size=BATCH_SIZE,
+        num_train_epochs=steps,
+        eval_epochs=EVAL_EVERY,
+        per_device_train_batch_size=share_of_batch(BATCH_SIZE),
         learning_rate=LEARNING_RATE,
         early_stopping_patience=None,
     )
@@ -196,8 +196,7 @@ class WarmStartTask(CandidateTask):
 def warm_start(
     task: ProjectionTask,
     data: PreparedData,
-    settings: RunSettings,
-    arguments: StageArguments,
+    arguments: ProjectArguments,
     folder: Path,
     resume: bool,
 ) -> None:
@@ -206,17 +205,16 @@ def warm_start(
     Args:
         task: Stage 2.
         data: Prepared data.
-        settings: The number of steps, whose targets and how many candidates.
-        arguments: The loop's settings of stage 2.
+        arguments: The settings of stage 2.
         folder: Checkpoints of the warm start.
         resume: Go on where an interrupted one stopped.
     """
-    arguments = warm_start_arguments(arguments, settings.warm_start_steps)
-    prepare_projectors(task.model, task, arguments.seed)
+    loop = warm_start_arguments(arguments.loop(), arguments.warm_start_steps)
+    prepare_projectors(task.model, task, loop.seed)
     own = WarmStartTask(
-        MatchingModule(task.model), task.processor, data, settings.targets, settings.num_candidates, arguments
+        MatchingModule(task.model), task.processor, data, arguments.targets, arguments.num_candidates, loop
     )
-    run_stage(own, arguments, folder, resume)
+    run_stage(own, loop, folder, resume)
 
 
 def _tensors(candidates: np.ndarray, columns: np.ndarray) -> Batch:

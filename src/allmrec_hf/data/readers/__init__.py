@@ -5,6 +5,7 @@ from __future__ import annotations
 from .amazon_2018 import read_amazon_2018
 from .amazon_2023 import read_amazon_2023
 from .base import PathLike, Quotes, RawData, Reader, TextFormat
+from .frames import is_frame, read_frames
 from .hub import read_hub
 from .movielens import read_movielens
 from .table_files import read_tables
@@ -16,6 +17,7 @@ READERS: dict[str, Reader] = {
     "amazon-2023": read_amazon_2023,
     "movielens": read_movielens,
     "hub": read_hub,
+    "frames": read_frames,
 }
 
 __all__ = [
@@ -25,8 +27,10 @@ __all__ = [
     "RawData",
     "Reader",
     "TextFormat",
+    "is_frame",
     "read_amazon_2018",
     "read_amazon_2023",
+    "read_frames",
     "read_hub",
     "read_movielens",
     "read_tables",

@@ -1,16 +1,16 @@
-"""Where a run takes a backbone from that it does not train: a trained one, its items matched by id to the data's."""
+"""Load a pretrained backbone and match its items by id to those of the data."""
 
 from __future__ import annotations
 
 import importlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedConfig
+from transformers import AutoModel, PreTrainedConfig
 from transformers.utils import cached_file
 
 from ..catalog import CATALOG_FILE, ItemCatalog
@@ -26,9 +26,9 @@ from ..data.digests import other_items
 from ..data.prepared import PreparedData
 from ..errors import ALLMRecError, CheckpointError, DataError
 from ..files import folder_written_whole
-from ..part_sources import one_line, require_found
+from ..part_sources import CHECKPOINT_PART, one_line, require_found, same_source
 from .finite import not_finite
-from .parts import DAMAGED
+from .load_errors import DAMAGED
 from .trained import save_target_counts
 
 logger = logging.getLogger(__name__)
@@ -63,16 +63,23 @@ def import_backbone_module(name: str) -> None:
         importlib.import_module(name)
     except Exception as error:
         raise ALLMRecError(
-            f"the module {name!r} (--cf-module) cannot be imported: {error!r}; give its name as in `import {name}`, "
-            "from the folder that holds it or with that folder on PYTHONPATH"
+            f"the module {name!r} (--backbone.module) cannot be imported: {error!r}; give its name as in "
+            f"`import {name}`, from the folder that holds it or with that folder on PYTHONPATH"
         ) from error
+
+
+def load_backbone(directory: Path) -> CFEncoder:
+    """Return the CF backbone saved in a folder, in eval mode."""
+    backbone: CFEncoder = AutoModel.from_pretrained(str(directory))
+    return backbone.eval()
 
 
 def load_trained_backbone(name: str, cf: str | None = None) -> tuple[CFEncoder, ItemCatalog]:
     """Return a trained backbone and its catalogue.
 
     Args:
-        name: Folder or Hub id with `config.json`, `model.safetensors` and `items.parquet`, such as `cf/` of a run.
+        name: Folder or Hub id with `config.json`, `model.safetensors` and `items.parquet`, such as `backbone/` of
+            a run.
         cf: The backbone that it must be; any where not given.
 
     Raises:
@@ -107,11 +114,11 @@ def load_backbone_alone(name: str, cf: str | None = None) -> CFEncoder:
         raise
     except DAMAGED as error:
         raise CheckpointError(f"{name} cannot be loaded as a {_short(cf_class)} backbone: {error}") from error
-    _refuse_not_finite(cf_encoder, name)
+    _check_finite(cf_encoder, name)
     return cf_encoder.eval()
 
 
-def _refuse_not_finite(cf_encoder: CFEncoder, where: str) -> None:
+def _check_finite(cf_encoder: CFEncoder, where: str) -> None:
     bad = not_finite(cf_encoder.named_parameters())
     if bad:
         raise CheckpointError(
@@ -128,43 +135,44 @@ def backbone_type(name: str) -> str:
     return _short(_class_of(name, None))
 
 
-def refuse_other_backbone(run: Path, recorded: Mapping[str, Any], cf: str | None, cf_checkpoint: str | None) -> None:
-    """Refuse to go on with a later stage of a run as if it were built on another backbone.
+def check_same_backbone(run: Path, recorded: str, model_type: str | None, asked: str, name: str | None) -> None:
+    """Check that a later stage of a run is not asked for with another backbone than the run's.
 
     Args:
         run: The run folder.
-        recorded: The settings of its `run.json`.
-        cf: The backbone asked for, if any.
-        cf_checkpoint: The trained backbone asked for, if any.
+        recorded: The backbone that its `run.json` names: a name, or where a trained one came from.
+        model_type: What kind of backbone it is.
+        asked: The backbone asked for.
+        name: The name of the kind asked for; None where a trained one is asked for.
 
     Raises:
         CheckpointError: when the run holds another one; the message names both widths where an aligner is there.
     """
-    if cf is not None and recorded["cf"] is not None and _plain(cf) != _plain(recorded["cf"]):
-        raise CheckpointError(
-            f"{run} holds a {_plain(recorded['cf'])} backbone, but {_plain(cf)} was asked for (--cf); train into "
-            "another folder"
-        )
-    if cf_checkpoint is None or cf_checkpoint == recorded.get("cf_checkpoint"):
+    if same_source(recorded, asked, CHECKPOINT_PART) or (name is not None and model_type == _plain(name)):
         return
+    if name is not None:
+        raise CheckpointError(
+            f"{run} holds a {model_type} backbone, but {_plain(name)} was asked for (--backbone); train into another "
+            "folder"
+        )
     widths = ""
     if (run / "align" / "config.json").exists():
         aligned = PreTrainedConfig.get_config_dict(str(run / "align"))[0]["cf_config"]["hidden_size"]
-        width = load_trained_backbone(cf_checkpoint)[0].config.hidden_size
-        widths = f", and its aligner was trained for d_cf {aligned} where {cf_checkpoint} has d_cf {width}"
+        width = load_trained_backbone(asked)[0].config.hidden_size
+        widths = f", and its aligner was trained for d_cf {aligned} where {asked} has d_cf {width}"
     raise CheckpointError(
         f"{run} holds a backbone already{widths}; stage align must be trained on the backbone it is used with: give "
-        "--cf-checkpoint with --stage align and another output folder"
+        "--backbone with --stage align and another output folder"
     )
 
 
-def refuse_other_catalog(run: Path, data: PreparedData) -> None:
+def check_same_catalog(run: Path, data: PreparedData) -> None:
     """Refuse to go on with a run whose backbone was trained on other items than the data's.
 
     Raises:
         ALLMRecError: when the catalogues differ; the message counts both and names missing items.
     """
-    own, given = ItemCatalog.load(run / "cf").item_ids, data.catalog.item_ids
+    own, given = ItemCatalog.load(run / "backbone").item_ids, data.catalog.item_ids
     if own == given:
         return
     what = other_items(own, given) or f"{len(own) - len(given)} of its items are not in the data"
@@ -187,17 +195,19 @@ def _class_of(name: str, cf: str | None) -> type[CFEncoder]:
         raise CheckpointError(f"there is no CF backbone at {name}: {one_line(error)}") from error
     model_type = str(values.get("model_type", ""))
     if model_type == "a-llmrec":
-        raise CheckpointError(f"{name} is a whole A-LLMRec model, not a CF backbone; of a run, give the folder cf/")
+        raise CheckpointError(
+            f"{name} is a whole A-LLMRec model, not a CF backbone; of a run, give the folder backbone/"
+        )
     if model_type not in cf_encoder_types():
         known = ", ".join(map(_plain, cf_encoder_types()))
         raise CheckpointError(
             f"{name} has the model_type {model_type!r}, which is no known CF backbone; known ones: {known}; "
-            "--cf-module imports one of your own"
+            "--backbone-module imports one of your own"
         )
     found = cf_encoder_class(model_type)
     if wanted is not None and wanted is not found:
         raise CheckpointError(
-            f"{name} holds a {_short(found)} backbone, but {_short(wanted)} was asked for; leave the name out (--cf) "
+            f"{name} holds a {_short(found)} backbone, but {_short(wanted)} was asked for; leave the name out "
             f"or give a checkpoint of {_short(wanted)}"
         )
     return found
@@ -228,7 +238,7 @@ def fit_to_catalog(
         CheckpointError: when its weights are not finite.
         DataError: when it lacks items of the catalogue, all of them or with `"refuse"` some.
     """
-    _refuse_not_finite(cf_encoder, where)
+    _check_finite(cf_encoder, where)
     row_of = {item_id: row for row, item_id in enumerate(item_ids, start=1) if item_id is not None}
     rows = torch.tensor([row_of.get(item_id, 0) for item_id in catalog.item_ids])  # (N of the catalogue,), 0: unknown
     missing = [item_id for item_id in catalog.item_ids if item_id not in row_of]
@@ -238,7 +248,11 @@ def fit_to_catalog(
         raise DataError(
             f"{where} has {len(row_of)} items and the data's catalogue {len(catalog)}, of which {len(missing)} are "
             f"missing there: {missing[:5]} (it has {known}, ...); give the data it was trained on, or train on yours"
-            + ("" if len(missing) == len(catalog) else ", or take these items as cold ones with --missing-items zeros")
+            + (
+                ""
+                if len(missing) == len(catalog)
+                else ", or take these items as cold ones with --backbone.missing-items zeros"
+            )
         )
     if missing:
         logger.warning("%s lacks %d of %d items: %s; they are cold", where, len(missing), len(catalog), missing[:5])

@@ -1,4 +1,4 @@
-"""`allmrec import-cf`, and what the commands share about backbones from elsewhere."""
+"""`allmrec import-backbone`, and what the commands share about backbones from elsewhere."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def import_users_module(name: str) -> None:
     Raises:
         ALLMRecError: when it cannot be imported.
     """
-    from ..training.backbones import import_backbone_module
+    from ..training.pretrained_backbone import import_backbone_module
 
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))  # as `python -m` does
     import_backbone_module(name)
 
 
-def import_cf(
+def import_backbone(
     source: Annotated[
         Source, typer.Option(help="recbole: RecBole's SASRec; authors: the program published with arXiv 2404.11343.")
     ],
@@ -60,14 +60,14 @@ def import_cf(
 
     **Example**
 
-    `allmrec import-cf --source recbole --checkpoint saved/SASRec.pth --item-ids item_ids.json --data data/games
+    `allmrec import-backbone --source recbole --checkpoint saved/SASRec.pth --item-ids item_ids.json --data data/games
     --output runs/recbole`
     """
     with user_errors():
         from ..data.prepared import PreparedData
         from ..errors import ALLMRecError
-        from ..training.backbones import save_backbone
         from ..training.importing import import_cf_encoder
+        from ..training.pretrained_backbone import save_backbone
 
         if output.exists() and (not output.is_dir() or any(output.iterdir())):
             raise ALLMRecError(f"the output {output} is a file or a folder that is not empty; choose another")

@@ -8,16 +8,17 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
+from transformers import TrainerCallback
 
 from ..cf_encoder import CFEncoder, CFEncoderConfig, build_cf_encoder
 from ..data.prepared import PreparedData
 from ..errors import DataError
 from ..histories import pad_histories
 from ..ranking import NaNScoresError, Ranks, hit_at_k, ndcg_at_k
-from .arguments import StageArguments
 from .cf_batches import InteractionBatches, SequenceBatches
 from .loop import run_stage
 from .samples import Samples, Split, drawn, validation_targets
+from .stage_arguments import StageArguments
 from .task import Batch, StageResult, StageTask
 
 VALIDATION_SCORES = 2**21  # scores held at once while validating: few enough for a CPU's cache
@@ -50,7 +51,7 @@ class CFEncoderTask(StageTask):
         split: What is trained on; with `"train+validation"` there is nothing to validate on.
     """
 
-    name = "cf"
+    name = "backbone"
     metric = "ndcg@10"
 
     def __init__(
@@ -185,6 +186,7 @@ def train_cf_encoder(
     resume: bool = False,
     split: Split = "train",
     progress: bool | None = None,
+    callbacks: Sequence[TrainerCallback | type[TrainerCallback]] = (),
 ) -> CFEncoder:
     """Train a CF backbone and return it with the weights of its best validation, on the CPU in eval mode.
 
@@ -197,6 +199,7 @@ def train_cf_encoder(
         split: `"train"`, or `"train+validation"` for the fair comparison with a stage 2 that saw the validation items;
             it has no validation, so it runs for all its epochs and keeps the last weights.
         progress: Show a progress bar; by default only on a terminal.
+        callbacks: See `run_stage`.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(arguments.seed)
@@ -206,7 +209,7 @@ def train_cf_encoder(
         items = np.concatenate(sequences)
         cf_encoder.start_training(torch.from_numpy(users), torch.from_numpy(items), len(sequences))
     task = CFEncoderTask(cf_encoder, data, arguments, split)
-    result = run_stage(task, arguments, output_dir, resume=resume, progress=progress)
+    result = run_stage(task, arguments, output_dir, resume=resume, progress=progress, callbacks=callbacks)
     cf_encoder = cf_encoder.cpu().eval()
     before = cf_encoder.target_counts
     cf_encoder.target_counts = task.target_counts(result) + (0 if before is None else before)

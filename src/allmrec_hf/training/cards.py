@@ -1,0 +1,86 @@
+"""Fill the model card of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from ..cf_encoder import MODEL_TYPE_PREFIX, CFEncoder
+from ..data.prepared import PreparedData
+from ..hub.card import ALLMRecCard
+from ..modeling_allmrec import ALLMRecModel
+from ..part_sources import public_name
+from .provenance import library_versions
+from .stage_arguments import StageArguments
+
+CARD_COUNTS = ("users", "items", "interactions")
+CARD_SETTINGS = (
+    *(
+        "num_train_epochs",
+        "min_steps",
+        "max_steps",
+        "per_device_train_batch_size",
+        "learning_rate",
+        "weight_decay",
+        "bf16",
+    ),
+    "fp16",
+)
+
+
+def model_card(
+    cf_encoder: CFEncoder,
+    model: ALLMRecModel | None,
+    data: PreparedData,
+    arguments: Mapping[str, StageArguments],
+) -> ALLMRecCard:
+    """Return the card of a backbone alone, or of a model after stage 1 or 2.
+
+    Args:
+        cf_encoder: The backbone.
+        model: The model, or None for a backbone alone.
+        data: What it was trained on.
+        arguments: The loop's settings of each stage.
+    """
+    llm = None if model is None else model.language_model
+    stages = (
+        ["backbone"] if model is None else ["backbone", "align"] if llm is None else ["backbone", "align", "project"]
+    )
+    backbone = cf_encoder.config.model_type.removeprefix(MODEL_TYPE_PREFIX)
+    trained = {}
+    if model is not None:
+        parts = {
+            "aligner": model.aligner,
+            "user projector": model.user_projector,
+            "item projector": model.item_projector,
+        }
+        trained = {name: _count(part) for name, part in parts.items() if part is not None}
+    return ALLMRecCard(
+        name=f"{backbone if model is None else 'A-LLMRec'} on {data.name}",
+        base_model=None if model is None or llm is None else public_name(model.config.base_model_name_or_path),
+        base_model_revision=None if model is None else model.config.base_model_revision,
+        base_model_parameters=None if llm is None else _count(llm),
+        includes_base_model=model is not None and model.config.language_model_included,
+        cf_backbone=backbone,
+        backbone_only=model is None,
+        cf_parameters=_count(cf_encoder),
+        trained_parameters=trained,
+        text_encoder=None if model is None else public_name(model.config.text_encoder_name_or_path),
+        dataset_name=data.name,
+        dataset_source=str(data.info.get("source", "")) or None,
+        counts={name: value for name, value in data.info.get("counts", {}).items() if name in CARD_COUNTS},
+        training={stage: _shown(arguments[stage]) for stage in stages},
+        seeds={stage: arguments[stage].seed for stage in stages},
+        versions=library_versions(),
+        example_history=[data.catalog.item_id(int(index)) for index in data.sequence(0)[:3]],
+    )
+
+
+def _count(module: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _shown(arguments: StageArguments) -> dict[str, Any]:
+    return {name: value for name, value in arguments.to_dict().items() if name in CARD_SETTINGS and value is not None}

@@ -1,0 +1,372 @@
+"""The options of training, declared once: the loop of a stage, the stages' own settings, and the LLM."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+from ..cf_encoder import BUILT_IN, MODEL_TYPE_PREFIX, cf_encoder_class, cf_encoder_types
+from ..errors import ALLMRecError
+from ..prompt import PromptTemplate
+from .options import Checked, option
+
+STAGES = ("backbone", "align", "project")
+PRESETS = ("default", "paper", "quick", "demo")
+LARGEST_SEED = 2**32 - 1  # the largest that NumPy, PyTorch and every library of the stages take
+DEFAULT_BACKBONE = "sasrec"
+DEFAULT_TEXT_ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
+BACKBONE_NAMES = ", ".join(name.removeprefix(MODEL_TYPE_PREFIX) for name in BUILT_IN)
+RUN_WIDE = ("seed", "report_to")  # options of the loop that a run gives once for all its stages
+Self = TypeVar("Self", bound="StageArguments")
+
+
+@dataclass(frozen=True)
+class StageArguments(Checked):
+    """Hold the settings of one stage's loop; an impossible value is refused when the object is made.
+
+    The names are those of `transformers.TrainingArguments` where the meaning is the same.
+
+    Raises:
+        ALLMRecError: when a value is impossible.
+
+    Example:
+        >>> StageArguments(num_train_epochs=3, learning_rate=1e-4).adam_beta2
+        0.98
+    """
+
+    num_train_epochs: int = option(10, "Passes over the training data at most.", at_least=1, loop=True)
+    min_steps: int | None = option(
+        None,
+        "Optimizer steps that these passes should come to: where the data are too few, epochs and eval_epochs are "
+        "multiplied by the same whole number. Early stopping, max_steps and max_seconds end a stage all the same.",
+        at_least=1,
+        loop=True,
+    )
+    max_steps: int | None = option(None, "Optimizer steps at most.", at_least=1, loop=True)
+    max_seconds: float | None = option(
+        None, "Seconds after which the stage ends with what it has.", above=0, free_on_resume=True, loop=True
+    )
+    per_device_train_batch_size: int = option(128, "Examples of a batch in each process.", at_least=1, loop=True)
+    gradient_accumulation_steps: int = option(1, "Batches in one optimizer step.", at_least=1, loop=True)
+    learning_rate: float = option(1e-3, "AdamW's step size after the warm-up.", above=0, loop=True)
+    lr_scheduler_type: Literal["constant", "linear", "cosine"] = option(
+        "constant", "What the learning rate does after the warm-up; linear and cosine go down to 0.", loop=True
+    )
+    warmup_steps: float = option(
+        0.0, "Optimizer steps of linear warm-up; a value below 1 is a share of all steps.", at_least=0, loop=True
+    )
+    weight_decay: float = option(0.0, "Decoupled weight decay, on matrices only.", at_least=0, loop=True)
+    adam_beta1: float = option(0.9, "AdamW's decay rate of the mean.", at_least=0, below=1, loop=True)
+    adam_beta2: float = option(0.98, "AdamW's decay rate of the square.", at_least=0, below=1, loop=True)
+    adam_epsilon: float = option(1e-8, "AdamW's epsilon.", above=0, loop=True)
+    max_grad_norm: float | None = option(
+        None, "Gradients are clipped to this norm; no clipping where not given.", above=0, loop=True
+    )
+    bf16: bool = option(False, "Mixed precision with bfloat16.", loop=True)
+    fp16: bool = option(False, "Mixed precision with float16; needs a GPU.", loop=True)
+    eval_strategy: Literal["epoch", "steps", "no"] = option(
+        "epoch", "When the stage is validated: every eval_epochs epochs, every eval_steps steps, or never.", loop=True
+    )
+    eval_steps: int | None = option(
+        None, "Optimizer steps between validations, with eval_strategy steps.", at_least=1, loop=True
+    )
+    eval_epochs: int = option(1, "Epochs between validations, with eval_strategy epoch.", at_least=1, loop=True)
+    early_stopping_patience: int | None = option(
+        None, "Validations without improvement after which training ends.", at_least=1, loop=True
+    )
+    max_validation_users: int | None = option(
+        10_000, "Users of a validation at most, drawn once with the seed.", at_least=1, loop=True
+    )
+    save_steps: int | None = option(
+        None, "Optimizer steps between checkpoints within an epoch.", at_least=1, free_on_resume=True, loop=True
+    )
+    save_minutes: float | None = option(
+        10.0,
+        "Minutes of training after which a checkpoint is written whatever the steps.",
+        above=0,
+        free_on_resume=True,
+        loop=True,
+    )
+    save_total_limit: int = option(2, "Checkpoints that stay on disk.", at_least=1, free_on_resume=True, loop=True)
+    logging_steps: int = option(
+        20, "Optimizer steps between two entries of the log.", at_least=1, free_on_resume=True, loop=True
+    )
+    dataloader_num_workers: int = option(
+        0, "Processes that prepare batches; 0: the training process.", at_least=0, free_on_resume=True, loop=True
+    )
+    report_to: Literal["none", "tensorboard", "wandb"] = option(
+        "none", "The experiment tracker.", flag="--report-to", free_on_resume=True, loop=True
+    )
+    seed: int = option(0, "Seed of all that is drawn.", at_least=0, at_most=LARGEST_SEED, flag="--seed", loop=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.bf16 and self.fp16:
+            raise ALLMRecError("bf16 and fp16 are both given; give one")
+        if (self.eval_strategy == "steps") != (self.eval_steps is not None):
+            raise ALLMRecError("eval_steps and eval_strategy steps go together; give both or neither")
+        if self.eval_strategy == "no" and self.early_stopping_patience is not None:
+            raise ALLMRecError("early_stopping_patience counts validations, but eval_strategy is no")
+
+    @classmethod
+    def from_dict(cls: type[Self], values: Mapping[str, Any]) -> Self:
+        """Build arguments from a mapping, such as a section of a YAML file; unknown names are refused."""
+        return cls().replaced(**values)
+
+    def replaced(self: Self, **changes: Any) -> Self:
+        """Return a copy with some values changed.
+
+        Who changes `num_train_epochs` alone gets these epochs, whatever `min_steps` was.
+
+        Raises:
+            ALLMRecError: when a name is unknown; the message offers the nearest ones.
+        """
+        self.check_names(changes, "the training of a stage")
+        return dataclasses.replace(self, **({"min_steps": None} if "num_train_epochs" in changes else {}) | changes)
+
+    def loop(self) -> StageArguments:
+        """Return the settings of the loop alone."""
+        return StageArguments(**{name: getattr(self, name) for name in StageArguments.names()})
+
+    @property
+    def mixed_precision(self) -> Literal["no", "fp16", "bf16"]:
+        """The precision in Accelerate's words."""
+        return "bf16" if self.bf16 else "fp16" if self.fp16 else "no"
+
+    def stretched(self: Self, num_batches: int) -> Self:
+        """Return the settings with as many epochs as `min_steps` asks of data with so many batches in an epoch.
+
+        Example:
+            >>> few = StageArguments(num_train_epochs=10, eval_epochs=2, min_steps=100).stretched(4)
+            >>> few.num_train_epochs, few.eval_epochs
+            (30, 6)
+        """
+        factor = math.ceil((self.min_steps or 0) / (self._steps(num_batches) * self.num_train_epochs))
+        if factor <= 1:
+            return self
+        changes: dict[str, Any] = {
+            "num_train_epochs": self.num_train_epochs * factor,
+            "eval_epochs": self.eval_epochs * factor,
+        }
+        return dataclasses.replace(self, **changes)
+
+    def total_steps(self, num_batches: int) -> int:
+        """Return the optimizer steps of all epochs with so many batches in one, `max_steps` at most.
+
+        Example:
+            >>> StageArguments(num_train_epochs=3, gradient_accumulation_steps=2, max_steps=100).total_steps(7)
+            12
+        """
+        steps = self._steps(num_batches) * self.num_train_epochs
+        return steps if self.max_steps is None else min(self.max_steps, steps)
+
+    def _steps(self, num_batches: int) -> int:
+        return math.ceil(num_batches / self.gradient_accumulation_steps)
+
+    def changes_since(self, saved: Mapping[str, Any], processes: int = 1, saved_processes: int = 1) -> list[str]:
+        """Return what differs from the settings of an earlier part of the run and would change its outcome.
+
+        Args:
+            saved: What `to_dict` gave then.
+            processes: Processes now; what counts of the batch size is its product with them.
+            saved_processes: Processes then.
+        """
+        free = {field.name for field in dataclasses.fields(self) if field.metadata["free_on_resume"]}
+        own = {name: value for name, value in self.to_dict().items() if name not in free}
+        changed = {name: (saved.get(name), value) for name, value in own.items() if saved.get(name) != value}
+        size = "per_device_train_batch_size"
+        before, now = int(saved.get(size) or 0) * saved_processes, int(own[size]) * processes
+        if before == now:
+            changed.pop(size, None)
+        elif saved_processes != processes:
+            changed[size] = (f"{saved.get(size)} x {saved_processes} processes", f"{own[size]} x {processes} processes")
+        return [f"{name} {old} -> {new}" for name, (old, new) in changed.items()]
+
+    def learning_rate_at(self, step: int, total_steps: int) -> float:
+        """Return the learning rate of optimizer step `step` (from 0) out of `total_steps`."""
+        warmup = self.warmup_steps if self.warmup_steps >= 1 else self.warmup_steps * total_steps
+        if step < warmup:
+            return self.learning_rate * min(1.0, (step + 1) / warmup)
+        share = min(1.0, (step - warmup) / max(1.0, total_steps - warmup))
+        if self.lr_scheduler_type == "linear":
+            return self.learning_rate * (1.0 - share)
+        if self.lr_scheduler_type == "cosine":
+            return self.learning_rate * 0.5 * (1.0 + math.cos(math.pi * share))
+        return self.learning_rate
+
+
+@dataclass(frozen=True)
+class BackboneArguments(StageArguments):
+    """Hold the settings of stage 0, which trains the CF backbone or takes a trained one."""
+
+    name: str = option(
+        DEFAULT_BACKBONE,
+        f"The CF backbone: the name of one to be trained ({BACKBONE_NAMES}), or the folder or Hub id of a trained one, "
+        "whose items are matched by id to those of the data.",
+        flag="--backbone",
+    )
+    options: dict[str, Any] | None = option(None, "Fields of its config, such as hidden_size; the data give num_items.")
+    module: str | None = option(
+        None, "Python module that registers a backbone of your own; it is imported first, which runs its code."
+    )
+    missing_items: Literal["refuse", "zeros"] = option(
+        "refuse", "Items of the data that a trained backbone lacks: refuse, or zeros to take them as cold."
+    )
+
+    @property
+    def trained(self) -> str | None:
+        """The folder or Hub id of a trained backbone, or None where one is to be trained."""
+        return None if is_backbone_name(self.name) else self.name
+
+
+@dataclass(frozen=True)
+class AlignArguments(StageArguments):
+    """Hold the settings of stage 1, which aligns the item embeddings with the items' texts."""
+
+    text_encoder: str = option(
+        DEFAULT_TEXT_ENCODER, "sentence-transformers id or folder; demo: the package's tiny one.", flag="--text-encoder"
+    )
+    fine_tune_text_encoder: bool = option(True, "Train the text encoder (the paper), or embed every text once.")
+    joint_dim: int = option(128, "Width of the joint space (d').", at_least=1)
+    positions: Literal["last", "all"] = option("last", "Positions of a user's sequence that are targets.")
+    item_reconstruction_weight: float = option(
+        0.5, "Weight of the item reconstruction (the paper's alpha).", at_least=0
+    )
+    text_reconstruction_weight: float = option(0.5, "Weight of the text reconstruction (the paper's beta).", at_least=0)
+    matching_weight: float = option(1.0, "Weight of the matching of both sides; 1 in the paper.", at_least=0)
+    recommendation_weight: float = option(1.0, "Weight of the recommendation loss; 1 in the paper.", at_least=0)
+    cross_reconstruction_weight: float = option(
+        0.0, "Weight of the item embedding decoded from text; 0 in the paper.", at_least=0
+    )
+    matching_loss: Literal["mse", "infonce"] = option("mse", "How both sides are matched: mse (the paper) or infonce.")
+    matching_temperature: float = option(0.07, "Temperature of infonce.", above=0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not any(getattr(self, name) for name in ALIGNMENT_WEIGHTS):
+            raise ALLMRecError(
+                f"every weight of stage 1's loss is 0 ({', '.join(ALIGNMENT_WEIGHTS)}), so nothing is trained"
+            )
+
+    def loss(self) -> dict[str, Any]:
+        """Return what stage 1's loss is made of, as `AlignmentModule` takes it."""
+        letters = ("alpha", "beta", "matching", "recommendation", "cross_reconstruction")
+        weights = {letter: getattr(self, name) for letter, name in zip(letters, ALIGNMENT_WEIGHTS, strict=True)}
+        return {**weights, "matching_loss": self.matching_loss, "matching_temperature": self.matching_temperature}
+
+
+ALIGNMENT_WEIGHTS = tuple(name for name in AlignArguments.own_names() if name.endswith("_weight"))
+
+
+@dataclass(frozen=True)
+class ProjectArguments(StageArguments):
+    """Hold the settings of stage 2, which trains the projectors around the frozen LLM."""
+
+    targets: Literal["validation", "train"] = option(
+        "validation",
+        "Whose items the LLM learns to name: validation items, unseen by the backbone, or the last of train.",
+    )
+    num_candidates: int = option(
+        20, "Candidates in a training prompt; fewer where the data's sets are smaller.", at_least=2
+    )
+    history_in_prompt: int = option(10, "The latest history items that a prompt names.", at_least=1)
+    prompt: dict[str, str] | None = option(
+        None,
+        "Prompt template with the fields prompt, item, separator and answer; the paper's in the words of the data's "
+        "domain where not given.",
+        flag="--prompt",
+    )
+    no_user_representation: bool = option(False, "Leave the user representation out of the prompt.")
+    no_joint_embedding: bool = option(False, "Leave the joint embeddings out of the prompt.")
+    projection_loss: Literal["lm", "listwise"] = option(
+        "lm", "lm (the paper, eq. 9), or a listwise softmax over the candidates."
+    )
+    listwise_temperature: float = option(1.0, "Temperature of the listwise softmax.", above=0)
+    warm_start_steps: int = option(
+        0, "Steps of the projectors' warm start, without the LLM; 0 in the paper.", at_least=0
+    )
+    projector: Literal["mlp", "linear", "resampler"] = option("mlp", "Kind of the projectors; mlp in the paper.")
+    projector_tokens: int = option(8, "Learned queries of the resampler.", at_least=1)
+    item_embedding: Literal["auto", "cf", "text", "random"] = option(
+        "auto",
+        "Which joint embedding stands for an item: cf, text, auto (text where the backbone was not trained) or random.",
+    )
+    score_normalization: Literal["sum", "mean"] = option(
+        "sum", "A candidate's score: the sum or the mean of its title's log-likelihoods."
+    )
+    gradient_checkpointing: bool = option(False, "Less memory, more time.", free_on_resume=True)
+
+    def template(self, domain: str, verbs: tuple[str, str] | None = None) -> PromptTemplate:
+        """Return the prompt template of stage 2 for data of a domain.
+
+        Raises:
+            ALLMRecError: when a template of one's own has slots that the settings leave out, or when no slot is left,
+                so that there is nothing to train.
+        """
+        users, items = not self.no_user_representation, not self.no_joint_embedding
+        if self.prompt is None:
+            template = PromptTemplate.for_domain(domain, users, items, verbs=verbs)
+        else:
+            template = PromptTemplate.from_dict(self.prompt)
+        for wanted, found, slot, name in (
+            (users, template.has_user_slot, "{user}", "no_user_representation"),
+            (items, template.has_item_slots, "{vector}", "no_joint_embedding"),
+        ):
+            if found and not wanted:
+                raise ALLMRecError(f"{name} is set, but the prompt template has {slot}; take out one of the two")
+        if not (template.has_user_slot or template.has_item_slots):
+            raise ALLMRecError(
+                "the prompt has no slot for a user or an item vector, so stage 2 has nothing to train; keep the user "
+                "representation or the joint embeddings, or evaluate the LLM alone"
+            )
+        return template
+
+
+@dataclass(frozen=True)
+class LLMArguments(Checked):
+    """Hold what is said of the frozen LLM."""
+
+    name: str | None = option(
+        None, "Hub id or folder of a causal LM or of its adapter; demo: the package's tiny one.", flag="--llm"
+    )
+    revision: str | None = option(None, "Its revision on the Hub.", flag="--llm-revision")
+    dtype: str | None = option(None, "Its dtype, such as bfloat16.", free_on_resume=True)
+    device_map: str | None = option(None, "Its device map, such as auto.", free_on_resume=True)
+    load_in_8bit: bool = option(False, "Quantize it to 8 bits (extra quantization).")
+    options: dict[str, Any] | None = option(
+        None, "More options of AutoModelForCausalLM.from_pretrained, such as attn_implementation."
+    )
+    include_llm: bool = option(
+        False, "Save its weights in the run folder too.", flag="--include-llm", free_on_resume=True
+    )
+
+    def loading_options(self) -> dict[str, Any]:
+        """Return the options of `AutoModelForCausalLM.from_pretrained`."""
+        named = {"dtype": self.dtype, "device_map": self.device_map}
+        found = {**{name: value for name, value in named.items() if value is not None}, **(self.options or {})}
+        if self.load_in_8bit:
+            from transformers import BitsAndBytesConfig
+
+            found["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
+        return found
+
+
+SECTIONS: dict[str, type[Checked]] = {
+    "backbone": BackboneArguments,
+    "align": AlignArguments,
+    "project": ProjectArguments,
+    "llm": LLMArguments,
+}
+
+
+def is_backbone_name(name: str) -> bool:
+    """Tell whether a name is that of a backbone that can be trained."""
+    return name in cf_encoder_types() or MODEL_TYPE_PREFIX + name in cf_encoder_types()
+
+
+def recipe_of(name: str) -> dict[str, Any]:
+    """Return the loop's settings that suit a backbone that is to be trained (`CFEncoder.training_recipe`)."""
+    return dict(cf_encoder_class(name).training_recipe) if is_backbone_name(name) else {}

@@ -1,0 +1,155 @@
+"""The three stages of a run, each from its folder's earlier stages to a loadable checkpoint."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+
+from ..cf_encoder import CFEncoder
+from ..configuration_allmrec import ALLMRecConfig
+from ..language_model import context_length
+from ..modeling_allmrec import ALLMRecModel
+from ..processing_allmrec import ALLMRecProcessor
+from .alignment import AlignmentModule, AlignmentTask, check_text_table
+from .backbone_training import train_cf_encoder
+from .cold_items import fill_item_table
+from .cost import projection_cost, tell_projection_cost, warn_of_few_steps
+from .devices import place, process_state
+from .loop import run_stage
+from .presets import preset
+from .pretrained_backbone import save_backbone
+from .projection import ProjectionModule, ProjectionTask
+from .run import Run
+from .run_checks import backbone_config
+from .stage_arguments import recipe_of
+from .text_encoders import text_dim
+from .warm_start import warm_start
+
+logger = logging.getLogger(__name__)
+
+
+def train_backbone(run: Run) -> None:
+    """Train the CF backbone, or take the trained one."""
+    if run.is_behind("backbone"):
+        return
+    run.note("backbone")
+    cf_encoder = run.parts.backbone or _trained_here(run)
+    if run.writes:
+        for directory in (run.output, run.output / "backbone"):  # the stage's own folder last: it says "finished"
+            save_backbone(cf_encoder, run.data.catalog, directory)
+            if directory == run.output:
+                run.write_card(cf_encoder, None)
+    process_state().wait_for_everyone()
+
+
+def _trained_here(run: Run) -> CFEncoder:
+    arguments = run.args.backbone.loop()
+    plain = preset(run.args.preset, "backbone")
+    taken = {
+        name: value
+        for name, value in recipe_of(run.model_type).items()
+        if getattr(plain, name) != getattr(arguments, name) == value
+    }
+    if taken:
+        words = ", ".join(f"{name} {value}" for name, value in taken.items())
+        logger.info("stage backbone takes what suits %s: %s", run.model_type, words)
+    folder = run.stage_folder("backbone")
+    return train_cf_encoder(run.data, backbone_config(run), arguments, folder, run.resume, callbacks=run.callbacks)
+
+
+def train_alignment(run: Run) -> None:
+    """Train the aligner, and the text encoder with it, around the frozen backbone."""
+    if run.is_behind("align"):
+        return
+    run.note("align")
+    arguments, project = run.args.align, run.args.project
+    cf_encoder, text_encoder = run.load_backbone(), run.load_text_encoder()
+    fine_tune, given = arguments.fine_tune_text_encoder, run.parts.text_encoder is not None
+    config = ALLMRecConfig(
+        cf_config=cf_encoder.config,
+        joint_dim=arguments.joint_dim,
+        text_dim=text_dim(text_encoder),
+        text_encoder_name_or_path=None if given else arguments.text_encoder,
+        text_encoder_included=fine_tune or given,
+        item_embedding=project.item_embedding,
+        score_normalization=project.score_normalization,
+    )
+    torch.manual_seed(arguments.seed)
+    model = ALLMRecModel(config)
+    model.cf_encoder.load_state_dict(cf_encoder.state_dict())
+    model.cf_encoder.target_counts = cf_encoder.target_counts
+    model.attach_text_encoder(text_encoder)
+    texts, table = run.data.catalog.texts(), run.parts.text_table
+    if table is not None and not fine_tune:
+        check_text_table(table, text_encoder, texts)
+    module = AlignmentModule(
+        model.cf_encoder, model.aligner, texts, text_encoder, fine_tune, **arguments.loss(), text_table=table
+    )
+    task = AlignmentTask(module, run.data, arguments.positions, arguments)
+    run_stage(task, arguments.loop(), run.stage_folder("align"), run.resume, callbacks=run.callbacks)
+    fill_item_table(model.cpu(), run.data, module.embedding_table())
+    if run.writes:
+        model.save_pretrained(run.output)
+        run.write_card(model.cf_encoder, model)
+        model.save_pretrained(run.output / "align")
+    process_state().wait_for_everyone()
+
+
+def train_projection(run: Run) -> None:
+    """Train the projectors around the frozen LLM."""
+    if run.is_behind("project"):
+        return
+    run.note("project")
+    arguments, device = run.args.project, process_state().device
+    model = ALLMRecModel.from_pretrained(run.output / "align", language_model=None)
+    processor = _attach_llm(run, model)
+    if arguments.gradient_checkpointing:
+        model.checkpoint_activations()
+    loop = arguments.loop()
+    module = ProjectionModule(model, arguments.projection_loss, arguments.listwise_temperature)
+    task = ProjectionTask(module, processor, run.data, arguments.targets, arguments.num_candidates, loop)
+    if arguments.warm_start_steps:
+        warm_start(task, run.data, arguments, run.stage_folder("warm-start"), run.resume)
+    model.user_projector.requires_grad_(run.prompt.has_user_slot)  # what no prompt shows is not trained
+    model.item_projector.requires_grad_(run.prompt.has_item_slots)
+    place(module, device)
+    cost = projection_cost(task, loop, device)
+    if run.writes:
+        tell_projection_cost(cost, task, loop)
+    result = run_stage(task, loop, run.stage_folder("project"), run.resume, callbacks=run.callbacks)
+    if run.writes and result.stopped_by == "time_limit":
+        warn_of_few_steps(result.steps, loop, cost.step_seconds)
+    if run.writes:
+        processor.save_pretrained(run.output)
+        model.save_pretrained(run.output, include_llm=run.args.llm.include_llm)
+        run.write_card(model.cf_encoder, model)
+        (run.output / "project").mkdir(exist_ok=True)
+        (run.output / "project" / "done").touch()
+    process_state().wait_for_everyone()
+
+
+def _attach_llm(run: Run, model: ALLMRecModel) -> ALLMRecProcessor:
+    """Put the LLM and fresh projectors into the model, and return its processor."""
+    arguments = run.args.project
+    language_model, tokenizer = run.load_llm()
+    torch.manual_seed(arguments.seed)
+    model.config.base_model_name_or_path = run.args.llm.name
+    model.config.base_model_revision = run.args.llm.revision
+    for name in ("item_embedding", "score_normalization", "projector", "projector_tokens"):
+        setattr(model.config, name, getattr(arguments, name))
+    model.config.item_embedding_seed = arguments.seed
+    model.attach_language_model(language_model)
+    processor = ALLMRecProcessor(
+        tokenizer,
+        run.prompt.to_dict(),
+        history_in_prompt=arguments.history_in_prompt,
+        max_history_length=model.cf_encoder.config.max_history_length,
+        max_length=context_length(model.language_model),
+    )
+    processor.catalog = run.data.catalog
+    model.config.tokenizer_fingerprint = processor.fingerprint
+    return processor
+
+
+TRAIN = {"backbone": train_backbone, "align": train_alignment, "project": train_projection}

@@ -1,0 +1,189 @@
+"""`ALLMRecTrainer`: train the three stages, evaluate, recommend and share, from Python."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer, PreTrainedModel, TrainerCallback, pipeline
+
+from ..cf_encoder import CFEncoder
+from ..data.prepared import PreparedData
+from ..errors import ALLMRecError, DataError
+from ..evaluation.evaluator import EvaluationResult, evaluate
+from ..evaluation.llm_ranker import ALLMRecRanker
+from ..evaluation.protocol import Ranker
+from ..evaluation.rankers import CFRanker, PopularityRanker
+from ..hub.publish import push_checkpoint
+from ..modeling_allmrec import ALLMRecModel
+from ..pipeline_recommendation import RecommendationPipeline
+from ..processing_allmrec import ALLMRecProcessor
+from .arguments import ALLMRecTrainingArguments
+from .pretrained_backbone import load_backbone
+from .run import LoadedParts, Run
+from .run_checks import check_run
+from .stage_arguments import STAGES
+from .stages import TRAIN
+
+logger = logging.getLogger(__name__)
+PART_KINDS = "a name, a folder or a loaded object"
+
+
+class ALLMRecTrainer:
+    """Train A-LLMRec on prepared data: the CF backbone, the alignment, and the projection around the frozen LLM.
+
+    Args:
+        llm: The LLM: a Hub id, a folder, `"demo"`, or a loaded causal LM. It may stay away where stage `project` is not
+            trained.
+        backbone: The name of a CF backbone that is trained, the folder or Hub id of a trained one, or a trained
+            `CFEncoder` whose items are those of the data, in their order. SASRec where not given.
+        args: Every option, see `ALLMRecTrainingArguments`.
+        data: What `prepare` returns, or its folder.
+        text_encoder: A sentence-transformers id, a folder, `"demo"`, or a loaded `SentenceTransformer`.
+        tokenizer: The tokenizer of a loaded LLM; by default that of the folder or repository it came from.
+        callbacks: `transformers.TrainerCallback` objects or classes. Each stage is a training of its own: a callback
+            hears of `on_train_begin` once for each, `args.stage` tells which.
+        trust_remote_code: Run code that comes with the LLM, its tokenizer or the text encoder; no file of the run
+            remembers it.
+        text_table: `(N + 1, d_text)`, what the frozen text encoder makes of the catalogue, row 0 zeros, where several
+            runs share it.
+
+    Raises:
+        ALLMRecError: when an argument is of another kind.
+        DataError: when `data` are not prepared.
+    """
+
+    def __init__(
+        self,
+        llm: str | Path | PreTrainedModel | None = None,
+        backbone: str | Path | CFEncoder | None = None,
+        args: ALLMRecTrainingArguments | None = None,
+        data: PreparedData | str | Path | None = None,
+        text_encoder: Any = None,
+        tokenizer: Any = None,
+        callbacks: Sequence[TrainerCallback | type[TrainerCallback]] = (),
+        trust_remote_code: bool = False,
+        text_table: torch.Tensor | None = None,
+    ) -> None:
+        if not isinstance(args, ALLMRecTrainingArguments):
+            raise ALLMRecError(
+                f"args must be ALLMRecTrainingArguments, such as ALLMRecTrainingArguments('runs/shop'); got {args!r}"
+            )
+        self.data = _prepared(data)
+        self.parts = LoadedParts(text_table=text_table)
+        changes: dict[str, dict[str, Any]] = {}
+        for section, name, value in (
+            ("llm", "name", llm),
+            ("backbone", "name", backbone),
+            ("align", "text_encoder", text_encoder),
+        ):
+            if isinstance(value, (str, Path)):
+                changes[section] = {name: str(value)}
+        if isinstance(llm, PreTrainedModel):
+            changes["llm"] = self._loaded_llm(llm, tokenizer)
+        elif llm is not None and "llm" not in changes:
+            raise ALLMRecError(f"llm must be {PART_KINDS}; got {type(llm).__name__}")
+        if isinstance(backbone, CFEncoder):
+            self.parts.backbone = backbone.eval()
+            changes["backbone"] = {"name": backbone.config.model_type}
+        elif backbone is not None and "backbone" not in changes:
+            raise ALLMRecError(f"backbone must be {PART_KINDS} (CFEncoder); got {type(backbone).__name__}")
+        if text_encoder is not None and "align" not in changes:
+            if not callable(getattr(text_encoder, "encode", None)):
+                raise ALLMRecError(
+                    f"text_encoder must be {PART_KINDS} with `encode`; got {type(text_encoder).__name__}"
+                )
+            self.parts.text_encoder = text_encoder
+        self.args = args.replaced(**changes)
+        self.callbacks = tuple(callbacks)
+        self.trust_remote_code = trust_remote_code
+
+    def _loaded_llm(self, llm: PreTrainedModel, tokenizer: Any) -> dict[str, Any]:
+        source = getattr(llm.config, "name_or_path", "") or None
+        if tokenizer is None and source is None:
+            raise ALLMRecError("the LLM given does not say where it came from; give its tokenizer too (tokenizer=)")
+        self.parts.llm = llm
+        self.parts.tokenizer = tokenizer if tokenizer is not None else AutoTokenizer.from_pretrained(source)
+        return {"name": source} if source is not None else {"include_llm": True}  # else nobody could load the result
+
+    @property
+    def output_dir(self) -> Path:
+        """The run folder, a checkpoint."""
+        return Path(self.args.output_dir)
+
+    def train(self, stages: str | Sequence[str] = STAGES, *, resume_from_checkpoint: bool = False) -> ALLMRecTrainer:
+        """Train stages in order and leave a loadable checkpoint in the run folder.
+
+        Args:
+            stages: Of `"backbone"`, `"align"`, `"project"`; a later stage alone builds on what the folder holds, and
+                may have other options than it was trained with before.
+            resume_from_checkpoint: Go on where an interrupted run stopped, or start where there is none; finished
+                stages are not trained again.
+
+        Raises:
+            ALLMRecError: when the folder is not empty or another trainer is at work in it, an earlier stage is missing,
+                a part cannot be loaded, options changed since the run was interrupted, or a callback raised.
+        """
+        wanted = (stages,) if isinstance(stages, str) else tuple(stages)
+        run = Run(
+            self.data, self.args, bool(resume_from_checkpoint), self.trust_remote_code, self.parts, self.callbacks
+        )
+        with run.locked():
+            wanted = check_run(run, wanted)
+            for stage in STAGES:
+                if stage in wanted:
+                    logger.info("stage %s", stage)
+                    TRAIN[stage](run)
+        return self
+
+    @property
+    def processor(self) -> ALLMRecProcessor:
+        """The processor of the checkpoint."""
+        return ALLMRecProcessor.from_pretrained(self.output_dir, trust_remote_code=self.trust_remote_code)
+
+    @property
+    def model(self) -> ALLMRecModel:
+        """The model of the checkpoint, around the LLM given or the one that it names."""
+        own: Any = "auto" if self.parts.llm is None else self.parts.llm
+        options = {} if self.parts.llm is not None else self.args.llm.loading_options()
+        found: ALLMRecModel = ALLMRecModel.from_pretrained(
+            self.output_dir, language_model=own, trust_remote_code=self.trust_remote_code, **options
+        )
+        return found.eval()
+
+    def evaluate(self, rankers: Sequence[Ranker] | None = None, **options: Any) -> EvaluationResult:
+        """Return how well the model ranks, beside its backbone and popularity on the same candidates.
+
+        Args:
+            rankers: What is evaluated in place of these three.
+            **options: As of `allmrec_hf.evaluate`: `split`, `max_users`, `protocol`, ...
+        """
+        if rankers is None:
+            rankers = [
+                ALLMRecRanker(self.model, self.processor),
+                CFRanker(load_backbone(self.output_dir / "backbone")),
+                PopularityRanker(self.data.item_counts("train")),
+            ]
+        return evaluate(rankers, self.data, **options)
+
+    def pipeline(self, **options: Any) -> RecommendationPipeline:
+        """Return `pipeline("recommendation")` of the checkpoint."""
+        return pipeline("recommendation", model=self.model, processor=self.processor, **options)  # type: ignore[no-any-return,call-overload]
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Upload the checkpoint and return its address; options as of `allmrec_hf.push_checkpoint`."""
+        return push_checkpoint(self.output_dir, repo_id, **options)
+
+
+def _prepared(data: Any) -> PreparedData:
+    if isinstance(data, PreparedData):
+        return data
+    if isinstance(data, (str, Path)):
+        return PreparedData.load(data)
+    raise DataError(
+        f"data must be what allmrec_hf.prepare returns, or its folder; got {type(data).__name__}: call "
+        "prepare(interactions, items) first"
+    )
