@@ -14,16 +14,13 @@ import shutil
 import statistics
 import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
-from allmrec_hf.training.settings import run_settings
 from transformers import AutoModel
 
-from allmrec_hf.cf_encoder import BUILT_IN, MODEL_TYPE_PREFIX, cf_encoder_class
+from allmrec_hf.cf_encoder import BUILT_IN, MODEL_TYPE_PREFIX
 from allmrec_hf.data.prepare import prepare
 from allmrec_hf.data.prepared import PreparedData
 from allmrec_hf.data.synthetic import SyntheticWorld
@@ -32,13 +29,13 @@ from allmrec_hf.evaluation.llm_ranker import ALLMRecRanker
 from allmrec_hf.evaluation.protocol import Ranker
 from allmrec_hf.evaluation.rankers import CFRanker, PopularityRanker
 from allmrec_hf.files import written_whole
-from allmrec_hf.part_sources import DEMO, named_part
+from allmrec_hf.part_sources import DEMO
 from allmrec_hf.processing_allmrec import ALLMRecProcessor
 from allmrec_hf.training import loop
+from allmrec_hf.training.arguments import ALLMRecTrainingArguments
 from allmrec_hf.training.fair import fair_backbone
 from allmrec_hf.training.presets import preset
-from allmrec_hf.training.run import train
-from allmrec_hf.training.stage_arguments import StageArguments
+from allmrec_hf.training.trainer import ALLMRecTrainer
 
 ALONE, FAIR, NO_LM, WITH = "alone", "alone, data of stage 2", "same vectors, no LM", "with A-LLMRec"
 GROUPS = ("overall", "warm", "cold")
@@ -69,26 +66,22 @@ def world(seed: int, folder: Path) -> PreparedData:
     )
 
 
-def stage_arguments(name: str, seed: int) -> dict[str, StageArguments]:
+def run_arguments(name: str, seed: int, output: Path) -> ALLMRecTrainingArguments:
     """Return the demo's settings of stages 1 and 2, and for the backbone its own recipe in limited time."""
-    cf = preset("quick", "backbone", cf_encoder_class(name).training_recipe)
-    cf = cf.replaced(num_train_epochs=max(cf.epochs, 200), max_seconds=CF_SECONDS)
-    arguments = {"backbone": cf, "align": preset("demo", "align"), "project": preset("demo", "project")}
-    return {stage: settings.replaced(seed=seed) for stage, settings in arguments.items()}
+    quick = preset("quick", "backbone", name)
+    epochs = max(quick.num_train_epochs, 200)
+    loop = {**quick.to_dict(), "num_train_epochs": epochs, "min_steps": None, "max_seconds": CF_SECONDS, "seed": seed}
+    parts = {"align": {"text_encoder": DEMO}, "llm": DEMO}
+    return ALLMRecTrainingArguments(output, "demo", backbone={**loop, "name": name}, **parts, seed=seed)
 
 
 def compute_run(name: str, seed: int, max_users: int, folder: Path) -> dict[str, Any]:
     """Train every stage on top of one backbone and evaluate it beside the backbone alone."""
     started = time.monotonic()
     data, run = world(seed, folder / "data"), folder / "run"
-    settings = replace(
-        run_settings("demo"),
-        cf=name,
-        llm=named_part(DEMO, "language_model"),
-        text_encoder=named_part(DEMO, "text_encoder"),
-    )
-    with mock.patch.object(loop, "time", SimpleNamespace(monotonic=time.process_time)):  # limits in CPU seconds
-        train(data, run, settings, arguments=stage_arguments(name, seed), preset_name="demo")
+    trainer = ALLMRecTrainer(args=run_arguments(name, seed, run), data=data)
+    with mock.patch.object(loop, "monotonic", time.process_time):  # limits in CPU seconds
+        trainer.train()
     model = AutoModel.from_pretrained(run)
     rankers: list[Ranker] = [
         CFRanker(AutoModel.from_pretrained(run / "backbone"), name=ALONE),

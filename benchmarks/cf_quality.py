@@ -158,7 +158,7 @@ def run_ours(run: Run, data: PreparedData, problem: Problem, options: argparse.N
         return {"metrics": summarize_ranks(Ranks(found.better, found.tied)), "versions": versions}
     torch.set_num_threads(options.threads)
     config = model_config(run.model, data.num_items)
-    arguments = preset("default", "backbone", cf_encoder_class(run.model).training_recipe)
+    arguments = preset("default", "backbone", run.model)
     arguments = arguments.replaced(seed=run.seed, max_seconds=options.time_limit, early_stopping_patience=PATIENCE)
     clock = SimpleNamespace(**{**vars(time), "monotonic": time.process_time})  # CPU time counts, as for the others
     with tempfile.TemporaryDirectory() as folder, mock.patch.object(loop, "time", clock):
@@ -182,7 +182,7 @@ def run_ours(run: Run, data: PreparedData, problem: Problem, options: argparse.N
         "wall_seconds": round(wall, 2),
         "validation_curve": curve,
         "settings": {"config": config.to_diff_dict(), "training": arguments.to_dict()},
-        "max_seconds": options.time_limit,
+        "time_limit_s": options.time_limit,
         "versions": versions,
     }
 
@@ -193,7 +193,7 @@ def run_other(run: Run, problem: Problem, python: str, options: argparse.Namespa
     settings = {
         "model": run.model,
         "seed": run.seed,
-        "max_seconds": limit,
+        "time_limit_s": limit,
         "patience": PATIENCE,
         "hidden_size": HIDDEN_SIZE,
         "max_history_length": MAX_HISTORY,
@@ -215,7 +215,7 @@ def run_other(run: Run, problem: Problem, python: str, options: argparse.Namespa
         facts = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     if len(ranks) != len(problem.users("test")):
         raise RuntimeError(f"{script.name} gave {len(ranks)} ranks for {len(problem.users('test'))} users")
-    return {"metrics": summarize_ranks(ranks), **facts, "max_seconds": limit}
+    return {"metrics": summarize_ranks(ranks), **facts, "time_limit_s": limit}
 
 
 def limit_of(library: str, options: argparse.Namespace) -> float:

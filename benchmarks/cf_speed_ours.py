@@ -109,7 +109,10 @@ def task_of(data: Any, settings: dict[str, Any]) -> tuple[TimedTask, StageArgume
     items = torch.from_numpy(np.concatenate(sequences))
     cf_encoder.start_training(torch.from_numpy(users), items, len(sequences))
     fixed = {"num_train_epochs": settings["epochs"], "eval_epochs": 1}
-    arguments = StageArguments(**{**cf_encoder.training_recipe, **settings["training"], **fixed})
+    given = dict(settings["training"])
+    if "batch_size" in given:
+        given["per_device_train_batch_size"] = given.pop("batch_size")
+    arguments = StageArguments(**{**cf_encoder.training_recipe, **given, **fixed})
     return TimedTask(cf_encoder, data, arguments), arguments
 
 
@@ -117,7 +120,11 @@ def train(task: TimedTask, arguments: StageArguments) -> dict[str, Any]:
     """Train for some epochs and return what was measured."""
     with tempfile.TemporaryDirectory() as folder:
         run_stage(task, arguments, folder, progress=False)
-    return {"epoch_seconds": task.epoch_seconds, "targets": task.targets, "batch_size": arguments.batch_size}
+    return {
+        "epoch_seconds": task.epoch_seconds,
+        "targets": task.targets,
+        "batch_size": arguments.per_device_train_batch_size,
+    }
 
 
 def compare(data: PreparedData, settings: dict[str, Any]) -> dict[str, Any]:

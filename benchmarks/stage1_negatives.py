@@ -71,12 +71,22 @@ BACKBONES = {
     "all windows, trained items": (True, True),
 }
 BUDGET = {
-    "backbone": StageArguments(num_train_epochs=40, min_steps=1_000, per_device_train_batch_size=128, eval_epochs=2, early_stopping_patience=2,
-                         max_validation_users=1_000),
-    "align": StageArguments(num_train_epochs=500, max_steps=500, per_device_train_batch_size=128, learning_rate=1e-3, eval_epochs=500),
-    "project": StageArguments(num_train_epochs=200, max_steps=200, per_device_train_batch_size=BATCH_SIZE, learning_rate=LEARNING_RATE,
-                              eval_epochs=200),
-}  # fmt: skip
+    "backbone": StageArguments(
+        num_train_epochs=40,
+        min_steps=1_000,
+        eval_epochs=2,
+        early_stopping_patience=2,
+        max_validation_users=1_000,
+    ),
+    "align": StageArguments(num_train_epochs=500, max_steps=500, learning_rate=1e-3, eval_epochs=500),
+    "project": StageArguments(
+        num_train_epochs=200,
+        max_steps=200,
+        per_device_train_batch_size=BATCH_SIZE,
+        learning_rate=LEARNING_RATE,
+        eval_epochs=200,
+    ),
+}
 USERS = 6_000  # of a data set at most
 TEST_USERS = 3_000
 USERS_AT_ONCE = 256
@@ -167,7 +177,7 @@ def trained_backbone(data: PreparedData, seed: int, variant: str, folder: Path) 
         for name in ("users", "ends", "lengths"):
             setattr(task.examples, name, getattr(task.examples, name)[last])
     result = run_stage(task, arguments, folder, resume=True)
-    facts = {"num_train_epochs": result.epochs, "best_epoch": result.best_epoch, "steps": result.steps, "seconds": result.seconds,
+    facts = {"epochs": result.epochs, "best_epoch": result.best_epoch, "steps": result.steps, "seconds": result.seconds,
              "validation": result.best}  # fmt: skip
     return cf_encoder.eval(), facts
 

@@ -9,9 +9,7 @@ from pathlib import Path
 from transformers import pipeline
 
 import allmrec_hf
-from allmrec_hf.explaining.explanation import explain, write_explanation
-from allmrec_hf.explaining.picture import draw_explanation
-from allmrec_hf.explaining.tasks import TASKS, generate_answers
+from allmrec_hf import TASKS, draw_explanation, explain, generate_answers, write_explanation
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--model", default=allmrec_hf.DEMO_CHECKPOINT)

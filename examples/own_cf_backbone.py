@@ -2,11 +2,10 @@
 
 python examples/own_cf_backbone.py --output runs/own
 
-The command line takes it too: allmrec train --cf-module own_cf_backbone --cf decay ... (from this folder)
+The command line takes it too: allmrec train --backbone.module own_cf_backbone --backbone decay ... (from this folder)
 """
 
 import argparse
-from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -14,16 +13,17 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModel
 
-import allmrec_hf
-from allmrec_hf.cf_encoder import CFEncoder, CFEncoderConfig, register_cf_encoder
-from allmrec_hf.data.prepare import prepare
-from allmrec_hf.data.synthetic import SyntheticWorld
-from allmrec_hf.evaluation.evaluator import evaluate
-from allmrec_hf.evaluation.rankers import CFRanker, PopularityRanker
-from allmrec_hf.training.presets import preset
-from allmrec_hf.training.backbone_training import train_cf_encoder
-from allmrec_hf.training.run import train
-from allmrec_hf.training.settings import run_settings
+from allmrec_hf import (
+    ALLMRecTrainer,
+    ALLMRecTrainingArguments,
+    CFEncoder,
+    CFEncoderConfig,
+    CFRanker,
+    PopularityRanker,
+    SyntheticWorld,
+    prepare,
+    register_cf_encoder,
+)
 
 
 class DecayConfig(CFEncoderConfig):
@@ -63,31 +63,27 @@ register_cf_encoder(DecayConfig, DecayModel)
 def main() -> None:
     """Train the backbone alone and under stage 1 of A-LLMRec."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--text-encoder", default=str(Path(allmrec_hf.__file__).parent / "demo" / "text_encoder"))
+    parser.add_argument("--text-encoder", default="demo", help="id or folder; by default the tiny one of the package")
     parser.add_argument("--output", type=Path, default=Path("runs/own"))
     parser.add_argument("--tiny", action="store_true", help="a few steps on a small world")
     options = parser.parse_args()
     world = SyntheticWorld(num_items=120, num_users=200) if options.tiny else SyntheticWorld()
-    data = prepare(
-        world.interactions(), world.items(), output=options.output / "data", filter="none", name="own", domain="movie"
+    data = prepare(world.interactions(), world.items(), filter="none", name="own", domain="movie")
+    few = {"max_steps": 10, "min_steps": None} if options.tiny else {}
+    args = ALLMRecTrainingArguments(
+        options.output, preset="quick", backbone={"name": "decay", "options": {"half_life": 2.0}, **few}, align=few
     )
-    quick = {"backbone": preset("quick", "backbone", DecayModel.training_recipe), "align": preset("quick", "align")}
-    if options.tiny:
-        quick = {stage: replace(arguments, max_steps=10) for stage, arguments in quick.items()}
+    trainer = ALLMRecTrainer(text_encoder=options.text_encoder, args=args, data=data)
 
     # 1. Alone: trained, saved, loaded by the Auto classes, ranked.
-    config = DecayConfig(num_items=data.num_items, half_life=2.0)
-    trained = train_cf_encoder(data, config, quick["backbone"], options.output / "training")
-    trained.save_pretrained(options.output / "alone")
-    loaded = AutoModel.from_pretrained(options.output / "alone")
-    print(evaluate([CFRanker(loaded), PopularityRanker(data.item_counts("train"))], data).to_table())
+    trainer.train("backbone")
+    loaded = AutoModel.from_pretrained(options.output / "backbone")
+    print(trainer.evaluate([CFRanker(loaded), PopularityRanker(data.item_counts("train"))]).to_table())
 
     # 2. Under A-LLMRec: stage 1 aligns its vectors with texts; stage 2 would follow with an LLM.
-    settings = replace(
-        run_settings("quick", cf="decay"), text_encoder=options.text_encoder, backbone_options={"half_life": 2.0}
-    )
-    run = train(data, options.output / "run", settings, ("backbone", "align"), quick, "quick")
-    print("stage 1 on top of", AutoModel.from_pretrained(run, language_model=None).cf_encoder.config.model_type)
+    trainer.train("align")
+    model = AutoModel.from_pretrained(options.output, language_model=None)
+    print("stage 1 on top of", model.cf_encoder.config.model_type)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from transformers import AutoModel, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from allmrec_hf.data.prepared import PreparedData
 from allmrec_hf.errors import ALLMRecError, CheckpointError
 from allmrec_hf.training.llms import load_llm
-from tests.command_line import in_own_process, refused, run
+from tests.command_line import each_stage, in_own_process, refused, run
 from tests.small_run import write_data
 from tests.tiny import tiny_llm
 
@@ -217,8 +217,9 @@ def no_control_characters(text):
 
 def test_hostile_titles_pass_the_whole_path_and_command_no_terminal(hostile_data, small_parts, tmp_path):
     output = tmp_path / "run"
-    parts = ("--llm", small_parts / "llm", "--text-encoder", small_parts / "text_encoder", "--joint-dim", 8)
-    steps = ("--max-steps", 2, "--batch-size", 4, "--warm-start-steps", 0)
+    parts = ("--llm", small_parts / "llm", "--text-encoder", small_parts / "text_encoder")
+    steps = (*each_stage("max-steps", 2), *each_stage("per-device-train-batch-size", 4))
+    steps = (*steps, "--align.joint-dim", 8, "--project.warm-start-steps", 0)
     trained = run("train", "--data", hostile_data, "--output", output, *parts, *steps)
     assert trained.exit_code == 0, trained.output
     evaluated = run("evaluate", "--model", output, "--data", hostile_data, "--max-users", 5, "--protocol", "paper")
@@ -286,17 +287,8 @@ def test_a_real_limit_on_file_size_while_items_are_added_changes_nothing(copied,
 
 
 def test_a_disk_that_fills_while_training_says_so_and_can_be_resumed(small_parts, tmp_path, monkeypatch):
-    command = (
-        "train",
-        "--data",
-        small_parts / "data",
-        "--stage",
-        "backbone",
-        "--max-steps",
-        3,
-        "--output",
-        tmp_path / "run",
-    )
+    stage = ("--stage", "backbone", "--backbone.max-steps", 3)
+    command = ("train", "--data", small_parts / "data", *stage, "--output", tmp_path / "run")
     with monkeypatch.context() as patch:
         patch.setattr("allmrec_hf.training.checkpoint.save_file", full)
         assert "no space left on the disk while writing" in refused(*command)
@@ -311,7 +303,7 @@ def test_a_real_limit_on_file_size_leaves_no_half_checkpoint(small_parts, tmp_pa
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))"
     )
-    stage = ("train", "--data", small_parts / "data", "--stage", "backbone", "--max-steps", 2)
+    stage = ("train", "--data", small_parts / "data", "--stage", "backbone", "--backbone.max-steps", 2)
     done = in_own_process(*stage, "--output", tmp_path / "run", before=limit)
     assert done.returncode == 2, done.stderr
     assert "error: cannot write" in done.stderr

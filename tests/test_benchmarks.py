@@ -27,11 +27,11 @@ def cf_quality(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 def run(library: str, seed: int, ndcg: float, **changes: Any) -> dict[str, Any]:
     metrics = {"users": 10, "ndcg@10": ndcg, "hit@10": 0.5, "mrr": 0.25}
     facts = {
-        "num_train_epochs": 4,
+        "epochs": 4,
         "best_epoch": 3,
         "seconds": 9.0,
         "stopped_by": "early_stopping",
-        "max_seconds": 90.0,
+        "time_limit_s": 90.0,
     }
     names = {"dataset": "films", "library": library, "model": "sasrec", "seed": seed, "versions": {"torch": "2.13.0"}}
     return {**names, "metrics": metrics, **facts, **changes}
@@ -86,10 +86,10 @@ def test_popularity_needs_no_other_library(cf_quality: ModuleType, small_data: P
 def test_a_run_is_computed_again_only_where_more_time_is_allowed(cf_quality: ModuleType, tmp_path: Path) -> None:
     path = tmp_path / "run.json"
     assert not cf_quality.is_done(path, 10.0)
-    path.write_text('{"stopped_by": "early_stopping", "max_seconds": 90.0}', encoding="utf-8")
+    path.write_text('{"stopped_by": "early_stopping", "time_limit_s": 90.0}', encoding="utf-8")
     assert not cf_quality.is_done(path, 1.0)  # of the form before ties were averaged
-    path.write_text('{"format": 2, "stopped_by": "time_limit", "max_seconds": 90.0}', encoding="utf-8")
+    path.write_text('{"format": 2, "stopped_by": "time_limit", "time_limit_s": 90.0}', encoding="utf-8")
     assert cf_quality.is_done(path, 90.0)
     assert not cf_quality.is_done(path, 91.0)
-    path.write_text('{"format": 2, "stopped_by": "early_stopping", "max_seconds": 90.0}', encoding="utf-8")
+    path.write_text('{"format": 2, "stopped_by": "early_stopping", "time_limit_s": 90.0}', encoding="utf-8")
     assert cf_quality.is_done(path, 1000.0)

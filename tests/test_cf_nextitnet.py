@@ -215,4 +215,4 @@ def test_a_config_value_of_the_wrong_type_is_refused(values):
 
 
 def test_the_training_recipe_fits_the_presets():
-    assert preset("default", "backbone", NextItNetModel.training_recipe).batch_size == 32
+    assert preset("default", "backbone", "nextitnet").per_device_train_batch_size == 32

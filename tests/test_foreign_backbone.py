@@ -124,7 +124,7 @@ def test_the_command_line_takes_a_module_of_the_working_folder(small_parts, tmp_
     assert "the model_type 'foreign-mean', which is no known CF backbone" in told
     found = succeeded("--backbone-module", "own_here", "evaluate", "--model", "run", *data, "--max-users", 5)
     assert "foreign-mean" in found.stdout
-    assert "the module 'nowhere' (--backbone-module" in refused("--backbone-module", "nowhere", "evaluate", *data)
+    assert "the module 'nowhere' (--backbone-module, " in refused("--backbone-module", "nowhere", "evaluate", *data)
     sys.modules.pop("own_here")
     _REGISTRY.pop("foreign-mean")
     later = ("--stage", "align", "--align.max-steps", 1, "--text-encoder", small_parts / "text_encoder")

@@ -2,8 +2,8 @@
 
 RecBole's SASRec differs from the published one (`cf_sasrec`): LayerNorm follows each residual sum, the embeddings are
 normalised and not scaled, the feed-forward layer is wider and uses GELU, positions count from the oldest item, and
-nothing normalises the final states. Neither can hold the other's weights. `allmrec import-backbone` makes this backbone from
-a RecBole checkpoint; it can be trained as well.
+nothing normalises the final states. Neither can hold the other's weights. `allmrec import-backbone` makes this backbone
+from a RecBole checkpoint; it can be trained as well.
 """
 
 import math

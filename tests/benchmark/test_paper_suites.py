@@ -52,7 +52,7 @@ def test_data_are_filtered_as_the_authors_did_and_their_counts_are_asserted(name
 
 def test_text_reconstruction_has_the_weight_of_the_data_set(name):
     whole = next(spec for spec in load_suite(f"paper-{name}").methods if spec.label == "a-llmrec")
-    assert whole.options == {"beta": 0.5 if name in ("movies", "games") else 0.2}
+    assert whole.options == {"text_reconstruction_weight": 0.5 if name in ("movies", "games") else 0.2}
 
 
 def test_every_published_figure_of_the_data_set_has_a_run_in_the_suite(name):

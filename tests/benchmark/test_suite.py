@@ -9,7 +9,7 @@ from allmrec_hf.benchmark.plan import part_name, plan
 from allmrec_hf.benchmark.suite import suite_names
 from allmrec_hf.benchmark.suite_parser import load_suite, parse_suite
 from allmrec_hf.errors import ALLMRecError
-from allmrec_hf.training import arguments
+from allmrec_hf.training import presets
 from tests.benchmark.stub_method import content
 
 
@@ -69,9 +69,8 @@ def test_a_preset_with_other_settings_makes_other_runs(monkeypatch):
     before = {planned.key.digest for planned in plan(parsed())}
     assert {planned.key.digest for planned in plan(parsed())} == before
     name = parsed().preset
-    stages = dict(arguments._PRESETS[name])
-    stages["align"] = stages["align"].replaced(learning_rate=0.5)
-    monkeypatch.setitem(arguments._PRESETS, name, stages)
+    sections = dict(presets._VALUES[name])
+    monkeypatch.setitem(presets._VALUES, name, sections | {"align": {**sections["align"], "learning_rate": 0.5}})
     assert not {planned.key.digest for planned in plan(parsed())} & before
 
 
@@ -98,7 +97,7 @@ def test_demo_names_the_parts_of_the_package_and_no_path_enters_the_run():
         (method_entry(backbone="transformer"), "unknown backbone 'transformer'"),
         (method_entry(backbone="popularity"), "unknown backbone 'popularity'"),
         ({"published": "beautty"}, "unknown data set 'beautty'; known ones: movies"),
-        ({"budget": {"backbone": {"seed": 7}}}, r"budget\.cf sets the seed, which would make all seeds one run"),
+        ({"budget": {"backbone": {"seed": 7}}}, r"budget\.backbone sets the seed, which would make all seeds one run"),
         ({"evaluation": {"history_buckets": [12, 9]}}, r"history_buckets must be growing numbers, got \[12, 9\]"),
         (
             {"scenarios": ["overall", {"name": "overall", "only_datasets": ["world"]}]},
@@ -109,7 +108,7 @@ def test_demo_names_the_parts_of_the_package_and_no_path_enters_the_run():
         ({"seeds": [0, 0]}, "each seed may stand there once"),
         ({"seeds": [0.5]}, "seeds must be whole numbers of at least 0"),
         ({"preset": "fast"}, "unknown preset 'fast'; known ones: default, paper"),
-        ({"budget": {"backbone": {"epoch": 3}}}, r"budget\.cf: unknown training settings \['epoch'\]"),
+        ({"budget": {"backbone": {"epoch": 3}}}, r"budget\.backbone: .* no options \['epoch'\]; did you mean"),
         ({"budget": {"stage0": {}}}, "budget has unknown keys"),
         ({"evaluation": {"cutoffs": [1, 50]}}, "cutoffs names 50, but world has sets of 10 candidates"),
         (dataset_entry(table={"interactions": "x"}), "must have exactly one source"),
@@ -131,10 +130,10 @@ def test_mistake_is_named_with_its_place_and_the_known_names(changes, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"projector": "conv"}, r"projector of the method a-llmrec must be one of \['mlp', 'linear', 'resampler'\]"),
-        ({"matching": "lots"}, "matching of the method a-llmrec must be a number; got 'lots'"),
-        ({"matching": -1}, "matching is a weight of stage 1's loss: a finite number of at least 0"),
-        ({"warm_start_steps": 1.5}, "warm_start_steps of the method a-llmrec must be a whole number"),
+        ({"projector": "conv"}, "other: .* a-llmrec .* projector must be one of mlp, linear, resampler; got 'conv'"),
+        ({"matching_weight": "lots"}, "method a-llmrec .* matching_weight must be a number, got 'lots'"),
+        ({"matching_weight": -1}, "method a-llmrec .* matching_weight must be at least 0"),
+        ({"warm_start_steps": 1.5}, "method a-llmrec .* warm_start_steps must be a whole number, got 1.5"),
     ],
 )
 def test_option_of_a_wrong_value_is_refused_before_anything_runs(options, message):

@@ -195,6 +195,9 @@ def test_prepare_reads_files_and_names_the_data_after_them(
     frames = prepare(interactions, items, output=tmp_path / "f", k_core=2)
     assert frames.interactions.equals(data.interactions)
     assert frames.candidate_frame.equals(data.candidate_frame)
+    assert frames.info["source"] == "frames"
+    noted = prepare(interactions, items, output=tmp_path / "g", k_core=2, source="export of the shop")
+    assert noted.info["source"] == "export of the shop"
 
 
 @pytest.mark.parametrize(
@@ -205,7 +208,7 @@ def test_prepare_reads_files_and_names_the_data_after_them(
         ({"seed": -1}, "seed is -1"),
         ({"keep_items": "some"}, "keep_items is 'some'"),
         ({"max_bad_lines": 2}, "max_bad_lines is 2"),
-        ({"domain": ""}, "name and domain must not be empty"),
+        ({"domain": ""}, "a domain is a noun with two verbs, .* got \\(''"),
     ],
 )
 def test_bad_options_are_refused_before_anything_is_read(tmp_path: Path, options: dict[str, Any], message: str) -> None:

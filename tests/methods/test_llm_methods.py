@@ -45,7 +45,7 @@ FEW_STEPS = {"backbone": STEPS, "align": STEPS, "project": STEPS}
 LEARNING: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "a-llmrec": ({"warm_start_steps": 120}, {"max_steps": 8}),
     "mlp-llm": ({"warm_start_steps": 120}, {"max_steps": 24}),
-    "llm-srec": ({"num_candidates": 6}, {"max_steps": 32, "epochs": 2}),
+    "llm-srec": ({"num_candidates": 6}, {"max_steps": 32, "num_train_epochs": 2}),
     "no-llm": ({"steps": 60}, {}),
 }
 
@@ -274,7 +274,9 @@ def test_method_without_its_llm_is_refused(name, folder, tiny):
 
 def test_value_that_no_setting_knows_is_refused(folder, tiny):
     setting = tiny_setting(folder, "value", options={"targets": "test"})
-    with pytest.raises(ALLMRecError, match=r"targets .* must be one of \['validation', 'train'\]"):
+    with pytest.raises(
+        ALLMRecError, match=r"of the method a-llmrec .* targets must be one of validation, train; got 'test'"
+    ):
         method("a-llmrec").fit(tiny, setting)
 
 

@@ -4,12 +4,18 @@ from dataclasses import replace
 
 import pytest
 import torch
-from allmrec_hf.training.settings import run_settings
 
 from allmrec_hf.errors import ALLMRecError
 from allmrec_hf.methods import shared
 from allmrec_hf.methods.registry import method
-from allmrec_hf.methods.shared import backbone_run, check_same_settings, run_until, text_embeddings, trained_backbone
+from allmrec_hf.methods.shared import (
+    backbone_run,
+    check_same_settings,
+    run_arguments,
+    run_until,
+    text_embeddings,
+    trained_backbone,
+)
 from tests.methods.world import small_setting, small_world
 
 SHORT = {"backbone": {"max_steps": 2}, "align": {"max_steps": 2}}
@@ -25,21 +31,21 @@ def test_backbones_with_one_recipe_are_trained_apart(tmp_path):
 
 def test_what_decides_a_part_decides_its_folder_and_nothing_else_does(tmp_path):
     data, setting = small_world(tmp_path), small_setting(tmp_path, budget=SHORT)
-    settings = run_settings("demo")
-    first = run_until(data, setting, settings, "align")
-    assert run_until(data, setting, replace(settings, projector="linear"), "align") == first
-    assert run_until(data, setting, replace(settings, matching=0.0), "align") != first
-    assert run_until(data, replace(setting, seed=setting.seed + 1), settings, "align") != first
-    assert run_until(data, setting, replace(settings, matching=0.0), "backbone") == backbone_run(data, setting)
+    args = run_arguments(setting)
+    first = run_until(data, setting, args, "align")
+    assert run_until(data, setting, args.with_flat(projector="linear", llm_name=None), "align") == first
+    assert run_until(data, setting, args.with_flat(matching_weight=0.0), "align") != first
+    other = replace(setting, seed=setting.seed + 1)
+    assert run_until(data, other, run_arguments(other), "align") != first
+    assert run_until(data, setting, args.with_flat(matching_weight=0.0), "backbone") == backbone_run(data, setting)
 
 
 def test_texts_are_encoded_once_for_all_alignments_and_seeds(tmp_path, monkeypatch):
     data, setting = small_world(tmp_path), small_setting(tmp_path, budget=SHORT, common=tmp_path / "common")
     encode, read = shared.text_embedding_table, []
     monkeypatch.setattr(shared, "text_embedding_table", lambda *parts: read.append(1) or encode(*parts))
-    frozen = replace(run_settings("demo"), fine_tune_text_encoder=False)
-    run_until(data, setting, frozen, "align")
-    run_until(data, replace(setting, seed=1, parts=tmp_path / "others"), frozen, "align")
+    for own in (setting, replace(setting, seed=1, parts=tmp_path / "others")):
+        run_until(data, own, run_arguments(own).with_flat(fine_tune_text_encoder=False), "align")
     text_embeddings(data, setting)
     assert len(read) == 1
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -22,7 +22,7 @@ from rich.text import Text
 from typer.core import TyperCommand
 
 from ..errors import ALLMRecError
-from ..training.options import Checked, choices_of
+from ..training.option_fields import Checked, choices_of
 from ..training.stage_arguments import SECTIONS, STAGES, StageArguments
 
 SEPARATOR = "__"  # in the name of a parameter, between section and option
@@ -198,12 +198,15 @@ def _plain_kind(hint: Any) -> Any:
     return next((part for part in get_args(hint) if part is not type(None)), hint) if _is_union(hint) else hint
 
 
-def options_table(kind: type[Checked], presets: Mapping[str, Checked]) -> str:
-    """Return a Markdown table of a section's options: name, meaning, and the value of each preset."""
-    lines = [f"| option | meaning | {' | '.join(presets)} |", f"| --- | --- | {' | '.join('---' for _ in presets)} |"]
+def options_table(kind: type[Checked], presets: Mapping[str, Checked], names: Sequence[str]) -> str:
+    """Return a Markdown table of some options: name, meaning, and the value of each preset."""
+    lines = [f"| option | meaning | {' | '.join(presets)} |", f"| --- | --- |{' --- |' * len(presets)}"]
     for field in dataclasses.fields(kind):  # type: ignore[arg-type]
+        if field.name not in names:
+            continue
         values = [_shown(getattr(arguments, field.name)) for arguments in presets.values()]
-        lines.append(f"| `{field.name}` | {field.metadata['help']} | {' | '.join(values)} |")
+        flag = f" (`{field.metadata['flag']}`)" if field.metadata["flag"] else ""
+        lines.append(f"| `{field.name}`{flag} | {field.metadata['help']} | {' | '.join(values)} |")
     return "\n".join(lines)
 
 

@@ -19,7 +19,7 @@ import yaml
 from rich.console import Console
 
 from ..errors import ALLMRecError, DataError
-from ..training.options import nearest
+from ..training.option_fields import nearest
 from ..training.stage_arguments import LARGEST_SEED
 
 USER_ERROR = 2

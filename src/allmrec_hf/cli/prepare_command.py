@@ -106,7 +106,12 @@ def prepare(
     ] = KeepItems.interacted,
     column: ColumnOption = None,
     name: Annotated[str | None, typer.Option(help="Name of the data in reports; the file's by default.")] = None,
-    domain: Annotated[str | None, typer.Option(help="movie, game or item: the words of the prompt.")] = None,
+    domain: Annotated[
+        str | None, typer.Option(help="What an item is called in the prompt: movie, game, book, ...")
+    ] = None,
+    verbs: Annotated[
+        str | None, typer.Option(help="What a user does and has done with it: read,read. Bought, if not known.")
+    ] = None,
     num_candidates: Annotated[int, typer.Option(min=2, help="Candidates in a set, target included.")] = 20,
     seed: SeedOption = 0,
     max_bad_lines: Annotated[
@@ -152,6 +157,7 @@ def prepare(
             keep_items=keep_items.value,
             name=name,
             domain=domain,
+            verbs=None if verbs is None else tuple(verbs.split(",")),  # type: ignore[arg-type]
             seed=seed,
             num_candidates=num_candidates,
             columns=column_map(column),

@@ -127,7 +127,7 @@ def prepare(
         output: The folder to write; it must be new, empty, or (with `overwrite`) hold prepared data. Where not given,
             a temporary one, which goes with the process.
         source: `"table"`, `"amazon-2018"`, `"amazon-2023"`, `"movielens"`, `"hub"` or `"frames"`; by default frames or
-            tables, by what is given.
+            tables, by what is given. Of frames, any other text is noted as where they come from.
         k_core: The least number of interactions of a user and an item, for the filter.
         filter: `"k-core"`, `"a-llmrec"` (the paper's one pass) or `"none"`.
         count_min_rating: With `"a-llmrec"`: lower ratings do not count towards k.
@@ -170,7 +170,8 @@ def prepare(
     """
     if source is None:
         source = "frames" if is_frame(interactions) else "table"
-    if source not in READERS:
+    reader = "frames" if is_frame(interactions) and source not in READERS else source
+    if reader not in READERS:
         raise DataError(f"there is no source {source!r}; choose one of {list(READERS)}")
     if not 0 <= max_bad_lines <= 1:
         raise DataError(f"max_bad_lines is {max_bad_lines}; it is a share between 0 and 1")
@@ -197,7 +198,7 @@ def prepare(
     text = TextFormat(delimiter, encoding, header, items_header, quotes)
     steps = Steps()
     with told_of_column_map(columns or {}):
-        raw = READERS[source](interactions, items, columns or {}, max_bad_lines, text, settings.times)
+        raw = READERS[reader](interactions, items, columns or {}, max_bad_lines, text, settings.times)
     return _run(raw, settings if name else replace(settings, name=raw.name), steps)
 
 

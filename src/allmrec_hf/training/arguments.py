@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from ..errors import ALLMRecError
-from .options import unknown_options
+from .option_fields import unknown_options
 from .presets import resolved
 from .stage_arguments import RUN_WIDE, SECTIONS, STAGES, StageArguments
 

@@ -8,12 +8,24 @@ from types import SimpleNamespace
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState
-from transformers.trainer_callback import CallbackHandler, ExportableState
+from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback, ExportableState
 from transformers.trainer_utils import IntervalStrategy
 
 from ..errors import ALLMRecError
 from .stage_arguments import StageArguments
 from .task import StageTask
+
+
+class _NoFlow(DefaultFlowCallback):
+    """Stand for the callback without which transformers warns; the loop itself decides what it would."""
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **more: Any) -> TrainerControl:
+        """Decide nothing."""
+        return control
+
+    def on_epoch_end(self, args: Any, state: TrainerState, control: TrainerControl, **more: Any) -> TrainerControl:
+        """Decide nothing."""
+        return control
 
 
 class StageCallbacks:
@@ -52,7 +64,7 @@ class StageCallbacks:
             is_world_process_zero=is_main, is_local_process_zero=is_main, num_train_epochs=arguments.num_train_epochs
         )
         self.control = TrainerControl()
-        self._handler = CallbackHandler(made, task.module, None, None, None)  # type: ignore[arg-type]
+        self._handler = CallbackHandler([_NoFlow(), *made], task.module, None, None, None)  # type: ignore[arg-type]
 
     def __call__(self, event: str, **more: Any) -> TrainerControl:
         """Tell every callback of an event, such as `on_step_end`, and return what they decided."""

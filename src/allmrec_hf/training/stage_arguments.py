@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar
 from ..cf_encoder import BUILT_IN, MODEL_TYPE_PREFIX, cf_encoder_class, cf_encoder_types
 from ..errors import ALLMRecError
 from ..prompt import PromptTemplate
-from .options import Checked, option
+from .option_fields import Checked, option
 
 STAGES = ("backbone", "align", "project")
 PRESETS = ("default", "paper", "quick", "demo")
