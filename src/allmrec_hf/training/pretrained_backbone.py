@@ -63,8 +63,8 @@ def import_backbone_module(name: str) -> None:
         importlib.import_module(name)
     except Exception as error:
         raise ALLMRecError(
-            f"the module {name!r} (--backbone.module) cannot be imported: {error!r}; give its name as "
-            f"in `import {name}`, from the folder that holds it or with that folder on PYTHONPATH"
+            f"the module {name!r} (--backbone-module, --backbone.module) cannot be imported: {error!r}; give its name "
+            f"as in `import {name}`, from the folder that holds it or with that folder on PYTHONPATH"
         ) from error
 
 
