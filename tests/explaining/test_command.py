@@ -70,5 +70,5 @@ def test_bad_requests_end_with_two_and_one_sentence(finished_run, arguments, mes
 
 
 def test_checkpoints_without_an_llm_are_refused(finished_run):
-    result = run("--model", finished_run / "cf", "--history", "M0001", "--item", "M0002", code=2)
+    result = run("--model", finished_run / "backbone", "--history", "M0001", "--item", "M0002", code=2)
     assert "only an A-LLMRec model" in " ".join(result.stderr.split())
