@@ -89,6 +89,7 @@ def generated(interactions: int, num_items: int, seed: int) -> Any:
     nobody = np.zeros(0, dtype=np.int64)
     return SimpleNamespace(
         name="generated",
+        digests={},
         num_items=num_items,
         num_users=len(sequences),
         user_ids=[str(user) for user in range(len(sequences))],

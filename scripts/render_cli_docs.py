@@ -60,6 +60,8 @@ def _value(kind: Any) -> str:
         return FLAG
     if isinstance(kind, type) and issubclass(kind, enum.Enum):
         name = ", ".join(f"`{member.value}`" for member in kind)
+    elif typing.get_origin(kind) is typing.Literal:
+        name = ", ".join(f"`{value}`" for value in typing.get_args(kind))
     else:
         name = {str: "text", int: "whole number", float: "number", Path: "path"}.get(
             kind, getattr(kind, "__name__", "")
@@ -99,6 +101,9 @@ def _table(function: Any) -> list[str]:
         if not info.hidden:
             cells = (_names(name, kind, info, default), _value(kind), _default(default), _cell(info.help or ""))
             lines.append(f"| {' | '.join(cells)} |".replace("|  |", "| |").replace("|  |", "| |"))
+    if any(info.hidden for _, _, info, _ in _parameters(function)):
+        options = "[all of them](training_options.md)"
+        lines += ["", f"The training of each stage has options too, such as `--project.learning-rate`: {options}."]
     return lines
 
 

@@ -81,8 +81,9 @@ def test_the_page_of_the_command_line_is_up_to_date(monkeypatch: pytest.MonkeyPa
     for name, command in typer.main.get_command(app).commands.items():  # type: ignore[attr-defined]
         section = written.split(f"## allmrec {name}\n")[1].split("\n## ")[0]
         rows = [line.split(" | ")[0] for line in section.splitlines() if line.startswith("| `")]
-        options = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
-        assert set(re.findall(r"`(-[\w-]+)`", "\n".join(rows))) == options - {"--help"}
+        shown = [parameter for parameter in command.params if not parameter.hidden]
+        options = {option for parameter in shown for option in (*parameter.opts, *parameter.secondary_opts)}
+        assert set(re.findall(r"`(-[\w.-]+)`", "\n".join(rows))) == options - {"--help"}
 
 
 def messages() -> str:

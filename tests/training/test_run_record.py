@@ -94,6 +94,15 @@ def test_what_changes_no_weight_may_be_changed_half_way(half_way, small_parts, s
         train(small_data, half_way, settings(small_parts), loops=arguments(), resume=True)
 
 
+def test_no_file_of_a_run_remembers_that_code_of_others_was_trusted(copied, small_parts, small_data):
+    trusting = settings(small_parts, llm_options={"trust_remote_code": True, "attn_implementation": "eager"})
+    train(small_data, copied, trusting, ("project",), arguments())
+    assert record(copied)["arguments"]["llm"]["options"] == {"attn_implementation": "eager"}
+    assert not [path for path in copied.rglob("*.json") if "trust_remote_code" in path.read_text()]
+    plain = settings(small_parts, llm_options={"attn_implementation": "eager"})
+    train(small_data, copied, plain, loops=arguments(), resume=True)  # it is given anew each time
+
+
 def test_a_record_of_a_stage_that_has_not_begun_is_no_hindrance(copied, small_parts, small_data):
     noted = record(copied)
     loop = {name: value for name, value in noted["arguments"]["align"].items() if name in StageArguments.names()}

@@ -22,6 +22,7 @@ from ..modeling_allmrec import ALLMRecModel
 from ..pipeline_recommendation import RecommendationPipeline
 from ..processing_allmrec import ALLMRecProcessor
 from .arguments import ALLMRecTrainingArguments
+from .llms import without_trust
 from .pretrained_backbone import load_backbone
 from .run import LoadedParts, Run
 from .run_checks import check_run
@@ -97,9 +98,10 @@ class ALLMRecTrainer:
                     f"text_encoder must be {PART_KINDS} with `encode`; got {type(text_encoder).__name__}"
                 )
             self.parts.text_encoder = text_encoder
-        self.args = args.replaced(**changes)
+        args = args.replaced(**changes)
+        options, self.trust_remote_code = without_trust(args.llm.options, trust_remote_code)
+        self.args = args if options == (args.llm.options or {}) else args.replaced(llm={"options": options or None})
         self.callbacks = tuple(callbacks)
-        self.trust_remote_code = trust_remote_code
 
     def _loaded_llm(self, llm: PreTrainedModel, tokenizer: Any) -> dict[str, Any]:
         source = getattr(llm.config, "name_or_path", "") or None
