@@ -444,8 +444,11 @@ class _StageRun:
         tensors, values = ckpt.random_state(self.device)
         mine = (ckpt.with_prefix(f"random{self.rank}|", tensors), values)
         random = [mine] if self.world == 1 else gather_object([mine])
-        if not self.accelerator.is_main_process:
-            return
+        if self.accelerator.is_main_process:
+            self._write_checkpoint(random)
+        self._tell("on_save")
+
+    def _write_checkpoint(self, random: list[Any]) -> None:
         everything = {
             **ckpt.with_prefix("module|", ckpt.module_state(self.task.module)),
             **ckpt.with_prefix("optimizer|", ckpt.optimizer_tensors(self.optimizer, self.names)),
@@ -459,7 +462,6 @@ class _StageRun:
             "content": dict(self.task.content), "callbacks": self.callbacks.export(),
         }  # fmt: skip
         ckpt.save_checkpoint(self.folder, everything, progress, self.arguments.save_total_limit)
-        self._tell("on_save")
 
     def _restore(self, path: Path) -> None:
         tensors, progress = ckpt.load_checkpoint(path)
