@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -18,19 +17,8 @@ if TYPE_CHECKING:
     from ..evaluation.protocol import Ranker
 
 
-class Protocol(str, Enum):
-    """How methods are evaluated."""
-
-    candidates = "candidates"
-    full = "full"
-    paper = "paper"
-
-
-class Split(str, Enum):
-    """The part whose targets are ranked."""
-
-    test = "test"
-    validation = "validation"
+Protocol = Literal["candidates", "full", "paper"]
+Split = Literal["test", "validation"]
 
 
 def load_rankers(
@@ -163,8 +151,8 @@ def evaluate(
         typer.Option(
             help="`candidates`: the seeded file; `full`: whole catalogue; `paper`: generated text, exact match."
         ),
-    ] = Protocol.candidates,
-    split: Annotated[Split, typer.Option(help="Whose targets.")] = Split.test,
+    ] = "candidates",
+    split: Annotated[Split, typer.Option(help="Whose targets.")] = "test",
     max_users: Annotated[int | None, typer.Option(min=1, help="A seeded sample of users.")] = None,
     seed: SeedOption = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="Users that the LLM reads at once.")] = 16,
@@ -198,7 +186,7 @@ def evaluate(
         from ..files import check_writable
         from ..hub.card import read_card, write_card
 
-        if protocol is Protocol.paper and num_permutations > 1:
+        if protocol == "paper" and num_permutations > 1:
             raise ALLMRecError(
                 "--num-permutations averages scores, and --protocol paper has none: it compares generated text; leave "
                 "out one of the two"
@@ -213,7 +201,7 @@ def evaluate(
         if update_card and not Path(model).is_dir():
             raise ALLMRecError(f"--update-card needs a run folder; {model} is none")
         card = read_card(model) if update_card else None
-        if split is Split.validation and _trained_on_validation(model):
+        if split == "validation" and _trained_on_validation(model):
             stderr.print(
                 f"warning: stage 2 of {model} was trained on validation targets, so its numbers on this split are no "
                 "test of it",
@@ -221,14 +209,14 @@ def evaluate(
                 soft_wrap=True,
             )
         prepared = PreparedData.load(data)
-        whole, trust = protocol is Protocol.full, trust_remote_code
+        whole, trust = protocol == "full", trust_remote_code
         rankers = load_rankers(
             model, prepared, batch_size, num_permutations, fair_backbone, whole, llm, trust, allow_other_llm
         )
         for ranker in rankers:
             if isinstance(ranker, ALLMRecRanker):
-                tell_evaluation_cost(ranker, prepared, protocol.value, split.value, max_users, seed)
-        result = run(rankers, prepared, protocol.value, split.value, max_users=max_users, seed=seed)
+                tell_evaluation_cost(ranker, prepared, protocol, split, max_users, seed)
+        result = run(rankers, prepared, protocol, split, max_users=max_users, seed=seed)
         if output is not None:
             result.write_json(output)
         if per_user is not None:

@@ -3,27 +3,15 @@
 from __future__ import annotations
 
 import sys
-from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from .options import ConfigOption, JsonOption, emit, say, user_errors
 
-
-class Source(str, Enum):
-    """The program that trained the weights."""
-
-    recbole = "recbole"
-    authors = "authors"
-
-
-class MissingItems(str, Enum):
-    """What happens where a trained backbone lacks items of the data."""
-
-    refuse = "refuse"
-    zeros = "zeros"
+Source = Literal["recbole", "authors"]
+MissingItems = Literal["refuse", "zeros"]
 
 
 def import_users_module(name: str) -> None:
@@ -51,7 +39,7 @@ def import_backbone(
     ] = None,
     missing_items: Annotated[
         MissingItems, typer.Option(help="Items of the data that the weights lack: refuse, or zeros (cold items).")
-    ] = MissingItems.refuse,
+    ] = "refuse",
     num_heads: Annotated[int | None, typer.Option(min=1, help="Attention heads, where the file does not say.")] = None,
     json_output: JsonOption = False,
     config: ConfigOption = None,
@@ -73,7 +61,7 @@ def import_backbone(
             raise ALLMRecError(f"the output {output} is a file or a folder that is not empty; choose another")
         catalog = PreparedData.load(data).catalog
         cf_encoder, missing, dropped = import_cf_encoder(
-            source.value, checkpoint, catalog, item_ids, missing_items.value, num_heads
+            source, checkpoint, catalog, item_ids, missing_items, num_heads
         )
         save_backbone(cf_encoder, catalog, output)
         if json_output:

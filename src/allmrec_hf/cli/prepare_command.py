@@ -2,62 +2,19 @@
 
 from __future__ import annotations
 
-from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from .options import ColumnOption, ConfigOption, JsonOption, SeedOption, column_map, emit, say, user_errors
 
-
-class Source(str, Enum):
-    """The source of the data."""
-
-    table = "table"
-    amazon_2014 = "amazon-2014"
-    amazon_2018 = "amazon-2018"
-    amazon_2023 = "amazon-2023"
-    movielens = "movielens"
-    hub = "hub"
-
-
-class Filter(str, Enum):
-    """The filter by number of interactions."""
-
-    k_core = "k-core"
-    a_llmrec = "a-llmrec"
-    none = "none"
-
-
-class Quotes(str, Enum):
-    """The meaning of quotation marks in text tables."""
-
-    auto = "auto"
-    csv = "csv"
-    none = "none"
-
-
-class Order(str, Enum):
-    """The order of interactions."""
-
-    time = "time"
-    file = "file"
-
-
-class Repeats(str, Enum):
-    """The interactions kept of several of a user with an item."""
-
-    keep = "keep"
-    first = "first"
-    last = "last"
-
-
-class KeepItems(str, Enum):
-    """The items of the metadata that are kept."""
-
-    interacted = "interacted"
-    all = "all"
+Source = Literal["table", "amazon-2014", "amazon-2018", "amazon-2023", "movielens", "hub"]
+Filter = Literal["k-core", "a-llmrec", "none"]
+Quotes = Literal["auto", "csv", "none"]
+Order = Literal["time", "file"]
+Repeats = Literal["keep", "first", "last"]
+KeepItems = Literal["interacted", "all"]
 
 
 DelimiterOption = Annotated[
@@ -80,9 +37,9 @@ def prepare(
     items: Annotated[
         str | None, typer.Option(help="File or Hub data set of items: item_id, title, description.")
     ] = None,
-    source: Annotated[Source, typer.Option(help="Layout of the files.")] = Source.table,
+    source: Annotated[Source, typer.Option(help="Layout of the files.")] = "table",
     k_core: Annotated[int, typer.Option(min=1, help="Least interactions of a user and of an item.")] = 5,
-    filter: Annotated[Filter, typer.Option(help="Iterative k-core, the paper's one pass, or none.")] = Filter.k_core,
+    filter: Annotated[Filter, typer.Option(help="Iterative k-core, the paper's one pass, or none.")] = "k-core",
     count_min_rating: Annotated[
         float | None, typer.Option(help="With a-llmrec: lower ratings do not count towards k (beauty, toys: 3).")
     ] = None,
@@ -91,19 +48,19 @@ def prepare(
     ] = None,
     repeats: Annotated[
         Repeats, typer.Option(help="Of several interactions of a user with an item keep all, the first or the last.")
-    ] = Repeats.keep,
+    ] = "keep",
     drop_duplicates: Annotated[
         bool, typer.Option("--drop-duplicates/--keep-duplicates", help="Rows equal in user, item, time and rating.")
     ] = True,
     order: Annotated[
         Order, typer.Option(help="By timestamp; `file`, for data without times: rows are in order of time.")
-    ] = Order.time,
+    ] = "time",
     time_format: Annotated[
         str | None, typer.Option(help="Of times written as text, e.g. '%d/%m/%Y %H:%M'; ISO dates need none.")
     ] = None,
     keep_items: Annotated[
         KeepItems, typer.Option(help="Also keep items nobody interacted with: `all`.")
-    ] = KeepItems.interacted,
+    ] = "interacted",
     column: ColumnOption = None,
     name: Annotated[str | None, typer.Option(help="Name of the data in reports; the file's by default.")] = None,
     domain: Annotated[
@@ -123,7 +80,7 @@ def prepare(
     items_header: Annotated[
         bool | None, typer.Option(help="The same of the items' file, where it differs.", show_default=False)
     ] = None,
-    quotes: QuotesOption = Quotes.auto,
+    quotes: QuotesOption = "auto",
     overwrite: Annotated[bool, typer.Option(help="Replace prepared data in the output folder.")] = False,
     json_output: JsonOption = False,
     config: ConfigOption = None,
@@ -150,11 +107,11 @@ def prepare(
             interactions,
             items,
             output=output,
-            source=source.value,
+            source=source,
             k_core=k_core,
-            filter=filter.value,
+            filter=filter,
             count_min_rating=count_min_rating,
-            keep_items=keep_items.value,
+            keep_items=keep_items,
             name=name,
             domain=domain,
             verbs=None if verbs is None else tuple(verbs.split(",")),  # type: ignore[arg-type]
@@ -167,11 +124,11 @@ def prepare(
             encoding=encoding,
             header=header,
             items_header=items_header,
-            quotes=quotes.value,
+            quotes=quotes,
             drop_duplicates=drop_duplicates,
             min_rating=min_rating,
-            repeats=repeats.value,
-            order=order.value,
+            repeats=repeats,
+            order=order,
             time_format=time_format,
         )
         emit(data.info) if json_output else say(f"{format_report(data.info)}\n\nPrepared data are in {output}.")

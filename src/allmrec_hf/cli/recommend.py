@@ -6,9 +6,8 @@ import json
 import logging
 import warnings
 from collections.abc import Iterator
-from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import click
 import typer
@@ -33,7 +32,7 @@ from .options import (
     stderr,
     user_errors,
 )
-from .prepare_command import DelimiterOption, EncodingOption, HeaderOption, Quotes, QuotesOption
+from .prepare_command import DelimiterOption, EncodingOption, HeaderOption, QuotesOption
 
 if TYPE_CHECKING:
     from ..catalog import ItemCatalog
@@ -45,13 +44,7 @@ MAX_BAD_LINES = 0.01
 UNKNOWN = "unknown_history"
 
 
-class OnError(str, Enum):
-    """The reaction to a request that cannot be served."""
-
-    stop = "raise"
-    tell = "return"
-
-
+OnError = Literal["raise", "return"]
 TitlesOption = Annotated[
     list[str] | None,
     typer.Option(help="The history by title in place of ids, oldest first; once for each title, or commas between."),
@@ -94,7 +87,7 @@ def recommend(
     output: Annotated[Path | None, typer.Option(help="Write the results of --requests here, a line each.")] = None,
     on_error: Annotated[
         OnError, typer.Option(help="A request that cannot be served stops the command, or its error is its result.")
-    ] = OnError.stop,
+    ] = "raise",
     top_k: Annotated[int, typer.Option(min=1, help="Items to recommend.")] = 10,
     num_permutations: PermutationsOption = 1,
     batch_size: Annotated[int, typer.Option(min=1, help="Requests that the LLM reads at once, with --requests.")] = 16,
@@ -130,7 +123,7 @@ def recommend(
             raise DataError(f"{requests} is no file; give JSON lines, one request each")
         if requests is None and history is None and not titles:
             raise DataError("the history is empty; give --history ID,ID,..., --titles TITLE or --requests FILE")
-        settings: dict[str, Any] = {"top_k": top_k, "num_permutations": num_permutations, "on_error": on_error.value}
+        settings: dict[str, Any] = {"top_k": top_k, "num_permutations": num_permutations, "on_error": on_error}
         if requests is not None:
             pipe = load_pipeline(model, llm, None, trust_remote_code, allow_other_llm)
             _recommend_all(pipe, requests, output, batch_size, settings)
@@ -230,7 +223,7 @@ def add_items(
     delimiter: DelimiterOption = None,
     encoding: EncodingOption = None,
     header: HeaderOption = True,
-    quotes: QuotesOption = Quotes.auto,
+    quotes: QuotesOption = "auto",
     llm: LlmOption = None,
     text_encoder: TextEncoderOption = None,
     allow_other_llm: OtherLlmOption = False,
@@ -261,7 +254,7 @@ def add_items(
         if output is not None and output.exists() and any(output.iterdir()):
             raise ALLMRecError(f"the output folder {output} is not empty; choose another")
         columns = column_map(column)
-        text = TextFormat(delimiter, encoding, header, None, quotes.value)
+        text = TextFormat(delimiter, encoding, header, None, quotes)
         with told_of_column_map(columns):
             frame, _ = read_table(items, MAX_BAD_LINES, lambda names: item_names(names, columns, items), text)
         records, _ = validate_items(frame, str(items))
