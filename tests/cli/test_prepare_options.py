@@ -10,6 +10,7 @@ from typing import Any
 import polars as pl
 import pytest
 
+from allmrec_hf import DataError
 from allmrec_hf.cli.prepare_command import prepare as command
 from allmrec_hf.data.prepare import prepare
 from tests.command_line import refused, succeeded
@@ -23,16 +24,21 @@ def test_command_and_function_have_the_same_options_and_defaults() -> None:
     ours, theirs = defaults(prepare), defaults(command)
     assert set(theirs) - set(ours) == {"column", "json_output", "config"}
     assert set(ours) - set(theirs) == {"columns"}  # --column
+    assert (theirs.pop("output"), ours.pop("output")) == (
+        inspect.Parameter.empty,
+        None,
+    )  # a folder of its own in Python
+    assert (theirs.pop("source"), ours.pop("source")) == ("table", None)  # in Python frames too
     assert {name: value for name, value in theirs.items() if name in ours} == {
         name: value for name, value in ours.items() if name != "columns"
     }
 
 
-def test_frames_are_prepared_by_the_same_options_as_files() -> None:
-    of_files = {"columns", "max_bad_lines", "delimiter", "encoding", "header", "items_header", "quotes"}
-    files, frames = (set(inspect.signature(function).parameters) for function in (prepare, prepare))
-    assert files - frames == of_files
-    assert frames - files == set()
+@pytest.mark.parametrize("option", [{"delimiter": ";"}, {"encoding": "latin-1"}, {"header": False}, {"quotes": "none"}])
+def test_what_is_said_of_text_files_is_refused_with_frames(option: dict[str, Any]) -> None:
+    rows = [{"user_id": u, "item_id": u + t, "timestamp": t} for u in range(4) for t in range(4)]
+    with pytest.raises(DataError, match="the interactions are no text file; leave it out"):
+        prepare(rows, filter="none", num_candidates=2, **option)
 
 
 def test_dates_ratings_and_repeats_are_told_by_options(tmp_path: Path) -> None:

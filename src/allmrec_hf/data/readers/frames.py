@@ -36,12 +36,16 @@ def read_frames(
         items: One row for each item, or None.
         columns: As of `read_tables`.
         max_bad_lines: Not used.
-        text: Not used.
+        text: Nothing may be said of text files.
         rules: How the order of interactions is told.
 
     Raises:
-        DataError: when a column is missing, given twice, or of a wrong type.
+        DataError: when a column is missing, given twice, or of a wrong type, or a format of text files is given.
     """
+    if text != AS_FOUND:
+        raise DataError(
+            "a delimiter, an encoding, quotes or no header is given, but the interactions are no text file; leave it out"
+        )
     frame = _table(interactions, "the interactions")
     names = interaction_names(frame.columns, columns, "the interactions", rules)
     rows = validate_interactions(_renamed(frame, names), "the interactions", rules)
