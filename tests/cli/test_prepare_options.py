@@ -37,7 +37,7 @@ def test_command_and_function_have_the_same_options_and_defaults() -> None:
 @pytest.mark.parametrize("option", [{"delimiter": ";"}, {"encoding": "latin-1"}, {"header": False}, {"quotes": "none"}])
 def test_what_is_said_of_text_files_is_refused_with_frames(option: dict[str, Any]) -> None:
     rows = [{"user_id": u, "item_id": u + t, "timestamp": t} for u in range(4) for t in range(4)]
-    with pytest.raises(DataError, match="the interactions are no text file; leave it out"):
+    with pytest.raises(DataError, match="the interactions are no text file: leave it out"):
         prepare(rows, filter="none", num_candidates=2, **option)
 
 

@@ -44,7 +44,8 @@ def read_frames(
     """
     if text != AS_FOUND:
         raise DataError(
-            "a delimiter, an encoding, quotes or no header is given, but the interactions are no text file; leave it out"
+            "a delimiter, an encoding, quotes or no header is given, but the interactions are no text file: leave it "
+            "out"
         )
     frame = _table(interactions, "the interactions")
     names = interaction_names(frame.columns, columns, "the interactions", rules)
