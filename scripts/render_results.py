@@ -66,8 +66,8 @@ def suite_tables(path: Path) -> dict[str, str]:
 
 def tables() -> dict[str, str]:
     """Return Markdown by marker name."""
-    pages = [RESULTS / f"{name}.md" for name in ("demo_seeds", "backbones_with_llm")]
-    found = {page.stem: page.read_text(encoding="utf-8").split("\n\n", 1)[1].strip() for page in pages}
+    seeds = (RESULTS / "demo_seeds.md").read_text(encoding="utf-8")
+    found = {"demo_seeds": seeds.split("\n\n", 1)[1].strip()}
     for name in ("explanation_agreement", "free_text"):
         found[name] = (RESULTS / f"{name}.md").read_text(encoding="utf-8").strip()
     for path in sorted(RESULTS.glob("*.json")):
