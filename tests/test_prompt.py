@@ -30,9 +30,17 @@ def test_domains_have_their_own_words(domain, words):
     assert f"This user has {words} " in PromptTemplate.for_domain(domain).prompt
 
 
-def test_unknown_domain_lists_the_known_ones():
-    with pytest.raises(DataError, match=r"unknown domain 'song'; known are \['game', 'item', 'movie'\]"):
-        PromptTemplate.for_domain("song")
+def test_any_domain_has_a_prompt_in_its_words():
+    assert "has bought {history} in the previous. Recommend one next song" in PromptTemplate.for_domain("song").prompt
+    assert "has heard {history}" in PromptTemplate.for_domain("song", verbs=("hear", "heard")).prompt
+
+
+@pytest.mark.parametrize(
+    ("domain", "verbs"), [("", None), ("{song}", None), ("song\n", None), ("song", ("hear", " ")), ("song", ("hear",))]
+)
+def test_a_domain_that_is_no_noun_with_two_verbs_is_refused(domain, verbs):
+    with pytest.raises(DataError, match="a domain is a noun with two verbs"):
+        PromptTemplate.for_domain(domain, verbs=verbs)
 
 
 def test_template_without_vectors_has_no_slot():
