@@ -72,7 +72,7 @@ def test_a_draw_of_users_is_seeded_and_keeps_their_order(toy):
     assert drawn(samples, None, seed=1) is drawn(samples, 50, seed=1) is samples
 
 
-def test_negatives_are_uniform_over_what_others_touched_and_the_user_did_not(toy):
+def test_negatives_are_uniform_over_what_others_have_seen_and_the_user_has_not(toy):
     sampler = NegativeSampler(toy, "train+validation")
     users = np.array([0, 1] * 3000)
     drawn_items = sampler.negatives(users, np.random.default_rng(0))
@@ -83,7 +83,7 @@ def test_negatives_are_uniform_over_what_others_touched_and_the_user_did_not(toy
     assert np.abs(counts[1][[2, 4, 5, 6]] - 750).max() < 120
 
 
-def test_an_item_that_nobody_touched_before_the_test_is_never_drawn():
+def test_an_item_never_seen_before_the_test_is_never_drawn():
     data = data_of([[1, 2, 3, 4, 5], [3, 1, 2], [4, 6]])  # 5 is a test item alone, 7 is nobody's
     sampler = NegativeSampler(data, "train+validation")
     drawn_items = sampler.negatives(np.array([1] * 500), np.random.default_rng(0))
@@ -101,10 +101,10 @@ def test_candidates_hold_the_target_once_and_nothing_touched(toy):
         assert all(len(set(row)) == 3 for row in sets)
 
 
-def test_a_user_who_touched_everything_is_named():
+def test_a_user_who_has_seen_everything_is_named():
     data = data_of([[1, 2, 3, 4, 5, 6, 1, 2], [1, 2, 3]])
     sampler = NegativeSampler(data, "train+validation")
-    with pytest.raises(DataError, match="user 'u0' touched nearly all of the 6 items"):
+    with pytest.raises(DataError, match="user 'u0' has seen nearly all of the 6 items"):
         sampler.negatives(np.array([0]), np.random.default_rng(0))
     with pytest.raises(DataError, match="'u0' has left only 0 of the catalogue's 6 items unseen"):
         sampler.candidates(last_of_training(data), 3, np.random.default_rng(0))

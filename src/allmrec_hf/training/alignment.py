@@ -1,4 +1,4 @@
-"""Stage 1: trains the aligner, and the text encoder where it is not frozen, around the frozen CF encoder."""
+"""Train stage 1: the aligner, and the text encoder where it is not frozen, around the frozen CF encoder."""
 
 from __future__ import annotations
 

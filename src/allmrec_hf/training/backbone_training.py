@@ -1,4 +1,4 @@
-"""Stage 0: trains the CF backbone alone, which every later stage keeps frozen."""
+"""Train stage 0: the CF backbone alone, which every later stage keeps frozen."""
 
 from __future__ import annotations
 

@@ -115,7 +115,7 @@ class _Negatives:
             self.known = np.flatnonzero(self.shares)
 
     def of(self, users: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-        """Return `(P, K)` items that each of `users` `(P,)` never touched."""
+        """Return `(P, K)` items that each of `users` `(P,)` has never seen."""
         return self.sampler.negatives(np.repeat(users, self.own), generator).reshape(len(users), self.own)
 
     def shared(self, targets: np.ndarray, generator: np.random.Generator) -> Batch:

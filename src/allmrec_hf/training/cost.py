@@ -1,4 +1,4 @@
-"""What stage 2 will cost on this machine, said before it starts: prompts, tokens, measured speed and time."""
+"""Measure what stage 2 will cost before it starts: prompts, tokens, speed and time."""
 
 from __future__ import annotations
 

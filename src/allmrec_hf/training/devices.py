@@ -1,4 +1,4 @@
-"""Where a stage runs: the Accelerator, and the placement of a module."""
+"""Make a stage's Accelerator and place its module on a device."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The fair comparison: the backbone of a run, trained again on the items that stage 2 has seen too."""
+"""Train the backbone of a run again on the items that stage 2 has seen too, for a fair comparison."""
 
 from __future__ import annotations
 

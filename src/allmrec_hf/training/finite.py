@@ -1,4 +1,4 @@
-"""Losses, gradients and weights that are no longer finite: seen at the step where they come up."""
+"""Find losses, gradients and weights that are not finite at the step where they come up."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a stage goes, where standard error is no terminal: a line every half minute in place of a bar."""
+"""Write a line about a stage every half minute, where standard error is no terminal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stage 2: trains the two projectors around the frozen LLM."""
+"""Train stage 2: the two projectors around the frozen LLM."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def candidate_samples(data: PreparedData, targets: Targets, arguments: StageArgu
 def candidate_items(data: PreparedData, samples: Samples) -> np.ndarray:
     """Return the items that stand in the candidate lists of stage 2: what backbones train on, and its own targets.
 
-    An item that only held-out users touched, or with targets "train" only the validation part, would never be right.
+    An item that only held-out users have seen, or with targets "train" only the validation part, would never be right.
 
     Args:
         data: Prepared data.

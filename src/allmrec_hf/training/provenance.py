@@ -1,4 +1,4 @@
-"""Where a result comes from: versions of the libraries and the commit of this package's source."""
+"""Record versions of the libraries and the commit of this package's source with a result."""
 
 from __future__ import annotations
 

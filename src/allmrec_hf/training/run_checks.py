@@ -1,4 +1,4 @@
-"""What is checked before a run trains anything, so that hours are not spent on what a later stage fails on."""
+"""Check everything that a run's later stages would fail on, before anything is trained."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a training step is made of: one history and one target for each user, and batches of similar length."""
+"""Make training examples: a history and a target for each user, negatives, and batches of similar length."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from ..errors import DataError
 Split = Literal["train", "train+validation"]
 
 REJECTION_ROUNDS = 200
-EXACT_CELLS = 2**26  # pairs of users and items up to which each has a byte that says whether it was touched
-FILTER_SLOTS = 8  # else: bytes for each interaction; with them one pair in eight that was not touched needs a search
+EXACT_CELLS = 2**26  # pairs of users and items up to which each has a byte that says whether it was seen
+FILTER_SLOTS = 8  # else: bytes for each interaction; with them one pair in eight that was not seen needs a search
 GOLDEN_RATIO = np.uint64(0x9E3779B97F4A7C15)  # 2^64 over the golden ratio spreads neighbouring keys
 BUCKET_BATCHES = 50  # batches that are sorted by length together
 
@@ -131,22 +131,22 @@ class NegativeSampler:
 
     Args:
         data: Prepared data.
-        split: The known part, `"train"` or `"train+validation"`; what a user touched there is not drawn for that user.
-        items: Catalogue indices that may be drawn, in any order and repeated; those that somebody touched in the known
+        split: The known part, `"train"` or `"train+validation"`; what a user has seen there is not drawn for that user.
+        items: Catalogue indices that may be drawn, in any order and repeated; those that somebody has seen in the known
             part where not given.
     """
 
     def __init__(self, data: PreparedData, split: Split = "train", items: np.ndarray | None = None) -> None:
         sequences = data.sequences(split)
         users = np.repeat(np.arange(len(sequences)), [len(sequence) for sequence in sequences])
-        touched = np.concatenate(sequences)
-        self._known = np.unique(np.append(touched if items is None else items, 0))  # of each place; place 0 is padding
-        drawable = np.isin(touched, self._known)
-        users, places = users[drawable], self._places(touched[drawable])
-        self._touched = SeenItems(users, places, len(self._known) - 1)
-        cells, bits = len(sequences) * len(self._known), max(1, (FILTER_SLOTS * len(touched) - 1).bit_length())
+        seen = np.concatenate(sequences)
+        self._known = np.unique(np.append(seen if items is None else items, 0))  # of each place; place 0 is padding
+        drawable = np.isin(seen, self._known)
+        users, places = users[drawable], self._places(seen[drawable])
+        self._seen = SeenItems(users, places, len(self._known) - 1)
+        cells, bits = len(sequences) * len(self._known), max(1, (FILTER_SLOTS * len(seen) - 1).bit_length())
         self._shift = None if cells <= EXACT_CELLS else np.uint64(64 - bits)  # None: each pair has a slot of its own
-        self._filter = np.zeros(cells if self._shift is None else 2**bits, dtype=np.bool_)  # True where touched
+        self._filter = np.zeros(cells if self._shift is None else 2**bits, dtype=np.bool_)  # True where seen
         self._filter[self._slots(users, places)] = True
         self._groups = title_groups(data.catalog.frame["title"])[self._known]
         self._user_ids = data.user_ids
@@ -161,19 +161,19 @@ class NegativeSampler:
         return (keys.astype(np.uint64) * GOLDEN_RATIO) >> self._shift  # multiplicative hashing, modulo 2^64
 
     def _has_touched(self, users: np.ndarray, places: np.ndarray) -> np.ndarray:
-        """Tell for each pair whether the user touched the item; an empty slot answers it without a search."""
-        touched = self._filter[self._slots(users, places)]
+        """Tell for each pair whether the user has seen the item; an empty slot answers it without a search."""
+        seen = self._filter[self._slots(users, places)]
         if self._shift is not None:
-            rows = np.flatnonzero(touched)
-            touched[rows] = self._touched.contains(users[rows], places[rows, None])[:, 0]
-        return touched
+            rows = np.flatnonzero(seen)
+            seen[rows] = self._seen.contains(users[rows], places[rows, None])[:, 0]
+        return seen
 
     def candidates(self, samples: Samples, num_candidates: int, generator: np.random.Generator) -> np.ndarray:
         """Return `(S, C)` the target and C - 1 negatives of each sample, shuffled, no title twice."""
         drawn = sample_candidates(
             samples.users,
             self._places(samples.targets),
-            self._touched,
+            self._seen,
             self._groups,
             num_candidates,
             seed=int(generator.integers(2**63)),
@@ -186,7 +186,7 @@ class NegativeSampler:
         """Return `(P,)` one uniform negative for each of `users` `(P,)`, which may repeat.
 
         Raises:
-            DataError: when a user touched (nearly) every item.
+            DataError: when a user has seen (nearly) every item.
         """
         places = generator.integers(1, len(self._known), len(users))
         open_rows = np.flatnonzero(self._has_touched(users, places))
@@ -200,8 +200,8 @@ class NegativeSampler:
             return self._known[places]
         user = self._user_ids[int(users[open_rows[0]])]
         raise DataError(
-            f"user {user!r} touched nearly all of the {len(self._known) - 1} items that may be negatives; none is left "
-            "for them"
+            f"user {user!r} has seen nearly all of the {len(self._known) - 1} items that may be negatives; none is "
+            "left for them"
         )
 
 
