@@ -1,4 +1,4 @@
-"""A-LLMRec on top of every CF backbone, on the invented world: each backbone alone, and with A-LLMRec.
+"""A-LLMRec on top of every backbone, on the invented world: each backbone alone, and with A-LLMRec.
 
 python benchmarks/backbones.py --output runs/backbones --seeds 0 1 2
 
@@ -27,7 +27,7 @@ from allmrec_hf.data.synthetic import SyntheticWorld
 from allmrec_hf.evaluation.evaluator import REPORT_FORMAT, evaluate
 from allmrec_hf.evaluation.llm_ranker import ALLMRecRanker
 from allmrec_hf.evaluation.protocol import Ranker
-from allmrec_hf.evaluation.rankers import CFRanker, PopularityRanker
+from allmrec_hf.evaluation.rankers import BackboneRanker, PopularityRanker
 from allmrec_hf.files import written_whole
 from allmrec_hf.part_sources import DEMO
 from allmrec_hf.processing_allmrec import ALLMRecProcessor
@@ -84,9 +84,9 @@ def compute_run(name: str, seed: int, max_users: int, folder: Path) -> dict[str,
         trainer.train()
     model = AutoModel.from_pretrained(run)
     rankers: list[Ranker] = [
-        CFRanker(AutoModel.from_pretrained(run / "backbone"), name=ALONE),
-        CFRanker(fair_backbone(run, data), name=FAIR),
-        CFRanker(model.cf_encoder, name=NO_LM),
+        BackboneRanker(AutoModel.from_pretrained(run / "backbone"), name=ALONE),
+        BackboneRanker(fair_backbone(run, data), name=FAIR),
+        BackboneRanker(model.cf_encoder, name=NO_LM),
         ALLMRecRanker(model, ALLMRecProcessor.from_pretrained(run), name=WITH, batch_size=32),
         PopularityRanker(data.item_counts("train")),
     ]

@@ -1,4 +1,4 @@
-"""Compare our CF backbones with RecTools, RecBole and implicit: same data, split, ranks, sizes and budget.
+"""Compare our backbones with RecTools, RecBole and implicit: same data, split, ranks, sizes and budget.
 
     python benchmarks/cf_quality.py --data-root DATA --output RUNS --machine "2 cores" \
         --rectools-python R/bin/python --recbole-python B/bin/python --implicit-python I/bin/python
@@ -45,7 +45,7 @@ from allmrec_hf.files import folder_written_whole, written_whole
 from allmrec_hf.histories import pad_histories
 from allmrec_hf.ranking import Ranks, summarize_ranks
 from allmrec_hf.training import loop
-from allmrec_hf.training.backbone_training import train_cf_encoder
+from allmrec_hf.training.backbone_training import train_backbone
 from allmrec_hf.training.presets import preset
 
 FORMAT = 2  # of a run; 1 had metrics at the mean place of ties
@@ -162,7 +162,7 @@ def run_ours(run: Run, data: PreparedData, problem: Problem, options: argparse.N
     cpu_time = mock.patch.object(loop, "monotonic", time.process_time)  # it counts, as for the others
     with tempfile.TemporaryDirectory() as folder, cpu_time:
         wall, cpu = time.monotonic(), time.process_time()
-        cf_encoder = train_cf_encoder(data, config, arguments, folder, progress=False)
+        cf_encoder = train_backbone(data, config, arguments, folder, progress=False)
         wall, cpu = time.monotonic() - wall, time.process_time() - cpu
         record = json.loads((Path(folder) / "training.json").read_text(encoding="utf-8"))
     result = record.get("result", record)

@@ -25,7 +25,7 @@ from other_libraries.timing import write_timing
 from allmrec_hf.cf_encoder import build_cf_encoder
 from allmrec_hf.data.prepared import CandidateSet, PreparedData
 from allmrec_hf.evaluation.evaluator import evaluate
-from allmrec_hf.evaluation.rankers import CFRanker
+from allmrec_hf.evaluation.rankers import BackboneRanker
 from allmrec_hf.training.backbone_training import CFEncoderTask
 from allmrec_hf.training.loop import run_stage
 from allmrec_hf.training.stage_arguments import StageArguments
@@ -138,7 +138,7 @@ def compare(data: PreparedData, settings: dict[str, Any]) -> dict[str, Any]:
     started = time.process_time()
     CFEncoderTask.validate(task, users, torch.device("cpu"))
     validated = time.process_time()
-    evaluate([CFRanker(cf_encoder)], data, "full", "validation")
+    evaluate([BackboneRanker(cf_encoder)], data, "full", "validation")
     evaluated = time.process_time()
     return {
         **facts,

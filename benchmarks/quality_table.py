@@ -112,7 +112,7 @@ def limits(runs: Iterable[Run]) -> str:
 
 def page(runs: Sequence[Run], protocol: str, command: str, machine: str) -> str:
     """Return the whole Markdown page."""
-    parts = ["# CF backbones against other libraries", protocol.strip()]
+    parts = ["# Backbones against other libraries", protocol.strip()]
     for dataset, rows in grouped(runs).items():
         users = next(iter(rows.values()))[0]["metrics"]["users"]
         parts += [f"## {dataset}", f"{users:,} test users. The better of each pair is bold.", table(rows)]

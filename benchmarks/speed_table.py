@@ -11,7 +11,7 @@ import numpy as np
 
 Measurement = dict[str, Any]
 OURS = "allmrec-hf"
-HEADER = """# How fast the CF backbones train and rank
+HEADER = """# How fast the backbones train and rank
 
 Written by `benchmarks/cf_speed.py`; do not edit by hand. Machine: {machine}. CPU seconds of a process of its own, one
 thread; the libraries took turns. Each figure is the median of its repeats, with their range. Only the ratios mean

@@ -1,4 +1,4 @@
-"""A CF backbone of your own: one class and one line, then it trains, saves, loads and carries A-LLMRec like ours.
+"""A backbone of your own: one class and one line, then it trains, saves, loads and carries A-LLMRec like ours.
 
 python examples/own_cf_backbone.py --output runs/own
 
@@ -16,9 +16,9 @@ from transformers import AutoModel
 from allmrec_hf import (
     ALLMRecTrainer,
     ALLMRecTrainingArguments,
+    BackboneRanker,
     CFEncoder,
     CFEncoderConfig,
-    CFRanker,
     PopularityRanker,
     SyntheticWorld,
     prepare,
@@ -78,7 +78,7 @@ def main() -> None:
     # 1. Alone: trained, saved, loaded by the Auto classes, ranked.
     trainer.train("backbone")
     loaded = AutoModel.from_pretrained(options.output / "backbone")
-    print(trainer.evaluate([CFRanker(loaded), PopularityRanker(data.item_counts("train"))]).to_table())
+    print(trainer.evaluate([BackboneRanker(loaded), PopularityRanker(data.item_counts("train"))]).to_table())
 
     # 2. Under A-LLMRec: stage 1 aligns its vectors with texts; stage 2 would follow with an LLM.
     trainer.train("align")

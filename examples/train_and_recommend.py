@@ -19,7 +19,7 @@ options = parser.parse_args()
 world = SyntheticWorld(num_items=120, num_users=200) if options.tiny else SyntheticWorld()
 data = prepare(world.interactions(), world.items(), filter="none", name="example", domain="movie")
 
-# 2. Three stages: CF backbone, alignment, projection into the frozen LLM.
+# 2. Three stages: backbone, alignment, projection into the frozen LLM.
 few = {"max_steps": 3, "min_steps": None} if options.tiny else {}
 args = ALLMRecTrainingArguments(
     options.output,

@@ -29,7 +29,7 @@ LAYERS = [
     | {"language_model_checks", "slot_text"},
     {"cf_encoder"},
     {"cf_user_vectors"},
-    {"configuration_allmrec"},  # and every CF backbone
+    {"configuration_allmrec"},  # and every backbone
     {"modeling_pretrained", "processing_allmrec", "item_lookup"},
     {"modeling_allmrec"},
     {"pipeline_recommendation"},

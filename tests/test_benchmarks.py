@@ -11,7 +11,7 @@ import pytest
 from allmrec_hf.cf_sasrec import SASRecConfig, SASRecModel
 from allmrec_hf.data.prepared import PreparedData
 from allmrec_hf.evaluation.evaluator import evaluate
-from allmrec_hf.evaluation.rankers import CFRanker
+from allmrec_hf.evaluation.rankers import BackboneRanker
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 
@@ -58,7 +58,7 @@ def test_ranks_from_the_arrays_are_those_of_the_evaluator(
     config = SASRecConfig(num_items=small_data.num_items, hidden_size=8, num_layers=1, initializer_range=1.0)
     model = SASRecModel(config).eval()
     ranks = cf_quality.encoder_ranks(model, problem)
-    expected = evaluate([CFRanker(model)], small_data, protocol="full", num_retrieved=small_data.num_items)
+    expected = evaluate([BackboneRanker(model)], small_data, protocol="full", num_retrieved=small_data.num_items)
     np.testing.assert_array_equal(ranks.better, expected.ranks["sasrec"].better)
     np.testing.assert_array_equal(ranks.tied, expected.ranks["sasrec"].tied)
 

@@ -146,7 +146,7 @@ def test_sasrec_is_found_by_its_short_and_its_full_name():
 
 
 def test_an_unknown_backbone_is_refused_with_the_known_ones_listed():
-    with pytest.raises(ALLMRecError, match=r"unknown CF backbone 'sasrex'; known ones: .*sasrec"):
+    with pytest.raises(ALLMRecError, match=r"unknown backbone 'sasrex'; known ones: .*sasrec"):
         cf_encoder_class("sasrex")
     with pytest.raises(ALLMRecError, match="names it in model_type"):
         cf_config_from_dict({"num_items": 5})

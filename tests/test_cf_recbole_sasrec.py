@@ -10,7 +10,7 @@ from allmrec_hf.catalog import ItemCatalog
 from allmrec_hf.cf_recbole_sasrec import RecBoleSASRecConfig, RecBoleSASRecModel
 from allmrec_hf.errors import ALLMRecError
 from allmrec_hf.histories import pad_histories
-from allmrec_hf.training.importing import import_cf_encoder
+from allmrec_hf.training.importing import import_backbone
 
 PARITY = Path(__file__).parent / "parity"
 HISTORIES = [[5, 9, 2, 7], [3], [], [1, 2, 3, 4, 5, 6, 7, 8, 9, 10], [4, 4]]
@@ -28,7 +28,7 @@ def test_users_and_scores_equal_those_of_recbole(tmp_path):
     computed = json.loads((PARITY / "recbole_sasrec.json").read_text())
     (tmp_path / "ids.json").write_text(json.dumps(computed["tokens"]))
     catalog = ItemCatalog.from_records([{"item_id": token} for token in computed["tokens"][1:]])
-    model = import_cf_encoder("recbole", PARITY / "recbole_sasrec.pth", catalog, tmp_path / "ids.json").cf_encoder
+    model = import_backbone("recbole", PARITY / "recbole_sasrec.pth", catalog, tmp_path / "ids.json").cf_encoder
     users = model.encode_users(*pad_histories(computed["histories"], 8))
     torch.testing.assert_close(users, torch.tensor(computed["users"]), rtol=1e-5, atol=1e-5)
     expected = torch.tensor(computed["scores"])[:, 1:]  # row 0 is padding, which RecBole scores too

@@ -12,8 +12,8 @@ from transformers import AutoConfig, AutoModel
 from allmrec_hf.cf_encoder import _REGISTRY, cf_encoder_types
 from allmrec_hf.errors import ALLMRecError
 from allmrec_hf.evaluation.evaluator import evaluate
-from allmrec_hf.evaluation.rankers import CFRanker
-from allmrec_hf.training.backbone_training import train_cf_encoder
+from allmrec_hf.evaluation.rankers import BackboneRanker
+from allmrec_hf.training.backbone_training import train_backbone
 from allmrec_hf.training.stage_arguments import StageArguments
 from tests import small_run
 from tests.command_line import refused, succeeded
@@ -61,7 +61,7 @@ def test_a_foreign_class_trains_saves_loads_and_is_ranked(own, small_data, tmp_p
     module = __import__(own)
     assert "foreign-mean" in cf_encoder_types()
     config = module.MeanConfig(num_items=small_data.num_items, **OPTIONS)
-    model = train_cf_encoder(
+    model = train_backbone(
         small_data, config, StageArguments(**small_run.arguments()["backbone"]), tmp_path / "training"
     )
     model.save_pretrained(tmp_path / "saved")
@@ -69,7 +69,7 @@ def test_a_foreign_class_trains_saves_loads_and_is_ranked(own, small_data, tmp_p
     loaded = AutoModel.from_pretrained(tmp_path / "saved")
     assert type(loaded) is module.MeanModel
     torch.testing.assert_close(loaded.item_embeddings, model.item_embeddings, rtol=0, atol=0)
-    report = evaluate([CFRanker(loaded)], small_data, max_users=20).to_dict()
+    report = evaluate([BackboneRanker(loaded)], small_data, max_users=20).to_dict()
     assert list(report["methods"]) == ["foreign-mean"]
 
 
@@ -121,7 +121,7 @@ def test_the_command_line_takes_a_module_of_the_working_folder(small_parts, tmp_
     sys.modules.pop("own_here")
     _REGISTRY.pop("foreign-mean")
     told = refused("train", *data, "--backbone", "run", "--stage", "backbone", "--output", "other")
-    assert "the model_type 'foreign-mean', which is no known CF backbone" in told
+    assert "the model_type 'foreign-mean', which is no known backbone" in told
     found = succeeded("--backbone-module", "own_here", "evaluate", "--model", "run", *data, "--max-users", 5)
     assert "foreign-mean" in found.stdout
     assert "the module 'nowhere' (--backbone-module, " in refused("--backbone-module", "nowhere", "evaluate", *data)

@@ -7,7 +7,7 @@ import torch
 from allmrec_hf import DataError, SASRecConfig
 from allmrec_hf.cf_encoder import BUILT_IN, build_cf_encoder
 from allmrec_hf.evaluation.llm_ranker import ALLMRecRanker
-from allmrec_hf.evaluation.rankers import CFRanker, PopularityRanker, TextCosineRanker, best_unseen
+from allmrec_hf.evaluation.rankers import BackboneRanker, PopularityRanker, TextCosineRanker, best_unseen
 from allmrec_hf.explaining.contributions import contributions
 from allmrec_hf.explaining.tasks import TASKS, answer_scores, generate_answers
 from allmrec_hf.histories import pad_histories, seen_items
@@ -177,7 +177,7 @@ def test_every_ranker_refuses_indices_out_of_range(index, model, processor):
     pairs = np.array([0, 0, 1]), np.array([1, 2, 40])
     rankers = [
         PopularityRanker(counts),
-        CFRanker(encoder),
+        BackboneRanker(encoder),
         TextCosineRanker(vectors),
         ALLMRecRanker(model, processor),
         VectorRanker(encoder, lambda histories: torch.zeros(len(histories), 41), vectors, "vectors"),

@@ -66,7 +66,7 @@ def model(numbers, texts) -> ALLMRecModel:
 
 
 def history_of(user: int) -> list[int]:
-    """The whole history that the CF encoder read, without padding."""
+    """The whole history that the backbone read, without padding."""
     row = load_file(PARITY / "sasrec.safetensors")["input.history"][user]
     return row[row > 0].tolist()
 

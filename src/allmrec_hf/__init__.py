@@ -49,7 +49,7 @@ if TYPE_CHECKING:  # for editors and type checkers; at run time names are loaded
     from .evaluation.evaluator import evaluate as evaluate
     from .evaluation.geometry import joint_embedding_geometry as joint_embedding_geometry
     from .evaluation.llm_ranker import ALLMRecRanker as ALLMRecRanker
-    from .evaluation.rankers import CFRanker as CFRanker
+    from .evaluation.rankers import BackboneRanker as BackboneRanker
     from .evaluation.rankers import PopularityRanker as PopularityRanker
     from .evaluation.rankers import TextCosineRanker as TextCosineRanker
     from .evaluation.scenarios import scenario as scenario
@@ -73,7 +73,7 @@ if TYPE_CHECKING:  # for editors and type checkers; at run time names are loaded
     from .ranking import ndcg_at_k as ndcg_at_k
     from .training.arguments import ALLMRecTrainingArguments as ALLMRecTrainingArguments
     from .training.fair import fair_backbone as fair_backbone
-    from .training.importing import import_cf_encoder as import_cf_encoder
+    from .training.importing import import_backbone as import_backbone
     from .training.stage_arguments import AlignArguments as AlignArguments
     from .training.stage_arguments import BackboneArguments as BackboneArguments
     from .training.stage_arguments import LLMArguments as LLMArguments
@@ -92,7 +92,7 @@ _PUBLIC = {
     "BackboneArguments": "training.stage_arguments",
     "CFEncoder": "cf_encoder",
     "CFEncoderConfig": "cf_encoder",
-    "CFRanker": "evaluation.rankers",
+    "BackboneRanker": "evaluation.rankers",
     "CheckpointError": "errors",
     "DataError": "errors",
     "ItemCatalog": "catalog",
@@ -115,7 +115,7 @@ _PUBLIC = {
     "generate_answers": "explaining.tasks",
     "hit_at_k": "ranking",
     "holm": "evaluation.significance",
-    "import_cf_encoder": "training.importing",
+    "import_backbone": "training.importing",
     "joint_embedding_geometry": "evaluation.geometry",
     "load_suite": "benchmark.suite_parser",
     "mcnemar": "evaluation.significance",

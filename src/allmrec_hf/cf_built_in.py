@@ -1,4 +1,4 @@
-"""The CF backbones of this package by `model_type`; importing the list loads none of them, nor torch."""
+"""The backbones of this package by `model_type`; importing the list loads none of them, nor torch."""
 
 MODEL_TYPE_PREFIX = "allmrec-"
 # One line for each backbone: its module, imported when first asked for, and the stem of its classes.

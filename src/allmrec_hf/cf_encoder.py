@@ -38,7 +38,7 @@ Loss = Literal["cross_entropy", "sampled_softmax", "gbce", "bce", "bpr"]
 
 @strict
 class CFEncoderConfig(PreTrainedConfig):
-    """Hold what every CF backbone needs to know; each backbone adds its own fields.
+    """Hold what every backbone needs to know; each backbone adds its own fields.
 
     Args:
         num_items: N, the number of items in the catalogue; index 0 is padding and not counted.
@@ -67,7 +67,7 @@ class CFEncoderConfig(PreTrainedConfig):
             if isinstance(getattr(self, name), int) and getattr(self, name) < 1:
                 raise ALLMRecError(f"{type(self).__name__}.{name} must be at least 1, got {getattr(self, name)}")
         if self.loss not in get_args(Loss):
-            raise ALLMRecError(f"unknown loss {self.loss!r} of a CF backbone; known ones: {', '.join(get_args(Loss))}")
+            raise ALLMRecError(f"unknown loss {self.loss!r} of a backbone; known ones: {', '.join(get_args(Loss))}")
         if isinstance(self.gbce_calibration, (int, float)) and not 0 <= self.gbce_calibration <= 1:
             raise ALLMRecError(f"gbce_calibration must be between 0 and 1, got {self.gbce_calibration}")
         super().__post_init__(**kwargs)
@@ -350,7 +350,7 @@ class CFEncoder(PreTrainedModel):
 
 
 def register_cf_encoder(config_class: type[CFEncoderConfig], model_class: type[CFEncoder]) -> None:
-    """Make a CF backbone known by its `config_class.model_type`, here and to `AutoConfig` and `AutoModel`.
+    """Make a backbone known by its `config_class.model_type`, here and to `AutoConfig` and `AutoModel`.
 
     Args:
         config_class: The backbone's config; its `model_type` must not be empty.
@@ -381,13 +381,13 @@ def cf_encoder_class(model_type: str) -> type[CFEncoder]:
             return _REGISTRY[name]
     known = ", ".join(name.removeprefix(MODEL_TYPE_PREFIX) for name in cf_encoder_types())
     raise ALLMRecError(
-        f"unknown CF backbone {model_type!r}; known ones: {known}; register_cf_encoder adds your own, on "
+        f"unknown backbone {model_type!r}; known ones: {known}; register_cf_encoder adds your own, on "
         "the command line --backbone-module imports the module that does"
     )
 
 
 def cf_config_from_dict(config: "Mapping[str, Any] | PreTrainedConfig") -> CFEncoderConfig:
-    """Build the config of a CF backbone from a mapping with `model_type`; a config of that backbone is returned as is.
+    """Build the config of a backbone from a mapping with `model_type`; a config of that backbone is returned as is.
 
     Raises:
         ALLMRecError: when `model_type` is missing or unknown.
@@ -396,7 +396,7 @@ def cf_config_from_dict(config: "Mapping[str, Any] | PreTrainedConfig") -> CFEnc
     values = config.to_dict() if isinstance(config, PreTrainedConfig) else dict(config)
     model_type = values.pop("model_type", "")
     if not model_type:
-        raise ALLMRecError(f"the config of a CF backbone names it in model_type; the fields given are {sorted(values)}")
+        raise ALLMRecError(f"the config of a backbone names it in model_type; the fields given are {sorted(values)}")
     config_class = cf_encoder_class(model_type).config_class
     if isinstance(config, config_class):
         return config
@@ -405,10 +405,10 @@ def cf_config_from_dict(config: "Mapping[str, Any] | PreTrainedConfig") -> CFEnc
     except ALLMRecError:
         raise
     except (StrictDataclassError, TypeError, ValueError) as error:
-        raise CheckpointError(f"the config of the CF backbone {model_type!r} is not valid: {error}") from error
+        raise CheckpointError(f"the config of the backbone {model_type!r} is not valid: {error}") from error
 
 
 def build_cf_encoder(config: "Mapping[str, Any] | PreTrainedConfig") -> CFEncoder:
-    """Build a CF backbone with fresh weights from its config or from a mapping with `model_type`."""
+    """Build a backbone with fresh weights from its config or from a mapping with `model_type`."""
     config = cf_config_from_dict(config)
     return cf_encoder_class(config.model_type)(config)

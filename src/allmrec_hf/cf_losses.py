@@ -1,4 +1,4 @@
-"""The training losses of CF backbones, as functions of tensors: over the whole catalogue, sampled, and pairwise."""
+"""The training losses of backbones, as functions of tensors: over the whole catalogue, sampled, and pairwise."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""SASRec: self-attention over the history (Kang and McAuley, ICDM 2018), the default CF backbone."""
+"""SASRec: self-attention over the history (Kang and McAuley, ICDM 2018), the default backbone."""
 
 import math
 from typing import Any, ClassVar

@@ -98,7 +98,7 @@ def _flat_module(cf_class: type) -> str:
     file = getattr(sys.modules.get(cf_class.__module__), "__file__", None)
     if file is None or Path(file).resolve().parent != Path(__file__).resolve().parent:
         raise CheckpointError(
-            f"export_code=True copies this package's own code, but the CF encoder {cf_class.__name__} is defined in "
+            f"export_code=True copies this package's own code, but the backbone {cf_class.__name__} is defined in "
             f"{cf_class.__module__}; save with export_code=False, and import that module before loading"
         )
     return Path(file).stem
@@ -121,11 +121,11 @@ def write_checkpoint_code(
         directory: A folder with `config.json`.
         export_code: False: the entry imports the installed package, and says `pip install allmrec_hf` where it is
             missing. True: the flat core of this package is copied, so that the checkpoint works without it.
-        cf_class: The class of the checkpoint's CF encoder.
+        cf_class: The class of the checkpoint's backbone.
         values: What else `config.json` says in place of what is in it.
 
     Raises:
-        CheckpointError: when the code of a CF encoder from outside this package is to be exported.
+        CheckpointError: when the code of a backbone from outside this package is to be exported.
     """
     entry = _SHIM
     if export_code:
@@ -240,7 +240,7 @@ def generated_card(base_model: str | None, backbone: str, num_items: int, langua
 
     Args:
         base_model: Id or path of the frozen LLM; of a path only the last part is shown.
-        backbone: The CF encoder's `model_type`.
+        backbone: The backbone's `model_type`.
         num_items: N.
         language_model_included: Whether the checkpoint carries the LLM.
     """

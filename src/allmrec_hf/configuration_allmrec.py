@@ -1,4 +1,4 @@
-"""The configuration: that of the CF encoder, that of the frozen LLM, and the widths of the networks between them."""
+"""The configuration: that of the backbone, that of the frozen LLM, and the widths of the networks between them."""
 
 from typing import Any, Literal
 
@@ -14,7 +14,7 @@ class ALLMRecConfig(PreTrainedConfig):
     """Configuration of `ALLMRecModel` (A-LLMRec, arXiv 2404.11343).
 
     Args:
-        cf_config: Configuration of the CF encoder, as an object or a dict with its `model_type`.
+        cf_config: Configuration of the backbone, as an object or a dict with its `model_type`.
         text_config: Configuration of the frozen LLM; None until stage 2 has been trained.
         joint_dim: d_joint, width of the joint collaborative-text space (the paper's d', 128).
         text_dim: d_text, width of the text encoder's embeddings.

@@ -1,4 +1,4 @@
-"""The model: a CF encoder, an aligner and two projectors around a frozen causal LM (A-LLMRec, arXiv 2404.11343)."""
+"""The model: a backbone, an aligner and two projectors around a frozen causal LM (A-LLMRec, arXiv 2404.11343)."""
 
 import copy
 import logging
@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 class ALLMRecModel(ALLMRecPreTrainedModel):
     """Recommends with a frozen LLM that reads projected user and item vectors beside the titles.
 
-    The constructor builds the light part only (CF encoder, aligner, projectors, item table); `from_pretrained` and
+    The constructor builds the light part only (backbone, aligner, projectors, item table); `from_pretrained` and
     `attach_language_model` bring the LLM, which is frozen, in eval mode, and not part of the default checkpoint.
 
     Example:
@@ -79,7 +79,7 @@ class ALLMRecModel(ALLMRecPreTrainedModel):
         self.item_projector = build_projector(kind, self.config.joint_dim, llm_dim, "gelu", tokens)
 
     def get_input_embeddings(self) -> nn.Module:
-        """Return what embeds `input_ids`: the LLM's token embeddings, or without an LLM the CF encoder's item table."""
+        """Return what embeds `input_ids`: the LLM's token embeddings, or without an LLM the backbone's item table."""
         part = self.cf_encoder if self.language_model is None else self.language_model
         return part.get_input_embeddings()
 
@@ -288,7 +288,7 @@ class ALLMRecModel(ALLMRecPreTrainedModel):
         Args:
             input_ids: `(B, T)` token ids; what stands at a slot is not looked at.
             slot_ids: `(B, T)` `NO_SLOT`, `USER_SLOT`, or the catalogue index of the item whose vector stands there.
-            history_ids: `(B, L)` left-padded histories for the CF encoder.
+            history_ids: `(B, L)` left-padded histories for the backbone.
             history_mask: `(B, L)` True at real items.
 
         Raises:
@@ -498,10 +498,10 @@ class ALLMRecModel(ALLMRecPreTrainedModel):
         exclude: torch.Tensor | None = None,
         seen_ids: torch.Tensor | None = None,
     ) -> RetrievalOutput:
-        """Return the top items of the whole catalogue by the CF encoder; needs no LLM.
+        """Return the top items of the whole catalogue by the backbone; needs no LLM.
 
         Args:
-            history_ids: `(B, L)` left-padded histories, the end that the CF encoder reads.
+            history_ids: `(B, L)` left-padded histories, the end that the backbone reads.
             history_mask: `(B, L)` True at real items.
             top_k: Items for each user.
             exclude: `(B, E)` catalogue indices never to return (0 excludes nothing); what the user has seen where not

@@ -51,7 +51,7 @@ class RetrievalOutput:
 
     Attributes:
         item_indices: `(B, k)` catalogue indices, best first; 0 where fewer than k items were left.
-        scores: `(B, k)` the CF encoder's scores; `-inf` where `item_indices` is 0.
+        scores: `(B, k)` the backbone's scores; `-inf` where `item_indices` is 0.
     """
 
     item_indices: torch.Tensor
@@ -60,7 +60,7 @@ class RetrievalOutput:
 
 @dataclass
 class CFEncoderOutput(ModelOutput):
-    """Hold what a CF backbone computes.
+    """Hold what a backbone computes.
 
     Args:
         loss: Scalar training loss, only where targets were given.

@@ -95,7 +95,7 @@ class RecommendationPipeline(Pipeline):
 
     Call arguments:
         top_k: Items to return for each request (default 10).
-        num_candidates: Items that the CF encoder retrieves where no candidates are given (default 20, as in training).
+        num_candidates: Items that the backbone retrieves where no candidates are given (default 20, as in training).
         num_permutations: Orders of the candidate list whose scores are averaged (default 1); an LLM is not blind to
             the order, so more are steadier, and slower.
         on_error: `"raise"` (default) stops at a request that cannot be served. `"return"` serves the others, and the

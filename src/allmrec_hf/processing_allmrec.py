@@ -63,7 +63,7 @@ class ALLMRecProcessor(ProcessorMixin):
         tokenizer: The frozen LLM's tokenizer, used as it is: no token is added.
         prompt: The prompt template's fields (`PromptTemplate.to_dict`); the paper's prompt for items where not given.
         history_in_prompt: The most recent history items that the prompt names (paper: 10).
-        max_history_length: The most recent history items that the CF encoder reads.
+        max_history_length: The most recent history items that the backbone reads.
         max_length: The LLM's context in tokens, answer included. A longer prompt first loses its oldest history items,
             then ends of titles; a warning says so.
         max_title_characters: Longer titles are cut.

@@ -186,7 +186,7 @@ def _listed(items: Tensor, listed: Tensor) -> Tensor:
 
 
 class ItemScorer(Protocol):
-    """The interface of a CF backbone that can be indexed."""
+    """The interface of a backbone that can be indexed."""
 
     @property
     def scores_by_dot_product(self) -> bool:

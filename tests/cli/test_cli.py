@@ -415,7 +415,7 @@ def test_recommend_and_evaluate_take_yaml_too(finished_run, small_parts, tmp_pat
     [
         (["--backbone.options", "hidden_size"], "--backbone.options takes NAME=VALUE"),
         (["--backbone.options", "width=3"], r"has no options \['width'\]"),
-        (["--backbone", "unheard"], "unknown CF backbone 'unheard'"),
+        (["--backbone", "unheard"], "unknown backbone 'unheard'"),
         (["--align.num-train-epochs", "0"], "--align.num-train-epochs.: Input should be greater than or equal to 1"),
         (["--align.learning-rate", "nan"], "learning_rate must be a finite number"),
         (["--llm", "/no/such/folder"], "the LLM '/no/such/folder' cannot be loaded: there is no such folder"),

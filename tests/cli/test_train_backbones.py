@@ -152,7 +152,7 @@ def test_a_catalogue_that_the_checkpoint_does_not_cover_is_refused_or_its_items_
     ("changes", "message"),
     [
         (("--backbone.options", "num_layers=3"), r"has its own config; leave out \['num_layers'\]"),
-        (("--backbone", "/no/such"), "there is no CF backbone at /no/such"),
+        (("--backbone", "/no/such"), "there is no backbone at /no/such"),
     ],
 )
 def test_options_that_contradict_a_trained_backbone_are_refused(small_parts, backbone, tmp_path, changes, message):
@@ -172,14 +172,14 @@ def test_a_backbone_under_the_config_of_another_is_refused(small_parts, backbone
     config = json.loads((mixed / "config.json").read_text())
     (mixed / "config.json").write_text(json.dumps({**config, "model_type": "unheard"}))
     told = refused(*stage(small_parts, tmp_path / "run", "--backbone", mixed))
-    assert re.search("the model_type 'unheard', which is no known CF backbone; known ones: .*sasrec", told), told
+    assert re.search("the model_type 'unheard', which is no known backbone; known ones: .*sasrec", told), told
     told = refused(*evaluation)
-    assert re.search("is an unheard model, neither A-LLMRec nor a CF backbone; known ones: .*sasrec", told), told
+    assert re.search("is an unheard model, neither A-LLMRec nor a backbone; known ones: .*sasrec", told), told
 
 
 def test_a_whole_model_and_a_backbone_without_catalogue_are_refused(small_parts, finished_run, backbone, tmp_path):
     told = refused(*stage(small_parts, tmp_path / "run", "--backbone", finished_run))
-    assert "is a whole A-LLMRec model, not a CF backbone; of a run, give the folder backbone/" in told
+    assert "is a whole A-LLMRec model, not a backbone; of a run, give the folder backbone/" in told
     bare = Path(shutil.copytree(backbone, tmp_path / "bare"))
     (bare / "items.parquet").unlink()
     assert "no catalogue at" in refused(*stage(small_parts, tmp_path / "run", "--backbone", bare))

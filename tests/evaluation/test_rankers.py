@@ -10,7 +10,13 @@ from torch import nn
 from allmrec_hf.cf_encoder import CFEncoder, CFEncoderConfig
 from allmrec_hf.errors import ALLMRecError
 from allmrec_hf.evaluation.protocol import Ranker
-from allmrec_hf.evaluation.rankers import CFRanker, PopularityRanker, TextCosineRanker, best_unseen, reranked_scores
+from allmrec_hf.evaluation.rankers import (
+    BackboneRanker,
+    PopularityRanker,
+    TextCosineRanker,
+    best_unseen,
+    reranked_scores,
+)
 
 
 class LastItemEncoder(CFEncoder):
@@ -40,7 +46,7 @@ CANDIDATES = np.array([[6, 7, 8], [9, 1, 2], [3, 4, 11]])
 
 def rankers(cf_encoder):
     text = np.random.default_rng(0).normal(size=(13, 5))
-    return [PopularityRanker(np.arange(13)), CFRanker(cf_encoder, name="last"), TextCosineRanker(text)]
+    return [PopularityRanker(np.arange(13)), BackboneRanker(cf_encoder, name="last"), TextCosineRanker(text)]
 
 
 def test_reranked_items_keep_the_ties_of_both_scores():
@@ -87,20 +93,20 @@ def test_a_batch_scores_as_one_user_at_a_time(cf_encoder):
 
 
 def test_the_batch_size_changes_nothing(cf_encoder):
-    one, many = CFRanker(cf_encoder, batch_size=1), CFRanker(cf_encoder, batch_size=256)
+    one, many = BackboneRanker(cf_encoder, batch_size=1), BackboneRanker(cf_encoder, batch_size=256)
     np.testing.assert_allclose(one.score(HISTORIES, CANDIDATES), many.score(HISTORIES, CANDIDATES), rtol=1e-6)
     np.testing.assert_array_equal(one.retrieve(HISTORIES, 3)[0], many.retrieve(HISTORIES, 3)[0])
 
 
 def test_the_backbone_is_put_into_evaluation_mode_and_named_by_its_type(cf_encoder):
-    ranker = CFRanker(cf_encoder)
+    ranker = BackboneRanker(cf_encoder)
     assert not cf_encoder.training
     assert ranker.name == cf_encoder.config.model_type.removeprefix("allmrec-")
     np.testing.assert_array_equal(ranker.score(HISTORIES, CANDIDATES), ranker.score(HISTORIES, CANDIDATES))
 
 
 def test_the_whole_history_is_left_out_even_where_the_backbone_reads_less(cf_encoder):
-    found, _ = CFRanker(cf_encoder).retrieve([np.array([1, 2, 3, 4, 5, 6])], 100)  # max_history_length is 3
+    found, _ = BackboneRanker(cf_encoder).retrieve([np.array([1, 2, 3, 4, 5, 6])], 100)  # max_history_length is 3
     assert not set(found[0].tolist()) & {1, 2, 3, 4, 5, 6}
 
 

@@ -14,7 +14,7 @@ from allmrec_hf.catalog import ItemCatalog
 from allmrec_hf.cf_sasrec import SASRecConfig, SASRecModel
 from allmrec_hf.data.prepared import PreparedData
 from allmrec_hf.evaluation.evaluator import evaluate
-from allmrec_hf.evaluation.rankers import CFRanker, PopularityRanker, TextCosineRanker
+from allmrec_hf.evaluation.rankers import BackboneRanker, PopularityRanker, TextCosineRanker
 from allmrec_hf.evaluation.scenarios import scenario
 
 DOCUMENTATION = Path(__file__).resolve().parents[2] / "docs" / "evaluation.md"
@@ -51,7 +51,7 @@ def rankers(data):
     torch.manual_seed(0)
     sasrec = SASRecModel(SASRecConfig(num_items=NUM_ITEMS, hidden_size=8, max_history_length=5))
     text = np.random.default_rng(1).normal(size=(NUM_ITEMS + 1, 4))
-    return [PopularityRanker(data.item_counts("train")), CFRanker(sasrec), TextCosineRanker(text)]
+    return [PopularityRanker(data.item_counts("train")), BackboneRanker(sasrec), TextCosineRanker(text)]
 
 
 @pytest.mark.parametrize("protocol", ["candidates", "full", "paper"])

@@ -12,7 +12,7 @@ from allmrec_hf.catalog import ItemCatalog
 from allmrec_hf.cf_encoder import CFEncoder, CFEncoderConfig, build_cf_encoder
 from allmrec_hf.cf_sasrec import SASRecConfig, SASRecModel
 from allmrec_hf.errors import CheckpointError, DataError
-from allmrec_hf.training.backbone_training import CFEncoderTask, catalog_ranks, train_cf_encoder
+from allmrec_hf.training.backbone_training import CFEncoderTask, catalog_ranks, train_backbone
 from allmrec_hf.training.pretrained_backbone import save_backbone
 from allmrec_hf.training.samples import Samples, validation_targets
 from allmrec_hf.training.stage_arguments import StageArguments
@@ -69,7 +69,7 @@ def task_of(data, arguments=ARGUMENTS, split="train", **changes):
 def test_a_trained_backbone_knows_the_next_item(data, tmp_path, loss, num_negatives):
     # a few negatives a position are a weak signal: they get more epochs
     arguments = ARGUMENTS if loss == "cross_entropy" else ARGUMENTS.replaced(num_train_epochs=40)
-    model = train_cf_encoder(data, config(loss=loss, num_negatives=num_negatives), arguments, tmp_path)
+    model = train_backbone(data, config(loss=loss, num_negatives=num_negatives), arguments, tmp_path)
     task = CFEncoderTask(model, data, arguments)
     metrics = task.validate(np.arange(task.num_validation_examples), torch.device("cpu"))
     assert metrics["ndcg@10"].mean() > 0.8
@@ -143,25 +143,25 @@ def test_a_row_that_training_never_meets_stays_as_it_was_drawn(tmp_path, loss):
     touched = {1, 2, 3, 4, 7, 8}  # 5, 6 and 9 are held-out items, the others are nobody's
     torch.manual_seed(ARGUMENTS.seed)
     fresh = build_cf_encoder(config(loss=loss)).item_embeddings.detach().clone()
-    model = train_cf_encoder(data, config(loss=loss), ARGUMENTS.replaced(num_train_epochs=3), tmp_path)
+    model = train_backbone(data, config(loss=loss), ARGUMENTS.replaced(num_train_epochs=3), tmp_path)
     changed = (model.item_embeddings != fresh).any(dim=1).nonzero().flatten().tolist()
     assert set(changed) == touched
     assert model.target_counts.nonzero().flatten().tolist() == [2, 3, 4]
 
 
 def test_a_backbone_says_how_often_each_item_was_a_target(data, tmp_path):
-    model = train_cf_encoder(data, config(), ARGUMENTS.replaced(num_train_epochs=2), tmp_path / "whole")
+    model = train_backbone(data, config(), ARGUMENTS.replaced(num_train_epochs=2), tmp_path / "whole")
     targets = np.concatenate([sequence[1:] for sequence in data.sequences("train")])
     assert model.target_counts.tolist() == np.bincount(targets, minlength=N + 1).tolist()
     users = TasteModel(TasteConfig(num_items=N, hidden_size=4, loss="bpr", num_negatives=2))
-    train_cf_encoder(data, users, ARGUMENTS.replaced(num_train_epochs=1), tmp_path / "users")
+    train_backbone(data, users, ARGUMENTS.replaced(num_train_epochs=1), tmp_path / "users")
     touched = np.concatenate(data.sequences("train"))
     assert users.target_counts.tolist() == np.bincount(touched, minlength=N + 1).tolist()
 
 
 def test_a_first_epoch_that_was_cut_short_counts_what_it_trained(data, tmp_path):
     short = ARGUMENTS.replaced(max_steps=2, per_device_train_batch_size=4)
-    model = train_cf_encoder(data, config(), short, tmp_path)
+    model = train_backbone(data, config(), short, tmp_path)
     task = task_of(data, short)
     rows = np.concatenate(task.batches(0)[:2])
     batch = task.collate(rows, np.random.default_rng(0))
@@ -268,7 +268,7 @@ class TasteModel(CFEncoder):
 def test_a_backbone_with_user_vectors_trains_on_interactions_and_drops_them(data, tmp_path):
     model = TasteModel(TasteConfig(num_items=N, hidden_size=4, loss="bpr", num_negatives=2))
     before = model.item_embeddings.detach().clone()
-    train_cf_encoder(data, model, ARGUMENTS.replaced(num_train_epochs=2), tmp_path)
+    train_backbone(data, model, ARGUMENTS.replaced(num_train_epochs=2), tmp_path)
     assert model.seen == {(user, item) for user, items in enumerate(data.sequences("train")) for item in items.tolist()}
     assert not model.item_embeddings.equal(before)
     assert not hasattr(model, "user_embedding")
@@ -367,7 +367,7 @@ def test_validation_users_are_limited_by_the_seed(data):
 
 def test_the_same_seed_gives_the_same_backbone(data, tmp_path):
     short = ARGUMENTS.replaced(num_train_epochs=2)
-    models = [train_cf_encoder(data, config(dropout=0.3), short, tmp_path / str(i)) for i in range(2)]
+    models = [train_backbone(data, config(dropout=0.3), short, tmp_path / str(i)) for i in range(2)]
     states = [model.state_dict() for model in models]
     assert all(states[0][name].equal(states[1][name]) for name in states[0])
 
@@ -376,7 +376,7 @@ def test_a_backbone_given_as_a_model_is_trained_further(data, tmp_path):
     torch.manual_seed(0)
     model = SASRecModel(config())
     before = model.item_embeddings.detach().clone()
-    assert train_cf_encoder(data, model, ARGUMENTS.replaced(num_train_epochs=1), tmp_path) is model
+    assert train_backbone(data, model, ARGUMENTS.replaced(num_train_epochs=1), tmp_path) is model
     assert not model.item_embeddings.equal(before)
 
 

@@ -19,7 +19,7 @@ from allmrec_hf.catalog import ItemCatalog
 from allmrec_hf.cf_encoder import BUILT_IN, build_cf_encoder
 from allmrec_hf.errors import ALLMRecError, CheckpointError, DataError
 from allmrec_hf.histories import pad_histories
-from allmrec_hf.training.importing import import_cf_encoder, read_item_ids
+from allmrec_hf.training.importing import import_backbone, read_item_ids
 from allmrec_hf.training.pretrained_backbone import fit_to_catalog
 from allmrec_hf.training.torch_archive import TorchArchive
 
@@ -63,9 +63,9 @@ def test_a_file_that_runs_code_when_unpickled_runs_none_here(tmp_path, ids, plac
         content[place] = Marks(marker)
     torch.save(content, file)
     with pytest.raises(CheckpointError):
-        import_cf_encoder("recbole", file, catalog_of(TOKENS[1:]), ids)
+        import_backbone("recbole", file, catalog_of(TOKENS[1:]), ids)
     with pytest.raises(CheckpointError):
-        import_cf_encoder("authors", file, catalog_of(TOKENS[1:]), ids, num_heads=1)
+        import_backbone("authors", file, catalog_of(TOKENS[1:]), ids, num_heads=1)
     assert not marker.exists()
     torch.load(file, weights_only=False)  # what the file was made for
     assert marker.exists()
@@ -201,7 +201,7 @@ def published(tmp_path, state=None, **arguments):
 def test_states_equal_those_of_the_published_program_whatever_the_order_of_the_catalogue(tmp_path):
     file, rows, numbers = published(tmp_path)
     order = torch.randperm(130, generator=torch.Generator().manual_seed(1)) + 1
-    model = import_cf_encoder("authors", file, catalog_of([f"A{row}" for row in order.tolist()]), rows).cf_encoder
+    model = import_backbone("authors", file, catalog_of([f"A{row}" for row in order.tolist()]), rows).cf_encoder
     index_of = torch.zeros(131, dtype=torch.long)
     index_of[order] = torch.arange(1, 131)
     history = numbers["input.history"]
@@ -217,29 +217,29 @@ def test_a_bare_state_dict_needs_the_number_of_heads(tmp_path):
     torch.save(state, file)
     catalog = catalog_of([f"A{row}" for row in range(1, 131)])
     with pytest.raises(CheckpointError, match="pass --num-heads"):
-        import_cf_encoder("authors", file, catalog, rows)
-    assert import_cf_encoder("authors", file, catalog, rows, num_heads=2).cf_encoder.config.num_heads == 2
+        import_backbone("authors", file, catalog, rows)
+    assert import_backbone("authors", file, catalog, rows, num_heads=2).cf_encoder.config.num_heads == 2
 
 
 def test_checkpoints_of_other_models_are_refused(tmp_path, ids):
     file, rows, _ = published(tmp_path, maxlen=14)
     catalog = catalog_of([f"A{row}" for row in range(1, 131)])
     with pytest.raises(CheckpointError, match="15 positions for histories of 14 items"):
-        import_cf_encoder("authors", file, catalog, rows)
+        import_backbone("authors", file, catalog, rows)
     with pytest.raises(
         CheckpointError, match=r"is no checkpoint of RecBole: .*; for the published program's, use --source authors"
     ):
-        import_cf_encoder("recbole", file, catalog, rows)
+        import_backbone("recbole", file, catalog, rows)
     with pytest.raises(CheckpointError, match="is a checkpoint of RecBole; use --source recbole"):
-        import_cf_encoder("authors", RECBOLE, catalog, rows)
+        import_backbone("authors", RECBOLE, catalog, rows)
     torch.save({"gru.weight": torch.ones(2)}, file)
     with pytest.raises(CheckpointError, match=r"holds no SASRec of the published program: .* tensors are missing"):
-        import_cf_encoder("authors", file, catalog, rows)
+        import_backbone("authors", file, catalog, rows)
     torch.save({"state_dict": {}, "config": {"final_config_dict": {"model": "GRU4Rec"}}}, file)
     with pytest.raises(CheckpointError, match="holds RecBole's GRU4Rec; only its SASRec"):
-        import_cf_encoder("recbole", file, catalog, ids)
+        import_backbone("recbole", file, catalog, ids)
     with pytest.raises(ALLMRecError, match="unknown source 'other' of weights; known are recbole, authors"):
-        import_cf_encoder("other", file, catalog, ids)
+        import_backbone("other", file, catalog, ids)
 
 
 # -- item ids
@@ -297,7 +297,7 @@ def test_bad_item_ids_are_named(tmp_path, name, text, message):
 )
 def test_without_item_ids_the_way_to_them_is_told(source, told):
     with pytest.raises(DataError, match=told):
-        import_cf_encoder(source, RECBOLE, catalog_of(TOKENS[1:]), None)
+        import_backbone(source, RECBOLE, catalog_of(TOKENS[1:]), None)
 
 
 def test_a_checkpoint_that_is_not_there_is_named_before_item_ids_are_asked_for(tmp_path):
@@ -306,7 +306,7 @@ def test_a_checkpoint_that_is_not_there_is_named_before_item_ids_are_asked_for(t
         (tmp_path, "is a folder; give the file"),
     ):
         with pytest.raises(CheckpointError, match=told):
-            import_cf_encoder("recbole", path, catalog_of(TOKENS[1:]), None)
+            import_backbone("recbole", path, catalog_of(TOKENS[1:]), None)
 
 
 def test_missing_items_are_counted_named_and_refused_unless_they_are_to_be_cold(ids, caplog):
@@ -314,16 +314,16 @@ def test_missing_items_are_counted_named_and_refused_unless_they_are_to_be_cold(
     with pytest.raises(
         DataError, match=r"has 30 items and the data's catalogue 17, of which 7 are missing there: \['N0',"
     ):
-        import_cf_encoder("recbole", RECBOLE, catalog, ids)
-    model, missing, dropped = import_cf_encoder("recbole", RECBOLE, catalog, ids, missing_items="zeros")
+        import_backbone("recbole", RECBOLE, catalog, ids)
+    model, missing, dropped = import_backbone("recbole", RECBOLE, catalog, ids, missing_items="zeros")
     assert (missing, dropped) == ([f"N{number}" for number in range(7)], 20)
     assert "has 20 items that the data's catalogue lacks" in caplog.text
-    whole = import_cf_encoder("recbole", RECBOLE, catalog_of(TOKENS[1:]), ids).cf_encoder
+    whole = import_backbone("recbole", RECBOLE, catalog_of(TOKENS[1:]), ids).cf_encoder
     table = whole.item_embeddings
     torch.testing.assert_close(model.item_embeddings[1:11], table[1:11].flip(0), rtol=0, atol=0)
     assert not model.item_embeddings[[0, *range(11, 18)]].any()
     with pytest.raises(DataError, match="of which 2 are missing"):
-        import_cf_encoder("recbole", RECBOLE, catalog_of(["N0", "N1"]), ids, missing_items="zeros")
+        import_backbone("recbole", RECBOLE, catalog_of(["N0", "N1"]), ids, missing_items="zeros")
 
 
 @pytest.mark.parametrize("model_type", BUILT_IN)

@@ -65,7 +65,7 @@ def test_a_refusal_ends_every_process_at_once(small_parts, tmp_path):
     done = in_two_processes(script, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     for process in range(2):  # a file each: what two processes print may come out interleaved
-        assert "unknown CF backbone 'unheard'" in (tmp_path / f"refused-{process}").read_text()
+        assert "unknown backbone 'unheard'" in (tmp_path / f"refused-{process}").read_text()
 
 
 def test_two_processes_train_what_one_process_trains(tmp_path):

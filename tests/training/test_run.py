@@ -164,7 +164,7 @@ def test_stage_by_stage_equals_all_at_once(finished_run, backbone_run, small_par
 def test_resuming_a_finished_run_trains_nothing_and_changes_nothing(copied, small_parts, small_data, monkeypatch):
     before = weights(copied)
     monkeypatch.setattr(stages_module, "run_stage", None)
-    monkeypatch.setattr(stages_module, "train_cf_encoder", None)
+    monkeypatch.setattr(stages_module, "train_backbone", None)
     train(small_data, copied, settings(small_parts), loops=arguments(), resume=True)
     assert weights(copied) == before
 
@@ -257,10 +257,10 @@ def test_a_damaged_run_file_is_named(copied, small_parts, small_data):
         ({"llm_name": "no/such-llm"}, "the LLM 'no/such-llm' cannot be loaded"),
         ({"llm_options": {"dtype": "banana"}}, "there is no dtype 'banana'"),
         ({"text_encoder": "/no/where"}, "the text encoder '/no/where' cannot be loaded"),
-        ({"backbone_name": "unheard"}, "unknown CF backbone 'unheard'; known ones: .*sasrec"),
+        ({"backbone_name": "unheard"}, "unknown backbone 'unheard'; known ones: .*sasrec"),
         ({"backbone_options": {"hiden_size": 8}}, r"sasrec has no options \['hiden_size'\]; it has .*hidden_size"),
         ({"backbone_options": {"num_items": 8}}, r"has no options \['num_items'\]"),
-        ({"backbone_options": {"hidden_size": "wide"}}, "the config of the CF backbone .* is not valid"),
+        ({"backbone_options": {"hidden_size": "wide"}}, "the config of the backbone .* is not valid"),
         ({"num_candidates": 110}, "lists 110 candidates .* but only 108 items of small are targets in training"),
     ],
 )

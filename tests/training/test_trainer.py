@@ -112,7 +112,7 @@ def test_a_second_trainer_on_one_folder_is_refused_while_the_first_is_at_work(sm
         ({"llm": 7}, ALLMRecError, "llm must be a name, a folder or a loaded object; got int"),
         ({"backbone": 7}, ALLMRecError, "backbone must be a name, a folder or a loaded object"),
         ({"text_encoder": 7}, ALLMRecError, "text_encoder must be a name, a folder or a loaded object"),
-        ({"backbone": "sasrek"}, ALLMRecError, "unknown CF backbone 'sasrek'; known ones: .*sasrec"),
+        ({"backbone": "sasrek"}, ALLMRecError, "unknown backbone 'sasrek'; known ones: .*sasrec"),
     ],
 )
 def test_what_is_of_another_kind_is_named(small_data, small_parts, tmp_path, changes, kind, message):

@@ -67,7 +67,7 @@ class MethodSpec:
         options: The method's own options.
         ablation_of: Label of the method of which this is a changed form.
         llm: Its LLM, where it is not the suite's.
-        backbone: Its CF backbone, where it is not the suite's.
+        backbone: Its backbone, where it is not the suite's.
         only_scenarios: Names or labels of the scenarios it is run in; empty for all.
         only_datasets: Names of the data sets it is run on; empty for all.
     """
@@ -114,7 +114,7 @@ class Suite:
         seeds: Seeds of every method that draws anything; splits and candidates are the same for all.
         llm: Id or path of the LLM; `demo` is the tiny one that comes with the package.
         text_encoder: Id or path of the text encoder; `demo` as above.
-        backbone: Name of the CF backbone.
+        backbone: Name of the backbone.
         preset: Preset of the stages.
         budget: By stage, fields of `StageArguments` that replace the preset's.
         reference: Label of the method that all others are compared with.

@@ -21,7 +21,7 @@ LARGE_LLM = 1_000_000_000
 CONTROLS = ("popularity", "text-cosine", "no-llm", "random-llm", "fair-backbone", "leak-alarm")
 LLM_CONTROLS = ("random-llm", "no-llm")
 OF_LLM = (*LLM_CONTROLS, "fair-backbone")
-BACKBONE_ALONE = "the CF backbone alone"
+BACKBONE_ALONE = "the backbone alone"
 UNTRAINED = ("random-llm", "leak-alarm")
 Status = Literal["alarm", "against", "missing", "note", "quiet", "good"]
 STATUSES: tuple[Status, ...] = ("alarm", "against", "missing", "note", "quiet", "good")
@@ -273,7 +273,7 @@ def _same_place(one: BenchmarkRun, other: BenchmarkRun) -> bool:
 
 
 def _backbone(scene: _Scene) -> str | None:
-    """Return the label of the CF backbone alone: the reference's own where it is known, else the best one."""
+    """Return the label of the backbone alone: the reference's own where it is known, else the best one."""
     known = _backbones()
     if scene.reference is not None:
         run = scene.runs[scene.reference]

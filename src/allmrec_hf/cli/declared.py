@@ -27,7 +27,7 @@ from ..training.stage_arguments import SECTIONS, STAGES, StageArguments
 
 SEPARATOR = "__"  # in the name of a parameter, between section and option
 PANELS = {
-    "backbone": "Stage 0: the CF backbone (--backbone.OPTION)",
+    "backbone": "Stage 0: the backbone (--backbone.OPTION)",
     "align": "Stage 1: the alignment (--align.OPTION)",
     "project": "Stage 2: the projection into the LLM (--project.OPTION)",
     "llm": "The frozen LLM",

@@ -159,7 +159,7 @@ def _evaluate(data: PreparedData, output: Path, max_users: int | None, trust: bo
 
     from ..evaluation.evaluator import evaluate
     from ..evaluation.llm_ranker import ALLMRecRanker
-    from ..evaluation.rankers import CFRanker, PopularityRanker, TextCosineRanker
+    from ..evaluation.rankers import BackboneRanker, PopularityRanker, TextCosineRanker
     from ..processing_allmrec import ALLMRecProcessor
     from ..prompt import PromptTemplate
     from ..ranking import ndcg_at_k
@@ -183,10 +183,10 @@ def _evaluate(data: PreparedData, output: Path, max_users: int | None, trust: bo
     text.name = "text alone"
     rankers: list[Ranker] = [
         ALLMRecRanker(model, processor, batch_size=32),
-        CFRanker(AutoModel.from_pretrained(output / "backbone")),
-        CFRanker(fair_backbone(output, data), name=FAIR),
+        BackboneRanker(AutoModel.from_pretrained(output / "backbone")),
+        BackboneRanker(fair_backbone(output, data), name=FAIR),
         ALLMRecRanker(model, words_only, name="LM alone", batch_size=32),
-        CFRanker(model.cf_encoder, name=NO_LLM),  # the backbone, cold items with the CF embedding decoded from text
+        BackboneRanker(model.cf_encoder, name=NO_LLM),  # cold items: CF embedding decoded from text
         text,
         PopularityRanker(data.item_counts("train")),
     ]

@@ -32,7 +32,7 @@ def load_rankers(
     trust_remote_code: bool = False,
     allow_other_llm: bool = False,
 ) -> list[Ranker]:
-    """Return the model, its CF backbone alone and popularity, for a checkpoint of either kind.
+    """Return the model, its backbone alone and popularity, for a checkpoint of either kind.
 
     Args:
         model: Folder, Hub id or `demo`.
@@ -54,7 +54,7 @@ def load_rankers(
     from ..cf_encoder import MODEL_TYPE_PREFIX, cf_encoder_types
     from ..errors import CheckpointError
     from ..evaluation.llm_ranker import ALLMRecRanker
-    from ..evaluation.rankers import CFRanker, PopularityRanker
+    from ..evaluation.rankers import BackboneRanker, PopularityRanker
     from ..modeling_allmrec import ALLMRecModel
     from ..processing_allmrec import ALLMRecProcessor
     from ..training.fair import fair_backbone
@@ -66,7 +66,7 @@ def load_rankers(
         if kind is not None and kind not in ("a-llmrec", *cf_encoder_types()):
             known = ", ".join(name.removeprefix(MODEL_TYPE_PREFIX) for name in cf_encoder_types())
             raise CheckpointError(
-                f"{model} is {an(kind)} model, neither A-LLMRec nor a CF backbone; known ones: {known}; "
+                f"{model} is {an(kind)} model, neither A-LLMRec nor a backbone; known ones: {known}; "
                 "`allmrec --backbone-module NAME evaluate` imports one of your own"
             )
         config = AutoConfig.from_pretrained(model)
@@ -74,7 +74,7 @@ def load_rankers(
         if config.model_type != "a-llmrec":
             cf_encoder, catalog = load_trained_backbone(model)
             check_catalogs(catalog, data)
-            return [CFRanker(cf_encoder), popularity]
+            return [BackboneRanker(cf_encoder), popularity]
         if config.llm_dim is None:
             raise CheckpointError(
                 f"{model} is trained to stage 1 only; run `allmrec train --stage project` into the same folder first, "
@@ -89,7 +89,7 @@ def load_rankers(
         backbone = Path(model) / "backbone"  # as trained, before cold items got embeddings from their texts
         if (backbone / CATALOG_FILE).exists():
             check_mixed(model, ItemCatalog.load(backbone), processor.catalog)
-        alone = CFRanker(load_backbone_alone(str(backbone)) if backbone.is_dir() else loaded.cf_encoder)
+        alone = BackboneRanker(load_backbone_alone(str(backbone)) if backbone.is_dir() else loaded.cf_encoder)
         if not backbone.is_dir():
             alone.name += ", cold items from text"
         rankers: list[Ranker] = [
@@ -97,7 +97,7 @@ def load_rankers(
             alone,
         ]
         if fair:
-            again = CFRanker(fair_backbone(Path(model), data))
+            again = BackboneRanker(fair_backbone(Path(model), data))
             again.name += ", data of stage 2"
             rankers.append(again)
         return [*rankers, popularity]
@@ -144,7 +144,7 @@ def _trained_on_validation(model: str) -> bool:
 
 
 def evaluate(
-    model: Annotated[str, typer.Option(help="Run folder, Hub id, or `demo`; A-LLMRec or a CF backbone alone.")],
+    model: Annotated[str, typer.Option(help="Run folder, Hub id, or `demo`; A-LLMRec or a backbone alone.")],
     data: Annotated[Path, typer.Option(help="Folder of `allmrec prepare`.")],
     protocol: Annotated[
         Protocol,
@@ -169,7 +169,7 @@ def evaluate(
     json_output: JsonOption = False,
     config: ConfigOption = None,
 ) -> None:
-    """Rank the same candidates by the model, by its CF backbone alone and by popularity.
+    """Rank the same candidates by the model, by its backbone alone and by popularity.
 
     **Examples**
 

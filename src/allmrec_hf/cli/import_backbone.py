@@ -54,13 +54,13 @@ def import_backbone(
     with user_errors():
         from ..data.prepared import PreparedData
         from ..errors import ALLMRecError
-        from ..training.importing import import_cf_encoder
+        from ..training import importing
         from ..training.pretrained_backbone import save_backbone
 
         if output.exists() and (not output.is_dir() or any(output.iterdir())):
             raise ALLMRecError(f"the output {output} is a file or a folder that is not empty; choose another")
         catalog = PreparedData.load(data).catalog
-        cf_encoder, missing, dropped = import_cf_encoder(
+        cf_encoder, missing, dropped = importing.import_backbone(
             source, checkpoint, catalog, item_ids, missing_items, num_heads
         )
         save_backbone(cf_encoder, catalog, output)

@@ -35,7 +35,7 @@ def _common(
     version: bool = typer.Option(False, "--version", help="Print the version.", callback=_version, is_eager=True),
     verbose: bool = typer.Option(False, "--verbose", "-v", help="Log what happens, on standard error."),
     backbone_module: str | None = typer.Option(
-        None, help="Python module with a CF backbone of your own, imported before the command; this runs its code."
+        None, help="Python module with a backbone of your own, imported before the command; this runs its code."
     ),
 ) -> None:
     setup_process(verbose)

@@ -35,7 +35,7 @@ def train(
     config: ConfigOption = None,
     **options: Any,
 ) -> None:
-    """Train the CF backbone, the alignment and the projection; the LLM stays frozen.
+    """Train the backbone, the alignment and the projection; the LLM stays frozen.
 
     An option that is not given has the preset's value. `--config FILE` takes a YAML file with the sections `data`,
     `backbone`, `align`, `project` and `llm`.

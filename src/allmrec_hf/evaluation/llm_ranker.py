@@ -1,4 +1,4 @@
-"""The ranker of A-LLMRec: the CF encoder retrieves, the frozen LLM ranks by the likelihood of titles."""
+"""The ranker of A-LLMRec: the backbone retrieves, the frozen LLM ranks by the likelihood of titles."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class ALLMRecRanker:
         processor: Its processor; one whose template has no slots makes the LLM recommend from text alone.
         name: The method's name in reports.
         batch_size: Users that the LLM reads at once.
-        num_ranked: Of what is retrieved, the best items that the LLM ranks; the rest follow in the CF encoder's order.
+        num_ranked: Of what is retrieved, the best items that the LLM ranks; the rest follow in the backbone's order.
         num_permutations: Orders of the candidate list whose scores are averaged.
 
     Raises:
@@ -86,7 +86,7 @@ class ALLMRecRanker:
         return scores
 
     def retrieve(self, histories: Sequence[History], top_k: int) -> tuple[NDArray[np.int64], Scores]:
-        """Return unseen items: the best `num_ranked` of the CF encoder by the LLM, then the rest in its order."""
+        """Return unseen items: the best `num_ranked` of the backbone by the LLM, then the rest in its order."""
         items: list[NDArray[np.int64]] = []
         values: list[Scores] = []
         for start in range(0, len(histories), 256):

@@ -135,7 +135,7 @@ class PopularityRanker:
         return items, np.where(items > 0, self.item_counts[items], -np.inf)
 
 
-class CFRanker:
+class BackboneRanker:
     """Rank by a collaborative-filtering encoder alone, the backbone without the LLM.
 
     Args:

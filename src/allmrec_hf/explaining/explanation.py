@@ -101,11 +101,11 @@ def require_llm(model: Any) -> None:
     """Check that a model can be explained.
 
     Raises:
-        CheckpointError: when it is a CF backbone alone, or has no LLM.
+        CheckpointError: when it is a backbone alone, or has no LLM.
     """
     if not isinstance(model, ALLMRecModel):
         raise CheckpointError(
-            f"{type(model).__name__} is no A-LLMRec model; a CF backbone alone has no title's likelihood to explain"
+            f"{type(model).__name__} is no A-LLMRec model; a backbone alone has no title's likelihood to explain"
         )
     if model.language_model is None:
         raise CheckpointError(
@@ -138,7 +138,7 @@ def explain(
         history: Item ids, oldest first.
         item: The explained item's id; one of the history is allowed, with a note.
         candidates: Item ids of the prompt's list; the item joins them where it is missing. By default the 20 items
-            that the CF encoder retrieves, the last one replaced by the item where it is not among them.
+            that the backbone retrieves, the last one replaced by the item where it is not among them.
         contrast: Explain the score minus the candidates' mean, which decides the ranking.
         removal: How leave-one-out takes an item out of the prompt, see `contributions`.
         top_tokens: Nearest tokens for each projected vector.

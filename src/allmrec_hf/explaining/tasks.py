@@ -162,7 +162,7 @@ def _processor_of(task: TextTask, processor: ALLMRecProcessor, catalog: ItemCata
 def _prompts(
     task: TextTask, processor: ALLMRecProcessor, histories: Sequence[Sequence[int]], items: Sequence[int] | None
 ) -> dict[str, Tensor]:
-    """Return `input_ids`, `slot_ids`, `attention_mask` `(B, T)` and the CF encoder's history tensors `(B, L)`."""
+    """Return `input_ids`, `slot_ids`, `attention_mask` `(B, T)` and the backbone's history tensors `(B, L)`."""
     if task.asks_about_item != (items is not None):
         raise DataError("this task asks about an item: give one for each history" if items is None else
                         "this task has no {item}; give no items")  # fmt: skip

@@ -1,11 +1,11 @@
-"""A CF backbone alone as a method; A-LLMRec has to rank better than it."""
+"""A backbone alone as a method; A-LLMRec has to rank better than it."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
 from ..data.prepared import PreparedData
-from ..evaluation.rankers import CFRanker
+from ..evaluation.rankers import BackboneRanker
 from .method import Method, Setting
 from .shared import trained_backbone
 
@@ -22,7 +22,7 @@ PAPERS = {
 
 
 class BackboneAlone(Method):
-    """A CF backbone trained on the training part, without text and without an LLM.
+    """A backbone trained on the training part, without text and without an LLM.
 
     An item never seen in training keeps its initial vector, which means nothing.
 
@@ -40,7 +40,7 @@ class BackboneAlone(Method):
         self.name = name
         self.paper = PAPERS.get(name, "")
 
-    def fit(self, data: PreparedData, setting: Setting) -> CFRanker:
+    def fit(self, data: PreparedData, setting: Setting) -> BackboneRanker:
         """Train the backbone, or take the one that an earlier method of the same data and seed left."""
         self.checked(setting)
-        return CFRanker(trained_backbone(data, replace(setting, backbone=self.name)), name=self.name)
+        return BackboneRanker(trained_backbone(data, replace(setting, backbone=self.name)), name=self.name)

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from ..data.prepared import PreparedData
 from ..evaluation.protocol import Ranker
-from ..evaluation.rankers import CFRanker
+from ..evaluation.rankers import BackboneRanker
 from ..files import folder_written_whole
 from ..histories import pad_histories
 from ..llm_files import find_llm, load_config, load_tokenizer
@@ -223,4 +223,4 @@ class FairBackbone(Method):
         """Return the ranker, after training where the parts differ."""
         targets = chosen_arguments(self, setting).project.targets
         fitted = backbone_on_all_known if targets == "validation" else trained_backbone
-        return CFRanker(fitted(data, setting), name=f"{setting.backbone}, data of stage 2")
+        return BackboneRanker(fitted(data, setting), name=f"{setting.backbone}, data of stage 2")

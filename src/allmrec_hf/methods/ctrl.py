@@ -15,12 +15,12 @@ from ..catalog import ItemCatalog
 from ..cf_encoder import CFEncoder, build_cf_encoder, cf_encoder_class
 from ..data.prepared import PreparedData
 from ..errors import ALLMRecError
-from ..evaluation.rankers import CFRanker
+from ..evaluation.rankers import BackboneRanker
 from ..files import written_whole
 from ..histories import pad_histories
 from ..prompt import DOMAIN_WORDS, clean_title
 from ..training.alignment import text_embedding_table
-from ..training.backbone_training import train_cf_encoder
+from ..training.backbone_training import train_backbone
 from ..training.devices import global_batch_size
 from ..training.loop import run_stage
 from ..training.samples import Samples, bucketed_batches, drawn, last_of_training
@@ -143,7 +143,7 @@ class CTRL(Method):
     )
     options: ClassVar[tuple[str, ...]] = tuple(DEFAULTS)
 
-    def fit(self, data: PreparedData, setting: Setting) -> CFRanker:
+    def fit(self, data: PreparedData, setting: Setting) -> BackboneRanker:
         """Align both towers, fine-tune the CF tower, and serve it alone."""
         options = self._numbers(setting)
         if cf_encoder_class(setting.backbone).trains_on != "sequences":
@@ -164,10 +164,10 @@ class CTRL(Method):
         task = TowerAlignmentTask(module, samples, texts, arguments)
         task.content = data.digests
         run_stage(task, arguments, setting.folder / "align", resume=True)
-        trained = train_cf_encoder(
+        trained = train_backbone(
             data, cf_encoder, stage_arguments(setting, "backbone"), setting.folder / "backbone", resume=True
         )
-        return CFRanker(trained, name=self.name)
+        return BackboneRanker(trained, name=self.name)
 
     def _numbers(self, setting: Setting) -> dict[str, float]:
         options = {**DEFAULTS, **self.checked(setting)}

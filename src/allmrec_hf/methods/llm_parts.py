@@ -82,7 +82,7 @@ def llm_processor(
         template: The words of its prompts.
         data: The catalogue.
         args: `history_in_prompt`.
-        max_history_length: Items that the CF encoder reads.
+        max_history_length: Items that the backbone reads.
         reserved: Tokens of the context to leave free.
     """
     processor = ALLMRecProcessor(

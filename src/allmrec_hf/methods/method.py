@@ -25,7 +25,7 @@ class Setting:
         seed: Seed of everything the method draws.
         llm: Id or path of the causal LM, for the methods that have one.
         text_encoder: Id or path of the sentence-transformers model.
-        backbone: Name of the CF backbone under the methods that have one.
+        backbone: Name of the backbone under the methods that have one.
         preset: Preset of the stages' loops, see `training.presets`.
         budget: Settings of any stage's loop, by stage (`"backbone"`, `"align"`, `"project"`), that replace the
             preset's: a method trained by a loop of its own takes those of the stage nearest to it.

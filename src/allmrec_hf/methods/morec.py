@@ -15,9 +15,9 @@ from ..cf_losses import full_cross_entropy
 from ..cf_sasrec import SASRecConfig, SASRecModel
 from ..data.prepared import PreparedData
 from ..errors import ALLMRecError
-from ..evaluation.rankers import CFRanker
+from ..evaluation.rankers import BackboneRanker
 from ..training.alignment import encode_texts, text_embedding_table
-from ..training.backbone_training import train_cf_encoder
+from ..training.backbone_training import train_backbone
 from ..training.samples import training_targets
 from ..training.text_encoders import load_text_encoder, text_dim
 from .method import Method, Setting
@@ -129,7 +129,7 @@ class MoRec(Method):
     )
     options: ClassVar[tuple[str, ...]] = ("fine_tune", "hidden_size")
 
-    def fit(self, data: PreparedData, setting: Setting) -> CFRanker:
+    def fit(self, data: PreparedData, setting: Setting) -> BackboneRanker:
         """Train tower and trunk, and serve with the embeddings of all items, cold ones too."""
         options = self.checked(setting)
         fine_tune = options.get("fine_tune", False)
@@ -142,8 +142,8 @@ class MoRec(Method):
             torch.manual_seed(arguments.seed)
             known = torch.from_numpy(training_targets(data)).unique()
             model = TextSASRec(config, self._items(data, setting, config.hidden_size, fine_tune), known)
-        train_cf_encoder(data, model, arguments, setting.folder, resume=True)
-        return CFRanker(model, name=self.name)
+        train_backbone(data, model, arguments, setting.folder, resume=True)
+        return BackboneRanker(model, name=self.name)
 
     def _config(self, data: PreparedData, setting: Setting, fine_tune: bool) -> SASRecConfig:
         """Return the trunk's config: that of the preset's SASRec, and what the options say."""

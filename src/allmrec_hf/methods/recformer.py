@@ -19,9 +19,9 @@ from ..cf_encoder import CFEncoder, CFEncoderConfig
 from ..cf_losses import sampled_cross_entropy
 from ..data.prepared import PreparedData
 from ..errors import ALLMRecError
-from ..evaluation.rankers import CFRanker
+from ..evaluation.rankers import BackboneRanker
 from ..training.alignment import text_embedding_table
-from ..training.backbone_training import train_cf_encoder
+from ..training.backbone_training import train_backbone
 from ..training.stage_arguments import DEFAULT_BACKBONE
 from ..training.text_encoders import load_text_encoder
 from .method import Method, Setting
@@ -216,7 +216,7 @@ class RECFORMER(Method):
         "history", "item_tokens", "hidden_size", "num_layers", "num_heads", "num_negatives"
     )  # fmt: skip
 
-    def fit(self, data: PreparedData, setting: Setting) -> CFRanker:
+    def fit(self, data: PreparedData, setting: Setting) -> BackboneRanker:
         """Train the transformer and serve with the encoded texts of all items."""
         options = self._numbers(setting)
         check_same_settings(self, setting)
@@ -239,8 +239,8 @@ class RECFORMER(Method):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(arguments.seed)
             model = Recformer(config, tokens, types, words)
-        train_cf_encoder(data, model, arguments, setting.folder, resume=True)
-        return CFRanker(model, name=self.name)
+        train_backbone(data, model, arguments, setting.folder, resume=True)
+        return BackboneRanker(model, name=self.name)
 
     def _numbers(self, setting: Setting) -> dict[str, int]:
         defaults = {

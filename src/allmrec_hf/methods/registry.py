@@ -26,16 +26,16 @@ METHODS: dict[str, type[Method]] = {
         *(NoLLM, RandomLLM, FairBackbone, LeakAlarm),
     )
 }
-"""The methods with a class of their own. The name of a CF backbone is a method too, see `BackboneAlone`."""
+"""The methods with a class of their own. The name of a backbone is a method too, see `BackboneAlone`."""
 
 
 def backbone_names() -> list[str]:
-    """Return the names of the CF backbones, each of which is a method too."""
+    """Return the names of the backbones, each of which is a method too."""
     return [name.removeprefix(MODEL_TYPE_PREFIX) for name in cf_encoder_types()]
 
 
 def method_names() -> list[str]:
-    """Return the names of all methods, the CF backbones among them."""
+    """Return the names of all methods, the backbones among them."""
     return [*METHODS, *backbone_names()]
 
 

@@ -1,4 +1,4 @@
-"""Train stage 1: the aligner, and the text encoder where it is not frozen, around the frozen CF encoder."""
+"""Train stage 1: the aligner, and the text encoder where it is not frozen, around the frozen backbone."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def check_text_table(table: torch.Tensor, text_encoder: Any, texts: Sequence[str
 
 
 class AlignmentModule(nn.Module):
-    """The loss of stage 1 as a module: aligner trained, CF encoder frozen, text encoder trained or a table.
+    """The loss of stage 1 as a module: aligner trained, backbone frozen, text encoder trained or a table.
 
     Args:
         cf_encoder: The backbone of stage 0.
@@ -163,7 +163,7 @@ class AlignmentModule(nn.Module):
         self.register_buffer("text_table", text_table, persistent=False)
 
     def train(self, mode: bool = True) -> AlignmentModule:
-        """Set training mode for what is trained; the CF encoder stays in eval mode."""
+        """Set training mode for what is trained; the backbone stays in eval mode."""
         super().train(mode)
         self.cf_encoder.eval()
         return self

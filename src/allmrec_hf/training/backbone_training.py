@@ -1,4 +1,4 @@
-"""Train stage 0: the CF backbone alone, which every later stage keeps frozen."""
+"""Train stage 0: the backbone alone, which every later stage keeps frozen."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ENCODED_USERS = 128  # users encoded together
 
 
 class CFEncoderModule(nn.Module):
-    """The loss of a CF backbone as a module."""
+    """The loss of a backbone as a module."""
 
     def __init__(self, cf_encoder: CFEncoder) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ class CFEncoderTask(StageTask):
     ) -> None:
         if cf_encoder.num_items != data.num_items:
             raise DataError(
-                f"the CF encoder has {cf_encoder.num_items} items, the data {data.name} have {data.num_items}; both "
+                f"the backbone has {cf_encoder.num_items} items, the data {data.name} have {data.num_items}; both "
                 "must have the same catalogue"
             )
         self.module = CFEncoderModule(cf_encoder)
@@ -178,7 +178,7 @@ def _left_out(samples: Samples) -> tuple[np.ndarray, np.ndarray]:
     return keys % len(samples), keys // len(samples)
 
 
-def train_cf_encoder(
+def train_backbone(
     data: PreparedData,
     model: CFEncoder | CFEncoderConfig,
     arguments: StageArguments,
@@ -188,7 +188,7 @@ def train_cf_encoder(
     progress: bool | None = None,
     callbacks: Sequence[TrainerCallback | type[TrainerCallback]] = (),
 ) -> CFEncoder:
-    """Train a CF backbone and return it with the weights of its best validation, on the CPU in eval mode.
+    """Train a backbone and return it with the weights of its best validation, on the CPU in eval mode.
 
     Args:
         data: Prepared data.

@@ -9,7 +9,7 @@ from ..catalog import CATALOG_FILE
 from ..cf_encoder import CFEncoder, cf_config_from_dict
 from ..data.prepared import PreparedData
 from ..errors import CheckpointError
-from .backbone_training import train_cf_encoder
+from .backbone_training import train_backbone
 from .pretrained_backbone import check_same_catalog, load_backbone, save_backbone
 from .run_record import RUN_FILE, check_same_data, read_run
 from .stage_arguments import StageArguments
@@ -44,7 +44,7 @@ def fair_backbone(run: Path, data: PreparedData) -> CFEncoder:
         raise CheckpointError(
             f"{run} has no record of its stage backbone ({error}); the fair backbone is trained in the run's folder"
         ) from error
-    cf_encoder = train_cf_encoder(
+    cf_encoder = train_backbone(
         data,
         cf_config_from_dict(load_backbone(run / "backbone").config),
         arguments.replaced(num_train_epochs=epochs, early_stopping_patience=None),

@@ -43,7 +43,7 @@ _HOW_TO_LIST = {
 }
 
 
-def import_cf_encoder(
+def import_backbone(
     source: Source,
     checkpoint: str | Path,
     catalog: ItemCatalog,

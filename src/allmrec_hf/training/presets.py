@@ -152,7 +152,7 @@ def preset(name: str, stage: str, backbone: str | None = None) -> StageArguments
     Args:
         name: The preset.
         stage: The stage.
-        backbone: Name of the CF backbone, whose recipe `default` and `quick` take over; no recipe where not given.
+        backbone: Name of the backbone, whose recipe `default` and `quick` take over; no recipe where not given.
 
     Raises:
         ALLMRecError: when the preset or the stage is unknown.

@@ -69,7 +69,7 @@ def import_backbone_module(name: str) -> None:
 
 
 def load_backbone(directory: Path) -> CFEncoder:
-    """Return the CF backbone saved in a folder, in eval mode."""
+    """Return the backbone saved in a folder, in eval mode."""
     backbone: CFEncoder = AutoModel.from_pretrained(str(directory))
     return backbone.eval()
 
@@ -192,16 +192,14 @@ def _class_of(name: str, cf: str | None) -> type[CFEncoder]:
         require_found(name)
         values, _ = PreTrainedConfig.get_config_dict(name)
     except DAMAGED as error:
-        raise CheckpointError(f"there is no CF backbone at {name}: {one_line(error)}") from error
+        raise CheckpointError(f"there is no backbone at {name}: {one_line(error)}") from error
     model_type = str(values.get("model_type", ""))
     if model_type == "a-llmrec":
-        raise CheckpointError(
-            f"{name} is a whole A-LLMRec model, not a CF backbone; of a run, give the folder backbone/"
-        )
+        raise CheckpointError(f"{name} is a whole A-LLMRec model, not a backbone; of a run, give the folder backbone/")
     if model_type not in cf_encoder_types():
         known = ", ".join(map(_plain, cf_encoder_types()))
         raise CheckpointError(
-            f"{name} has the model_type {model_type!r}, which is no known CF backbone; known ones: {known}; "
+            f"{name} has the model_type {model_type!r}, which is no known backbone; known ones: {known}; "
             "--backbone-module imports one of your own"
         )
     found = cf_encoder_class(model_type)

@@ -200,11 +200,11 @@ class StageArguments(Checked):
 
 @dataclass(frozen=True)
 class BackboneArguments(StageArguments):
-    """Hold the settings of stage 0, which trains the CF backbone or takes a trained one."""
+    """Hold the settings of stage 0, which trains the backbone or takes a trained one."""
 
     name: str = option(
         DEFAULT_BACKBONE,
-        f"The CF backbone: the name of one to be trained ({BACKBONE_NAMES}), or the folder or Hub id of a trained one, "
+        f"The backbone: the name of one to be trained ({BACKBONE_NAMES}), or the folder or Hub id of a trained one, "
         "whose items are matched by id to those of the data.",
         flag="--backbone",
     )

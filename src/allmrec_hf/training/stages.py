@@ -12,7 +12,7 @@ from ..language_model import context_length
 from ..modeling_allmrec import ALLMRecModel
 from ..processing_allmrec import ALLMRecProcessor
 from .alignment import AlignmentModule, AlignmentTask, check_text_table
-from .backbone_training import train_cf_encoder
+from .backbone_training import train_backbone
 from .cold_items import fill_item_table
 from .cost import projection_cost, tell_projection_cost, warn_of_few_steps
 from .devices import place, process_state
@@ -29,8 +29,8 @@ from .warm_start import warm_start
 logger = logging.getLogger(__name__)
 
 
-def train_backbone(run: Run) -> None:
-    """Train the CF backbone, or take the trained one."""
+def run_backbone(run: Run) -> None:
+    """Train the backbone, or take the trained one."""
     if run.is_behind("backbone"):
         return
     run.note("backbone")
@@ -55,10 +55,10 @@ def _trained_here(run: Run) -> CFEncoder:
         words = ", ".join(f"{name} {value}" for name, value in taken.items())
         logger.info("stage backbone takes what suits %s: %s", run.model_type, words)
     folder = run.stage_folder("backbone")
-    return train_cf_encoder(run.data, backbone_config(run), arguments, folder, run.resume, callbacks=run.callbacks)
+    return train_backbone(run.data, backbone_config(run), arguments, folder, run.resume, callbacks=run.callbacks)
 
 
-def train_alignment(run: Run) -> None:
+def run_alignment(run: Run) -> None:
     """Train the aligner, and the text encoder with it, around the frozen backbone."""
     if run.is_behind("align"):
         return
@@ -96,7 +96,7 @@ def train_alignment(run: Run) -> None:
     process_state().wait_for_everyone()
 
 
-def train_projection(run: Run) -> None:
+def run_projection(run: Run) -> None:
     """Train the projectors around the frozen LLM."""
     if run.is_behind("project"):
         return
@@ -152,4 +152,4 @@ def _attach_llm(run: Run, model: ALLMRecModel) -> ALLMRecProcessor:
     return processor
 
 
-TRAIN = {"backbone": train_backbone, "align": train_alignment, "project": train_projection}
+TRAIN = {"backbone": run_backbone, "align": run_alignment, "project": run_projection}

@@ -16,7 +16,7 @@ from ..errors import ALLMRecError, DataError
 from ..evaluation.evaluator import EvaluationResult, evaluate
 from ..evaluation.llm_ranker import ALLMRecRanker
 from ..evaluation.protocol import Ranker
-from ..evaluation.rankers import CFRanker, PopularityRanker
+from ..evaluation.rankers import BackboneRanker, PopularityRanker
 from ..hub.publish import push_checkpoint
 from ..modeling_allmrec import ALLMRecModel
 from ..pipeline_recommendation import RecommendationPipeline
@@ -34,12 +34,12 @@ PART_KINDS = "a name, a folder or a loaded object"
 
 
 class ALLMRecTrainer:
-    """Train A-LLMRec on prepared data: the CF backbone, the alignment, and the projection around the frozen LLM.
+    """Train A-LLMRec on prepared data: the backbone, the alignment, and the projection around the frozen LLM.
 
     Args:
         llm: The LLM: a Hub id, a folder, `"demo"`, or a loaded causal LM. It may stay away where stage `project` is not
             trained.
-        backbone: The name of a CF backbone that is trained, the folder or Hub id of a trained one, or a trained
+        backbone: The name of a backbone that is trained, the folder or Hub id of a trained one, or a trained
             `CFEncoder` whose items are those of the data, in their order. SASRec where not given.
         args: Every option, see `ALLMRecTrainingArguments`.
         data: What `prepare` returns, or its folder.
@@ -166,7 +166,7 @@ class ALLMRecTrainer:
         if rankers is None:
             rankers = [
                 ALLMRecRanker(self.model, self.processor),
-                CFRanker(load_backbone(self.output_dir / "backbone")),
+                BackboneRanker(load_backbone(self.output_dir / "backbone")),
                 PopularityRanker(self.data.item_counts("train")),
             ]
         return evaluate(rankers, self.data, **options)
