@@ -32,6 +32,8 @@ LAYERS = [
     {"configuration_allmrec"},  # and every backbone
     {"modeling_pretrained", "processing_allmrec", "item_lookup"},
     {"modeling_allmrec"},
+    {"ranker"},
+    {"ranker_built_in"},
     {"pipeline_recommendation"},
 ]
 WITHIN_LAYER = {

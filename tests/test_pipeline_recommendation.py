@@ -43,7 +43,7 @@ def test_history_alone_retrieves_ranks_and_leaves_seen_items_out(recommend):
     assert [item["rank"] for item in found] == [1, 2, 3, 4, 5, 6, 7]
     assert not {item["item_id"] for item in found} & set(REQUESTS[2]["history"])
     assert [item["score"] for item in found] == sorted((item["score"] for item in found), reverse=True)
-    assert set(found[0]) == {"item_id", "title", "score", "rank"}
+    assert set(found[0]) == {"item_id", "title", "score", "rank", "parts"}
 
 
 def test_given_candidates_are_ranked_whatever_their_order(recommend):

@@ -34,7 +34,12 @@ class ALLMRecConfig(PreTrainedConfig):
         item_embedding_seed: Seed of the random vectors.
         projector: What maps a user or item vector into the LLM: `"mlp"` (the paper), `"linear"` or `"resampler"`.
         projector_tokens: K, learned queries of the resampler; the other projectors have none.
-        score_normalization: `"sum"` ranks by the log-likelihood of a title, `"mean"` by its mean over the tokens.
+        score_normalization: What the ranker `likelihood` ranks by: `"sum"` the log-likelihood of a title, `"mean"` its
+            mean over the tokens, `"calibrated"` its sum minus that after the same prompt without the user,
+            `"vector_gain"` minus that after the same prompt without the vectors of user and history.
+        ranker: What ranks where nothing else is asked for, see `ranker_built_in.RANKERS`.
+        rankers: What rankers need to be built again, by name, such as the widths of `retrieval` and the weights of
+            `fusion`; a ranker that needs nothing is not named.
         tokenizer_fingerprint: Hash of the vocabulary that the prompts were trained with.
         language_model_fingerprint: What tells the LLM that the projectors were trained for from others of its width,
             see `language_model_checks.fingerprint`; checkpoints made before have none.
@@ -66,7 +71,9 @@ class ALLMRecConfig(PreTrainedConfig):
     item_embedding_seed: int = 0
     projector: Literal["mlp", "linear", "resampler"] = "mlp"
     projector_tokens: int = 8
-    score_normalization: Literal["sum", "mean"] = "sum"
+    score_normalization: Literal["sum", "mean", "calibrated", "vector_gain"] = "sum"
+    ranker: str = "likelihood"
+    rankers: dict | None = None
     tokenizer_fingerprint: str | None = None
     language_model_fingerprint: dict | None = None
     code_exported: bool = False

@@ -276,12 +276,18 @@ class ALLMRecModel(ALLMRecPreTrainedModel):
         self._random_items = (seed, table)
         return table
 
+    @torch.no_grad()
+    def encode_users(self, history_ids: torch.Tensor, history_mask: torch.Tensor) -> torch.Tensor:
+        """Return the user representations `(B, d_cf)` of histories `(B, L)`, left-padded, by the CF encoder."""
+        return self.cf_encoder.encode_users(history_ids, history_mask)
+
     def embed_prompts(
         self,
         input_ids: torch.Tensor,
         slot_ids: torch.Tensor,
         history_ids: torch.Tensor,
         history_mask: torch.Tensor,
+        user_representations: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Return what the LLM reads, `(B, T, d_llm)`: its own token embeddings, and projected vectors in the slots.
 
@@ -290,6 +296,7 @@ class ALLMRecModel(ALLMRecPreTrainedModel):
             slot_ids: `(B, T)` `NO_SLOT`, `USER_SLOT`, or the catalogue index of the item whose vector stands there.
             history_ids: `(B, L)` left-padded histories for the backbone.
             history_mask: `(B, L)` True at real items.
+            user_representations: `(B, d_cf)`, what the histories come to, where `encode_users` was called already.
 
         Raises:
             DataError: when a catalogue index is out of range.
@@ -314,9 +321,9 @@ class ALLMRecModel(ALLMRecPreTrainedModel):
             projected = F.embedding(inverse, self.item_projector(joint))
             embeds = embeds.masked_scatter(items.unsqueeze(-1), projected.to(embeds.dtype))
         if lowest == USER_SLOT:
-            with torch.no_grad():
-                representations = self.cf_encoder.encode_users(history_ids, history_mask)
-            projected = self.user_projector(representations[users.any(dim=1)])
+            if user_representations is None:
+                user_representations = self.encode_users(history_ids, history_mask)
+            projected = self.user_projector(user_representations[users.any(dim=1)])
             embeds = embeds.masked_scatter(users.unsqueeze(-1), projected.to(embeds.dtype))
         return embeds
 
@@ -372,6 +379,7 @@ class ALLMRecModel(ALLMRecPreTrainedModel):
         answer_mask: torch.Tensor,
         method: str | None = None,
         seen_ids: torch.Tensor | None = None,
+        user_representations: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Return the log-likelihood of every answer token after its prompt, `(B, C, A)`, 0 at padding.
 
@@ -385,7 +393,7 @@ class ALLMRecModel(ALLMRecPreTrainedModel):
             reason = self._reason_against(method)
             if reason is not None:
                 raise ALLMRecError(f"scoring method {method!r} cannot be used with this LLM: {reason}")
-        embeds = self.embed_prompts(input_ids, slot_ids, history_ids, history_mask)
+        embeds = self.embed_prompts(input_ids, slot_ids, history_ids, history_mask, user_representations)
         return self.answer_log_likelihoods(embeds, attention_mask, answer_ids, answer_mask, method)
 
     def answer_log_likelihoods(
@@ -497,6 +505,7 @@ class ALLMRecModel(ALLMRecPreTrainedModel):
         top_k: int = 20,
         exclude: torch.Tensor | None = None,
         seen_ids: torch.Tensor | None = None,
+        user_representations: torch.Tensor | None = None,
     ) -> RetrievalOutput:
         """Return the top items of the whole catalogue by the backbone; needs no LLM.
 
@@ -508,14 +517,16 @@ class ALLMRecModel(ALLMRecPreTrainedModel):
                 given.
             seen_ids: `(B, S)` items of the whole history, 0 at padding; `history_ids` where not given. The processor's
                 `history_tensors` gives it.
+            user_representations: `(B, d_cf)`, where `encode_users` was called already.
 
         Raises:
             DataError: when a catalogue index is out of range.
         """
         if exclude is None:
             exclude = history_ids if seen_ids is None else seen_ids
-        users = self.cf_encoder.encode_users(history_ids, history_mask)
-        items, scores = self.cf_encoder.top_items(users, top_k, exclude=exclude)
+        if user_representations is None:
+            user_representations = self.encode_users(history_ids, history_mask)
+        items, scores = self.cf_encoder.top_items(user_representations, top_k, exclude=exclude)
         return RetrievalOutput(item_indices=items, scores=scores)
 
     # -- new items

@@ -12,20 +12,21 @@ from pathlib import Path
 from types import GeneratorType
 from typing import Any, Literal, get_args
 
-import torch
 from transformers import AutoModel, Pipeline
 
 from .checkpoint_code import push_saved, replaced_on_the_hub
 from .errors import ALLMRecError, CheckpointError, DataError
 from .files import folder_written_whole
 from .item_lookup import NAMED, Naming, as_entries, find_items
+from .ranker import ModelRanker, UserBatch
+from .ranker_built_in import build_ranker
 from .values import as_frame, as_records, is_missing
 
 logger = logging.getLogger(__name__)
 
 OnError = Literal["raise", "return"]
 KEYS = ("history", "titles", "candidates", "candidate_titles")
-RESULT_KEYS = ("item_id", "title", "score", "rank", "unknown_history", "error")
+RESULT_KEYS = ("item_id", "title", "score", "rank", "parts", "unknown_history", "error")
 _PUSH_ARGUMENTS = ("private", "token", "revision", "commit_message", "commit_description", "create_pr")
 
 
@@ -52,9 +53,9 @@ class ResolvedRequest:
 
 @dataclass
 class _Served:
-    """Scores of one request's candidates, or why there are none."""
+    """One request's candidates, each with its score and the score's parts, or why there are none."""
 
-    scores: list[tuple[int, float]]
+    scores: list[tuple[int, float, dict[str, float]]]
     extra: dict[str, Any]
     error: str | None = None
     unknown: list[str] = field(default_factory=list)
@@ -83,35 +84,39 @@ class PipelineModel:
 
 
 class RecommendationPipeline(Pipeline):
-    """Ranks candidates, or retrieves them from the whole catalogue and ranks them, by the frozen LLM.
+    """Ranks candidates, or retrieves them from the whole catalogue and ranks them, by a ranker of the checkpoint.
 
-    A request is a mapping with `history`, item ids oldest first (text or numbers), or instead `titles`, the same by
-    title; and optionally `candidates` by id or `candidate_titles` by title. An id is never looked up as a title. Each
-    result is a list of `{"item_id", "title", "score", "rank"}`, best first; `score` is the log-likelihood of the title.
-    Further keys of a request, such as `user_id`, are repeated in every row of its result.
+        A request is a mapping with `history`, item ids oldest first (text or numbers), or instead `titles`, the same by
+        title; and optionally `candidates` by id or `candidate_titles` by title. An id is never looked up as a title. Each
+        result is a list of `{"item_id", "title", "score", "rank", "parts"}`, best first; `parts` are what the ranker made
+        the score of, such as the log-likelihood of the title. Further keys of a request, such as `user_id`, are repeated
+        in every row of its result.
 
-    A list of requests gives a list of results; so does a frame of Polars, pandas or Arrow with a request in each row. A
-    `datasets.Dataset`, an `IterableDataset`, a PyTorch data set or a generator gives an iterator over results.
+        A list of requests gives a list of results; so does a frame of Polars, pandas or Arrow with a request in each row. A
+        `datasets.Dataset`, an `IterableDataset`, a PyTorch data set or a generator gives an iterator over results.
 
-    Call arguments:
-        top_k: Items to return for each request (default 10).
-        num_candidates: Items that the backbone retrieves where no candidates are given (default 20, as in training).
-        num_permutations: Orders of the candidate list whose scores are averaged (default 1); an LLM is not blind to
-            the order, so more are steadier, and slower.
-        on_error: `"raise"` (default) stops at a request that cannot be served. `"return"` serves the others, and the
-            result of that request is `{"error": why}` with its further keys.
-        batch_size: Requests that the LLM reads at once.
+        Call arguments:
+            top_k: Items to return for each request (default 10).
+                ranker: What ranks, one of those that the checkpoint has (`ranker_built_in.RANKERS`): `"likelihood"` (the
+                paper), `"cf"`, ...; the checkpoint's own choice where not given. Given to `pipeline(...)` it holds for
+                every call.
+            num_candidates: Items that are retrieved where no candidates are given (default 20, as in training).
+                num_permutations: Orders of the candidate list whose scores are averaged (default 1); an LLM is not blind to
+                the order, so more are steadier, and slower.
+            on_error: `"raise"` (default) stops at a request that cannot be served. `"return"` serves the others, and the
+                result of that request is `{"error": why}` with its further keys.
+            batch_size: Requests that the LLM reads at once.
 
-    Unknown history items are left out, with a `UserWarning` that names them, and every row of that request's result
-    lists them under `unknown_history`; a history without any known item and unknown candidates are an error.
+        Unknown history items are left out, with a `UserWarning` that names them, and every row of that request's result
+        lists them under `unknown_history`; a history without any known item and unknown candidates are an error.
 
-    Example:
-        >>> import allmrec_hf
-        >>> from transformers import pipeline
-        >>> recommend = pipeline("recommendation")
-        >>> history = recommend.processor.catalog.item_ids[:3]
-        >>> [sorted(item) for item in recommend({"history": history}, top_k=1)]
-        [['item_id', 'rank', 'score', 'title']]
+        Example:
+            >>> import allmrec_hf
+            >>> from transformers import pipeline
+            >>> recommend = pipeline("recommendation")
+            >>> history = recommend.processor.catalog.item_ids[:3]
+            >>> [sorted(item) for item in recommend({"history": history}, top_k=1)]
+            [['item_id', 'parts', 'rank', 'score', 'title']]
     """
 
     model: Any
@@ -127,6 +132,7 @@ class RecommendationPipeline(Pipeline):
         model = kwargs.get("model") or (args[0] if args else None)
         if isinstance(model, _NotLoaded):
             raise model.error
+        self._rankers: dict[str, ModelRanker] = {}
         super().__init__(*args, **kwargs)
         if self.processor is None:
             raise CheckpointError(
@@ -166,12 +172,13 @@ class RecommendationPipeline(Pipeline):
         num_candidates: int | None = None,
         num_permutations: int | None = None,
         on_error: OnError | None = None,
+        ranker: str | None = None,
         **unknown: Any,
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         if unknown:
             raise DataError(
-                f"unknown arguments {sorted(unknown)}; known are top_k, num_candidates, num_permutations, on_error, "
-                "batch_size"
+                f"unknown arguments {sorted(unknown)}; known are top_k, ranker, num_candidates, num_permutations, "
+                "on_error, batch_size"
             )
         given = {"top_k": top_k, "num_candidates": num_candidates, "num_permutations": num_permutations}
         for name, value in given.items():
@@ -180,6 +187,8 @@ class RecommendationPipeline(Pipeline):
         if on_error not in (None, *get_args(OnError)):
             raise DataError(f"on_error must be one of {list(get_args(OnError))}, got {on_error!r}")
         forward: dict[str, Any] = {name: int(value) for name, value in given.items() if value is not None}
+        if ranker is not None:
+            forward["ranker"] = ranker
         errors = {} if on_error is None else {"on_error": on_error}
         return errors, forward | errors, {} if top_k is None else {"top_k": int(top_k)}
 
@@ -259,21 +268,23 @@ class RecommendationPipeline(Pipeline):
         num_candidates: int = 20,
         num_permutations: int = 1,
         on_error: OnError = "raise",
+        ranker: str | None = None,
     ) -> dict[str, list[_Served]]:
         requests = model_inputs["request"]
         requests = requests if isinstance(requests, list) else [requests]
         count = max(num_candidates, top_k)
+        by = self.ranker(ranker)
         open_requests = [request for request in requests if request.error is None]
-        rows: list[list[tuple[int, float]]] = []
+        rows: list[list[tuple[int, float, dict[str, float]]]] = []
         try:
-            rows = self._scored(open_requests, count, num_permutations)
+            rows = self._scored(by, open_requests, count, num_permutations)
         except ALLMRecError:
             if on_error == "raise":
                 raise
             for request in open_requests:  # which of them is it?
                 rows.append([])
                 try:
-                    rows[-1] = self._scored([request], count, num_permutations)[0]
+                    rows[-1] = self._scored(by, [request], count, num_permutations)[0]
                 except ALLMRecError as error:
                     request.error = str(error)
         scored = iter(rows)
@@ -284,38 +295,35 @@ class RecommendationPipeline(Pipeline):
         ]
         return {"ranked": ranked}
 
+    def ranker(self, name: str | None = None) -> ModelRanker:
+        """Return a ranker of the checkpoint by its name; the checkpoint's own choice where none is given.
+
+        Raises:
+            CheckpointError: when the checkpoint has no such ranker; the message lists those it has.
+        """
+        name = name or self.model.config.ranker
+        if name not in self._rankers:
+            self._rankers[name] = build_ranker(name, self.model, self.processor)
+        return self._rankers[name]
+
     def _scored(
-        self, requests: Sequence[ResolvedRequest], count: int, num_permutations: int
-    ) -> list[list[tuple[int, float]]]:
-        """Return each request's candidates, given or retrieved, with their scores."""
+        self, ranker: ModelRanker, requests: Sequence[ResolvedRequest], count: int, num_permutations: int
+    ) -> list[list[tuple[int, float, dict[str, float]]]]:
+        """Return each request's candidates, given or retrieved, with their scores and the parts of these."""
         if not requests:
             return []
-        histories = [request.history for request in requests]
-        candidates = self._candidates(requests, count)
-        totals: list[torch.Tensor] = []
-        for permutation in range(num_permutations):
-            batch = self.processor(histories, candidates, permutation=permutation).to(self.model.device)
-            totals.append(self.model.score(**batch).float().cpu())
-        averages = torch.stack(totals).mean(dim=0)
+        users = UserBatch.encode(self.model, self.processor, [request.history for request in requests])
+        candidates = _candidates(ranker, users, requests, count)
+        found = ranker.score(users, candidates, num_permutations)
+        scores = found.scores.float().tolist()
+        parts = {name: values.float().tolist() for name, values in found.parts.items()}
         return [
-            [(index, float(score)) for index, score in zip(row, row_scores, strict=False)]
-            for row, row_scores in zip(candidates, averages, strict=True)
+            [
+                (item, scores[row][column], {name: values[row][column] for name, values in parts.items()})
+                for column, item in enumerate(items)
+            ]
+            for row, items in enumerate(candidates)
         ]
-
-    def _candidates(self, requests: Sequence[ResolvedRequest], count: int) -> list[list[int]]:
-        """Return each request's candidates; those of requests without any are retrieved, seen items left out."""
-        needed = [number for number, request in enumerate(requests) if request.candidates is None]
-        candidates = [request.candidates or [] for request in requests]
-        if not needed:
-            return candidates
-        tensors = self.processor.history_tensors([requests[number].history for number in needed])
-        tensors = {name: value.to(self.model.device) for name, value in tensors.items()}
-        retrieved = self.model.retrieve(**tensors, top_k=count).item_indices.tolist()
-        for number, row in zip(needed, retrieved, strict=True):
-            candidates[number] = [index for index in row if index > 0]
-            if not candidates[number]:
-                raise DataError("the history holds every item of the catalogue; there is nothing left to recommend")
-        return candidates
 
     def postprocess(self, model_outputs: dict[str, Any], top_k: int = 10) -> Any:  # type: ignore[override]
         """Sort by score and name the items; equal scores keep the order of the candidates."""
@@ -324,7 +332,7 @@ class RecommendationPipeline(Pipeline):
         if served.error is not None:
             return {"error": served.error, **served.extra}
         catalog = self.processor.catalog
-        best = sorted(served.scores, key=lambda pair: -pair[1])[:top_k]
+        best = sorted(served.scores, key=lambda scored: -scored[1])[:top_k]
         unknown = {"unknown_history": served.unknown} if served.unknown else {}
         return [
             {
@@ -332,10 +340,11 @@ class RecommendationPipeline(Pipeline):
                 "title": catalog.title(index),
                 "score": score,
                 "rank": rank,
+                "parts": parts,
                 **unknown,
                 **served.extra,
             }
-            for rank, (index, score) in enumerate(best, start=1)
+            for rank, (index, score, parts) in enumerate(best, start=1)
         ]
 
     # -- new items, files
@@ -393,6 +402,22 @@ class RecommendationPipeline(Pipeline):
         return push_saved(
             lambda folder: self.save_pretrained(folder, **kwargs), repo_id, replaced=replaced_on_the_hub(), **hub
         )
+
+
+def _candidates(
+    ranker: ModelRanker, users: UserBatch, requests: Sequence[ResolvedRequest], count: int
+) -> list[list[int]]:
+    """Return each request's candidates; those of requests without any are retrieved, seen items left out."""
+    needed = [number for number, request in enumerate(requests) if request.candidates is None]
+    candidates = [request.candidates or [] for request in requests]
+    if not needed:
+        return candidates
+    retrieved = ranker.retrieve(users.take(needed), count).item_indices.tolist()
+    for number, row in zip(needed, retrieved, strict=True):
+        candidates[number] = [index for index in row if index > 0]
+        if not candidates[number]:
+            raise DataError("the history holds every item of the catalogue; there is nothing left to recommend")
+    return candidates
 
 
 def _holds_text(requests: Sequence[Any]) -> bool:

@@ -22,7 +22,7 @@ from .files import folder_written_whole
 from .histories import pad_histories, seen_items
 from .indices import checked_index, checked_indices
 from .part_sources import CHECKPOINT_PART, located, one_line, require_found
-from .prompt import NO_SLOT, ForbiddenTexts, PromptTemplate, Segment, Title, clean_title
+from .prompt import NO_SLOT, Context, ForbiddenTexts, PromptTemplate, Segment, Title, clean_title
 from .slot_text import SlotText
 
 logger = logging.getLogger(__name__)
@@ -192,12 +192,21 @@ class ALLMRecProcessor(ProcessorMixin):
     def _titles_of(self, indices: Sequence[int], limit: int) -> list[Title]:
         return [Title(index, self.title(index)[:limit].rstrip()) for index in indices]
 
-    def encode_prompt(self, history: Sequence[int], candidates: Sequence[int]) -> EncodedPrompt:
+    @property
+    def lists_candidates(self) -> bool:
+        """Whether prompts name the candidates."""
+        return self._template.lists_candidates
+
+    def encode_prompt(
+        self, history: Sequence[int], candidates: Sequence[int], context: Context = "whole"
+    ) -> EncodedPrompt:
         """Return one prompt that leaves room in the LLM's context for any candidate's answer.
 
         Args:
             history: Catalogue indices in time order; the prompt names the last `history_in_prompt`.
             candidates: Catalogue indices in the order in which the prompt lists them.
+            context: What of the user is left out. What is shortened does not depend on it, so that an answer has the
+                same tokens behind each.
 
         Raises:
             DataError: when an index is not in 1..N or not even one history item and the shortest titles fit.
@@ -226,12 +235,19 @@ class ALLMRecProcessor(ProcessorMixin):
             note = f"prompt shortened to {len(named)} of {wanted} history items"
             note += f" and titles of {limit} characters" if limit < self.max_title_characters else ""
             note += f" to fit the LLM's context of {self.max_length} tokens"
+        if context != "whole":
+            titles = self._titles_of(named, limit), self._titles_of(candidates, limit)
+            tokens, slots = self._assemble(self._template.render(*titles, context))
         return EncodedPrompt(tokens, slots, note, limit)
 
     # -- batches
 
     def __call__(  # type: ignore[override]
-        self, histories: Sequence[Sequence[int]], candidates: Sequence[Sequence[int]], permutation: int = 0
+        self,
+        histories: Sequence[Sequence[int]],
+        candidates: Sequence[Sequence[int]],
+        permutation: int = 0,
+        context: Context = "whole",
     ) -> BatchFeature:
         """Return the tensors that `ALLMRecModel.score` and `ALLMRecModel.generate` take.
 
@@ -242,6 +258,7 @@ class ALLMRecProcessor(ProcessorMixin):
             histories: B lists of catalogue indices in time order, each with at least one item.
             candidates: B lists of catalogue indices; they may differ in length.
             permutation: Another number gives another order of the candidate list.
+            context: What of the user is left out of the prompts, see `PromptTemplate.render`.
 
         Returns:
             `input_ids`, `attention_mask`, `slot_ids` `(B, T)`, left-padded; `history_ids`, `history_mask` `(B, L)`;
@@ -252,7 +269,7 @@ class ALLMRecProcessor(ProcessorMixin):
         """
         histories, candidates = self._checked(histories, candidates)
         prompts = [
-            self._checked_prompt(history, _prompt_order(history, row, permutation))
+            self._checked_prompt(history, _prompt_order(history, row, permutation), context)
             for history, row in zip(histories, candidates, strict=True)
         ]
         answers = [
@@ -322,12 +339,14 @@ class ALLMRecProcessor(ProcessorMixin):
             [checked_indices(row, count, "a candidate list") for row in candidates],
         )
 
-    def _checked_prompt(self, history: Sequence[int], candidates: Sequence[int]) -> EncodedPrompt:
+    def _checked_prompt(
+        self, history: Sequence[int], candidates: Sequence[int], context: Context = "whole"
+    ) -> EncodedPrompt:
         if not len(history):
             raise DataError("the history is empty; a recommendation needs at least one known item")
         if not len(candidates):
             raise DataError("the candidate list is empty; give candidates, or none at all to retrieve them")
-        prompt = self.encode_prompt(history, candidates)
+        prompt = self.encode_prompt(history, candidates, context)
         if prompt.note is not None and not len(self._notes):
             self._notes.put(prompt.note, True)  # said once, not for every user of a run
             logger.warning("%s; others may be shortened too.", prompt.note)

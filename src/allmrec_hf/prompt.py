@@ -10,12 +10,14 @@ import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from .errors import DataError
 
 NO_SLOT = 0
 USER_SLOT = -1
+Context = Literal["whole", "no_vectors", "no_user"]
+"""What a prompt says of the user: everything; all but the vectors of user and history; or nothing at all."""
 
 DOMAIN_WORDS = {
     "movie": ("movie", "watch", "watched"),
@@ -123,6 +125,11 @@ class PromptTemplate:
         return "{user}" in self.prompt
 
     @property
+    def lists_candidates(self) -> bool:
+        """Whether prompts name the candidates."""
+        return "{candidates}" in self.prompt
+
+    @property
     def has_item_slots(self) -> bool:
         """Whether prompts have a slot for the joint embedding of every item."""
         return "{vector}" in self.item
@@ -145,17 +152,30 @@ class PromptTemplate:
             self.prompt.replace("{user}", ""), self.item.replace("{vector}", ""), self.separator, self.answer
         )
 
-    def render(self, history: Sequence[Title], candidates: Sequence[Title]) -> list[Segment]:
-        """Return the prompt as text segments and slots, in reading order."""
+    def render(
+        self, history: Sequence[Title], candidates: Sequence[Title], context: Context = "whole"
+    ) -> list[Segment]:
+        """Return the prompt as text segments and slots, in reading order.
+
+        Args:
+            history: The items that the prompt names as the user's.
+            candidates: The items that it names as candidates; they keep their vectors in every context.
+            context: What of the user is left out; the words around stay.
+        """
         segments: list[Segment] = []
         text = ""
+        shown = history if context != "no_user" else ()
         for piece in re.split(r"(\{user\}|\{history\}|\{candidates\})", self.prompt):
             if piece == "{user}":
-                segments.append(Segment(text, USER_SLOT))
-                text = ""
+                if context == "whole":
+                    segments.append(Segment(text, USER_SLOT))
+                    text = ""
             elif piece in ("{history}", "{candidates}"):
-                for number, item in enumerate(history if piece == "{history}" else candidates):
-                    before, vector, after = self.item.partition("{vector}")
+                form = self.item
+                if piece == "{history}" and context != "whole":
+                    form = form.replace("{vector}", "")
+                for number, item in enumerate(shown if piece == "{history}" else candidates):
+                    before, vector, after = form.partition("{vector}")
                     text += (self.separator if number else "") + before.replace("{title}", item.text)
                     if vector:
                         segments.append(Segment(text, item.item))

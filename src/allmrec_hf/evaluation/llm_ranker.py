@@ -1,4 +1,4 @@
-"""The ranker of A-LLMRec: the backbone retrieves, the frozen LLM ranks by the likelihood of titles."""
+"""A ranker of an A-LLMRec checkpoint for the evaluation: it retrieves, and ranks what it retrieved."""
 
 from __future__ import annotations
 
@@ -13,27 +13,33 @@ from ..errors import ALLMRecError
 from ..indices import check_padded
 from ..modeling_allmrec import ALLMRecModel
 from ..processing_allmrec import ALLMRecProcessor
+from ..ranker import UserBatch
+from ..ranker_built_in import build_ranker
 from .protocol import History
 from .rankers import reranked_scores
 
 Scores = NDArray[np.floating[Any]]
 LONGEST_ANSWER = 64
+RETRIEVED_AT_ONCE = 256
 
 
 class ALLMRecRanker:
-    """Rank candidates by the LLM's log-likelihood of their titles.
+    """Rank candidates by a trained model.
 
     Args:
         model: The model with its LLM attached.
         processor: Its processor; one whose template has no slots makes the LLM recommend from text alone.
         name: The method's name in reports.
         batch_size: Users that the LLM reads at once.
-        num_ranked: Of what is retrieved, the best items that the LLM ranks; the rest follow in the backbone's order.
+        num_ranked: Of what is retrieved, the best items that the ranker scores; the rest follow in the order in which
+            they were retrieved.
         num_permutations: Orders of the candidate list whose scores are averaged.
+        ranker: What ranks, see `ranker_built_in.RANKERS`; the checkpoint's own choice where not given.
 
     Raises:
         ALLMRecError: when a number is below 1.
-        CheckpointError: when the processor's tokenizer or catalogue is not the model's.
+        CheckpointError: when the processor's tokenizer or catalogue is not the model's, or the checkpoint lacks the
+            ranker.
     """
 
     def __init__(
@@ -44,6 +50,7 @@ class ALLMRecRanker:
         batch_size: int = 16,
         num_ranked: int = 20,
         num_permutations: int = 1,
+        ranker: str | None = None,
     ) -> None:
         for what, value in (
             ("batch_size", batch_size),
@@ -55,6 +62,7 @@ class ALLMRecRanker:
         processor.check_fits(model.config.tokenizer_fingerprint, model.cf_encoder.num_items)
         self.model = model.eval()
         self.processor = processor
+        self.ranker = build_ranker(ranker, model, processor)
         self.name = name
         self.batch_size = batch_size
         self.num_ranked = num_ranked
@@ -69,35 +77,33 @@ class ALLMRecRanker:
         return [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
 
     def score(self, histories: Sequence[History], candidates: NDArray[np.int64]) -> Scores:
-        """Return `(B, C)` log-likelihoods of the candidates' titles; `-inf` where a candidate is 0."""
+        """Return the ranker's `(B, C)` scores; `-inf` where a candidate is 0."""
         check_padded(candidates, self.model.cf_encoder.num_items, "candidates")
         scores = np.full(candidates.shape, -np.inf)
         for rows in self._batches(histories):
             lists = [[int(index) for index in candidates[row] if index > 0] for row in rows]
-            known = [histories[row].tolist() for row in rows]
-            for permutation in range(self.num_permutations):
-                batch = self.processor(known, lists, permutation=permutation).to(self.model.device)
-                found = self.model.score(**batch).double().cpu().numpy() / self.num_permutations
-                for row, values in zip(rows, found, strict=True):
-                    real = candidates[row] > 0
-                    kept = values[: int(real.sum())]
-                    scores[row, real] = kept if permutation == 0 else scores[row, real] + kept
-                self._trimmer.tick()
+            users = UserBatch.encode(self.model, self.processor, [histories[row] for row in rows])
+            found = self.ranker.score(users, lists, self.num_permutations).scores.double().cpu().numpy()
+            for row, values in zip(rows, found, strict=True):
+                real = candidates[row] > 0
+                scores[row, real] = values[: int(real.sum())]
+            self._trimmer.tick()
         return scores
 
     def retrieve(self, histories: Sequence[History], top_k: int) -> tuple[NDArray[np.int64], Scores]:
-        """Return unseen items: the best `num_ranked` of the backbone by the LLM, then the rest in its order."""
+        """Return unseen items: the best `num_ranked` of what is retrieved by the ranker, then the rest in its order."""
         items: list[NDArray[np.int64]] = []
         values: list[Scores] = []
-        for start in range(0, len(histories), 256):
-            part = histories[start : start + 256]
-            tensors = {n: t.to(self.model.device) for n, t in self.processor.history_tensors(part).items()}
-            found = self.model.retrieve(**tensors, top_k=top_k)
+        for start in range(0, len(histories), RETRIEVED_AT_ONCE):
+            users = UserBatch.encode(self.model, self.processor, histories[start : start + RETRIEVED_AT_ONCE])
+            found = self.ranker.retrieve(users, top_k)
             items.append(found.item_indices.cpu().numpy())
             values.append(found.scores.float().cpu().numpy())
         retrieved = np.concatenate(items)
-        by_llm = self.score(histories, retrieved[:, : self.num_ranked])
-        return reranked_scores(retrieved, np.concatenate(values), by_llm, self.name)
+        if self.ranker.ranks_catalogue:
+            return retrieved, np.concatenate(values)
+        second = self.score(histories, retrieved[:, : self.num_ranked])
+        return reranked_scores(retrieved, np.concatenate(values), second, self.name)
 
     def generate_titles(self, histories: Sequence[History], candidates: NDArray[np.int64]) -> list[str]:
         """Return the title that the LLM writes for each user, greedily, without its quotes (the paper's protocol)."""

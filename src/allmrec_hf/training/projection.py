@@ -13,6 +13,7 @@ from ..data.prepared import PreparedData
 from ..losses import listwise_loss
 from ..modeling_allmrec import ALLMRecModel
 from ..processing_allmrec import ALLMRecProcessor
+from ..ranker import TitleLikelihood, UserBatch
 from ..ranking import Ranks, hit_at_k, ndcg_at_k, reciprocal_rank, target_ranks
 from .devices import global_batch_size
 from .samples import (
@@ -168,6 +169,7 @@ class ProjectionTask(CandidateTask):
         super().__init__(processor, data, targets, num_candidates, arguments)
         self.module: ProjectionModule = module
         self.model = module.model
+        self.ranker = TitleLikelihood(self.model, processor)
         # Characters stand for tokens: to bucket by length, no title has to be tokenised before its prompt is made.
         self._title_lengths = np.append(0, data.catalog.frame["title"].str.len_chars().fill_null(0).to_numpy())
 
@@ -207,6 +209,6 @@ class ProjectionTask(CandidateTask):
     def _ranks(self, examples: np.ndarray, device: torch.device) -> Ranks:
         candidates = self.validation_candidates.take(examples)
         histories = [history.tolist() for history in self.validation.take(examples).histories]
-        batch = self.processor(histories, candidates.items.tolist()).to(device)
-        scores = self.model.score(**batch).float().cpu().numpy()
+        users = UserBatch.encode(self.model, self.processor, histories)
+        scores = self.ranker.score(users, candidates.items.tolist()).scores.float().cpu().numpy()
         return target_ranks(scores, candidates.target_columns)

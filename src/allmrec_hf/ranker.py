@@ -1,0 +1,201 @@
+"""The interface of rankers: what a checkpoint ranks candidates by, and the two that every checkpoint has.
+
+A ranker gets users whose histories were encoded once, and lists of candidates; it returns one score for each and the
+parts that the score is made of.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from .caches import BoundedCache
+from .modeling_allmrec import ALLMRecModel
+from .outputs import RetrievalOutput
+from .processing_allmrec import ALLMRecProcessor
+from .prompt import Context
+
+CACHED_PRIORS = 2**20  # log-likelihoods of titles without a user, kept where a prompt lists no candidates
+CONTEXT_OF: dict[str, Context] = {"calibrated": "no_user", "vector_gain": "no_vectors"}
+
+
+@dataclass(frozen=True)
+class UserBatch:
+    """Users as every ranker takes them, each encoded once.
+
+    Attributes:
+        histories: B lists of catalogue indices in time order.
+        representations: `(B, d_cf)` user representations.
+        seen_ids: `(B, S)` every item of the whole histories, 0 at padding.
+    """
+
+    histories: list[list[int]]
+    representations: Tensor
+    seen_ids: Tensor
+
+    @classmethod
+    def encode(cls, model: ALLMRecModel, processor: ALLMRecProcessor, histories: Sequence[Sequence[int]]) -> UserBatch:
+        """Return users by their histories.
+
+        Args:
+            model: The model whose backbone reads them.
+            processor: Its processor.
+            histories: B sequences of catalogue indices in time order.
+
+        Raises:
+            DataError: when an index is not in 1..N.
+        """
+        tensors = {name: value.to(model.device) for name, value in processor.history_tensors(histories).items()}
+        users = model.encode_users(tensors["history_ids"], tensors["history_mask"])
+        return cls([[int(item) for item in history] for history in histories], users, tensors["seen_ids"])
+
+    def __len__(self) -> int:
+        """Return B."""
+        return len(self.histories)
+
+    def take(self, rows: Sequence[int]) -> UserBatch:
+        """Return some of the users, in the order of the rows."""
+        index = torch.as_tensor(list(rows), dtype=torch.long, device=self.representations.device)
+        return UserBatch([self.histories[row] for row in rows], self.representations[index], self.seen_ids[index])
+
+
+@dataclass(frozen=True)
+class RankerScores:
+    """Scores of candidates and what they are made of.
+
+    Attributes:
+        scores: `(B, C)`, higher is better, `-inf` at padding.
+        parts: By name `(B, C)`: what went into the score, in its own unit.
+    """
+
+    scores: Tensor
+    parts: dict[str, Tensor] = field(default_factory=dict)
+
+
+def padded_candidates(candidates: Sequence[Sequence[int]], device: Any = None) -> Tensor:
+    """Return candidate lists as `(B, C)` catalogue indices, 0 at padding."""
+    width = max((len(row) for row in candidates), default=0)
+    return torch.tensor([[*row, *[0] * (width - len(row))] for row in candidates], dtype=torch.long, device=device)
+
+
+class ModelRanker(ABC):
+    """Rank candidates by a trained model.
+
+    Args:
+        model: The model.
+        processor: Its processor.
+
+    Attributes:
+        kind: Its name.
+        needs_llm: Whether it asks the LLM.
+        ranks_catalogue: Whether `retrieve` ranks the whole catalogue as `score` would; else what it finds is scored.
+    """
+
+    kind: ClassVar[str]
+    needs_llm: ClassVar[bool] = True
+    ranks_catalogue: bool = False
+
+    def __init__(self, model: ALLMRecModel, processor: ALLMRecProcessor) -> None:
+        self.model = model
+        self.processor = processor
+
+    @classmethod
+    def lacks(cls, config: Any) -> str | None:
+        """Return what a checkpoint with this configuration lacks to be ranked so; None where nothing."""
+        return "no stage 2: its projectors are not trained" if cls.needs_llm and config.llm_dim is None else None
+
+    @abstractmethod
+    def score(self, users: UserBatch, candidates: Sequence[Sequence[int]], num_permutations: int = 1) -> RankerScores:
+        """Score candidates.
+
+        Args:
+            users: B users.
+            candidates: B lists of catalogue indices; they may differ in length, and their order changes no score.
+            num_permutations: Orders of the candidates in a prompt whose scores are averaged, where a prompt lists them.
+
+        Raises:
+            DataError: when a catalogue index is out of range.
+        """
+
+    @torch.no_grad()
+    def retrieve(self, users: UserBatch, top_k: int, exclude: Tensor | None = None) -> RetrievalOutput:
+        """Return the candidates that are worth scoring: the backbone's best, without what the user has seen.
+
+        Args:
+            users: B users.
+            top_k: Items for each.
+            exclude: `(B, E)` catalogue indices never to return, in place of what was seen; 0 excludes nothing.
+        """
+        out = users.seen_ids if exclude is None else exclude
+        items, scores = self.model.cf_encoder.top_items(users.representations, top_k, exclude=out)
+        return RetrievalOutput(item_indices=items, scores=scores)
+
+
+class CFScore(ModelRanker):
+    """Rank by the CF backbone, whose cold items have vectors decoded from their texts: the LLM is not asked."""
+
+    kind = "cf"
+    needs_llm = False
+    ranks_catalogue = True
+
+    @torch.no_grad()
+    def score(self, users: UserBatch, candidates: Sequence[Sequence[int]], num_permutations: int = 1) -> RankerScores:
+        """Return the backbone's scores."""
+        items = padded_candidates(candidates, users.representations.device)
+        scores = self.model.cf_encoder.score(users.representations, items).float()
+        return RankerScores(scores, {"cf": scores})
+
+
+class TitleLikelihood(ModelRanker):
+    """Rank by the LLM's log-likelihood of the titles (the paper), see `ALLMRecConfig.score_normalization`."""
+
+    kind = "likelihood"
+
+    def __init__(self, model: ALLMRecModel, processor: ALLMRecProcessor) -> None:
+        super().__init__(model, processor)
+        self._priors = BoundedCache(CACHED_PRIORS)
+
+    @torch.no_grad()
+    def score(self, users: UserBatch, candidates: Sequence[Sequence[int]], num_permutations: int = 1) -> RankerScores:
+        """Return the log-likelihoods, averaged over orders of the candidate list; the order given changes nothing."""
+        totals = []
+        for permutation in range(num_permutations if self.processor.lists_candidates else 1):
+            batch = self.processor(users.histories, candidates, permutation=permutation).to(self.model.device)
+            totals.append(self.model.score(**batch, user_representations=users.representations).float())
+        scores = torch.stack(totals).mean(dim=0)
+        context = CONTEXT_OF.get(self.model.config.score_normalization)
+        if context is None:
+            return RankerScores(scores, {"likelihood": scores})
+        prior = self._without(context, users, candidates, len(totals)).to(scores)
+        calibrated = torch.where(scores.isneginf(), scores, scores - prior)
+        return RankerScores(calibrated, {"likelihood": scores, "likelihood_without": prior})
+
+    def _without(
+        self, context: Context, users: UserBatch, candidates: Sequence[Sequence[int]], num_permutations: int
+    ) -> Tensor:
+        """Return `(B, C)` log-likelihoods of the titles after the prompt without the user or its vectors."""
+        if context == "no_user" and not self.processor.lists_candidates:
+            return self._priors_of_items(users, candidates)
+        totals = []
+        for permutation in range(num_permutations):
+            batch = self.processor(users.histories, candidates, permutation, context).to(self.model.device)
+            totals.append(self.model.score(**batch, user_representations=users.representations).float())
+        return torch.stack(totals).mean(dim=0)
+
+    def _priors_of_items(self, users: UserBatch, candidates: Sequence[Sequence[int]]) -> Tensor:
+        """Return the same where nothing but the item decides it; each item is read once."""
+        known = {item: self._priors.get(item) for row in candidates for item in row}
+        wanted = sorted(item for item, value in known.items() if value is None)
+        if wanted:  # behind the shortest history, so that no title is cut for the length of another user's
+            alone = users.take([0])
+            batch = self.processor([alone.histories[0][-1:]], [wanted], 0, "no_user").to(self.model.device)
+            found = self.model.score(**batch, user_representations=alone.representations)[0].tolist()
+            for item, value in zip(wanted, found, strict=True):
+                known[item] = self._priors.put(item, value)
+        width = max(len(row) for row in candidates)
+        return torch.tensor([[*(known[item] for item in row), *[0.0] * (width - len(row))] for row in candidates])

@@ -1,0 +1,38 @@
+"""The rankers by name, and which of them a checkpoint has."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .errors import CheckpointError
+from .modeling_allmrec import ALLMRecModel
+from .processing_allmrec import ALLMRecProcessor
+from .ranker import CFScore, ModelRanker, TitleLikelihood
+
+RANKERS: dict[str, type[ModelRanker]] = {kind.kind: kind for kind in (TitleLikelihood, CFScore)}
+
+
+def rankers_of(config: Any) -> list[str]:
+    """Return the names of the rankers that a checkpoint with this configuration has."""
+    return [name for name, kind in RANKERS.items() if kind.lacks(config) is None]
+
+
+def build_ranker(name: str | None, model: ALLMRecModel, processor: ALLMRecProcessor) -> ModelRanker:
+    """Return a ranker of a checkpoint.
+
+    Args:
+        name: One of `RANKERS`; the checkpoint's own choice (`config.ranker`) where not given.
+        model: The model.
+        processor: Its processor.
+
+    Raises:
+        CheckpointError: when the name is unknown, or the checkpoint lacks what the ranker needs.
+    """
+    name = name or model.config.ranker
+    kind, known = RANKERS.get(name), ", ".join(rankers_of(model.config))
+    if kind is None:
+        raise CheckpointError(f"unknown ranker {name!r}; this checkpoint has {known}")
+    reason = kind.lacks(model.config)
+    if reason is not None:
+        raise CheckpointError(f"this checkpoint has no ranker {name!r} ({reason}); it has {known}")
+    return kind(model, processor)
