@@ -86,37 +86,37 @@ class PipelineModel:
 class RecommendationPipeline(Pipeline):
     """Ranks candidates, or retrieves them from the whole catalogue and ranks them, by a ranker of the checkpoint.
 
-        A request is a mapping with `history`, item ids oldest first (text or numbers), or instead `titles`, the same by
-        title; and optionally `candidates` by id or `candidate_titles` by title. An id is never looked up as a title. Each
-        result is a list of `{"item_id", "title", "score", "rank", "parts"}`, best first; `parts` are what the ranker made
-        the score of, such as the log-likelihood of the title. Further keys of a request, such as `user_id`, are repeated
-        in every row of its result.
+    A request is a mapping with `history`, item ids oldest first (text or numbers), or instead `titles`, the same by
+    title; and optionally `candidates` by id or `candidate_titles` by title. An id is never looked up as a title. Each
+    result is a list of `{"item_id", "title", "score", "rank", "parts"}`, best first; `parts` are what the ranker made
+    the score of, such as the log-likelihood of the title. Further keys of a request, such as `user_id`, are repeated
+    in every row of its result.
 
-        A list of requests gives a list of results; so does a frame of Polars, pandas or Arrow with a request in each row. A
-        `datasets.Dataset`, an `IterableDataset`, a PyTorch data set or a generator gives an iterator over results.
+    A list of requests gives a list of results; so does a frame of Polars, pandas or Arrow with a request in each row. A
+    `datasets.Dataset`, an `IterableDataset`, a PyTorch data set or a generator gives an iterator over results.
 
-        Call arguments:
-            top_k: Items to return for each request (default 10).
-                ranker: What ranks, one of those that the checkpoint has (`ranker_built_in.RANKERS`): `"likelihood"` (the
-                paper), `"cf"`, ...; the checkpoint's own choice where not given. Given to `pipeline(...)` it holds for
-                every call.
-            num_candidates: Items that are retrieved where no candidates are given (default 20, as in training).
-                num_permutations: Orders of the candidate list whose scores are averaged (default 1); an LLM is not blind to
-                the order, so more are steadier, and slower.
-            on_error: `"raise"` (default) stops at a request that cannot be served. `"return"` serves the others, and the
-                result of that request is `{"error": why}` with its further keys.
-            batch_size: Requests that the LLM reads at once.
+    Call arguments:
+        top_k: Items to return for each request (default 10).
+            ranker: What ranks, one of those that the checkpoint has (`ranker_built_in.RANKERS`): `"likelihood"` (the
+            paper), `"cf"`, ...; the checkpoint's own choice where not given. Given to `pipeline(...)` it holds for
+            every call.
+        num_candidates: Items that are retrieved where no candidates are given (default 20, as in training).
+            num_permutations: Orders of the candidate list whose scores are averaged (default 1); an LLM is not blind to
+            the order, so more are steadier, and slower.
+        on_error: `"raise"` (default) stops at a request that cannot be served. `"return"` serves the others, and the
+            result of that request is `{"error": why}` with its further keys.
+        batch_size: Requests that the LLM reads at once.
 
-        Unknown history items are left out, with a `UserWarning` that names them, and every row of that request's result
-        lists them under `unknown_history`; a history without any known item and unknown candidates are an error.
+    Unknown history items are left out, with a `UserWarning` that names them, and every row of that request's result
+    lists them under `unknown_history`; a history without any known item and unknown candidates are an error.
 
-        Example:
-            >>> import allmrec_hf
-            >>> from transformers import pipeline
-            >>> recommend = pipeline("recommendation")
-            >>> history = recommend.processor.catalog.item_ids[:3]
-            >>> [sorted(item) for item in recommend({"history": history}, top_k=1)]
-            [['item_id', 'parts', 'rank', 'score', 'title']]
+    Example:
+        >>> import allmrec_hf
+        >>> from transformers import pipeline
+        >>> recommend = pipeline("recommendation")
+        >>> history = recommend.processor.catalog.item_ids[:3]
+        >>> [sorted(item) for item in recommend({"history": history}, top_k=1)]
+        [['item_id', 'parts', 'rank', 'score', 'title']]
     """
 
     model: Any
