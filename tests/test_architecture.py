@@ -28,7 +28,7 @@ LAYERS = [
     {"cf_losses", "aligner", "projector", "losses", "scoring", "retrieval", "checkpoint_code", "item_table"}
     | {"language_model_checks", "slot_text"},
     {"cf_encoder"},
-    {"cf_user_vectors"},
+    {"cf_user_vectors", "cf_sequential"},
     {"configuration_allmrec"},  # and every backbone
     {"modeling_pretrained", "processing_allmrec", "item_lookup"},
     {"modeling_allmrec"},

@@ -13,7 +13,7 @@ from allmrec_hf.cf_encoder import (
     cf_encoder_class,
     register_cf_encoder,
 )
-from allmrec_hf.errors import ALLMRecError, CheckpointError, DataError
+from allmrec_hf.errors import ALLMRecError, DataError
 from allmrec_hf.histories import pad_histories
 
 
@@ -68,23 +68,6 @@ def test_bce_of_three_items_equals_the_value_by_hand():
         model.training_loss({key: value for key, value in batch.items() if key != "negatives"})
 
 
-def test_whole_catalogue_scores_equal_candidate_scores_and_hide_padding(model):
-    users = torch.randn(3, 8)
-    scores = model.score(users)
-    items = torch.tensor([[1, 50, 0], [7, 7, 2], [0, 0, 9]])
-    torch.testing.assert_close(model.score(users, items), scores.gather(1, items))
-    assert torch.isinf(scores[:, 0]).all()
-
-
-def test_top_items_are_the_best_of_the_whole_catalogue(model):
-    users = torch.randn(3, 8)
-    exclude = torch.tensor([[1, 2, 0], [50, 49, 48], [0, 0, 0]])
-    items, scores = model.top_items(users, 6, exclude)
-    expected = model.score(users).scatter(1, exclude, float("-inf"))
-    torch.testing.assert_close(scores, expected.topk(6)[0])
-    torch.testing.assert_close(expected.gather(1, items), scores)
-
-
 def test_top_items_end_in_index_zero_where_nothing_is_left(model):
     everything = torch.arange(1, 50).unsqueeze(0)
     items, scores = model.top_items(torch.randn(1, 8), 99, everything)
@@ -118,31 +101,10 @@ def test_replaced_items_may_be_rows_of_the_table_itself(model):
     torch.testing.assert_close(model.item_embeddings[[4, 5]], rows)
 
 
-def test_appended_items_are_scored_and_survive_saving(model, tmp_path):
-    vectors = torch.randn(2, 8)
-    users, before = torch.randn(3, 8), model.score(torch.ones(1, 8))
-    model.append_items(vectors)
-    assert model.config.num_items == model.num_items == 52
-    torch.testing.assert_close(model.score(users)[:, 51:], users @ vectors.T)
-    torch.testing.assert_close(model.score(torch.ones(1, 8))[:, :51], before)
-    model.save_pretrained(tmp_path)
-    torch.testing.assert_close(MeanModel.from_pretrained(tmp_path).item_embeddings, model.item_embeddings)
-    with pytest.raises(DataError, match=r"d_cf = 8, got \(2, 5\)"):
-        model.append_items(torch.randn(2, 5))
-
-
 def test_a_registered_backbone_is_found_by_its_model_type():
     register_cf_encoder(MeanConfig, MeanModel)
     assert cf_encoder_class("test-mean") is MeanModel
     assert build_cf_encoder({"model_type": "test-mean", "num_items": 4}).num_items == 4
-
-
-def test_sasrec_is_found_by_its_short_and_its_full_name():
-    assert cf_encoder_class("sasrec") is cf_encoder_class("allmrec-sasrec")
-    config = cf_config_from_dict({"model_type": "sasrec", "num_items": 5})
-    assert config.model_type == "allmrec-sasrec"
-    assert cf_config_from_dict(config) is config
-    assert cf_config_from_dict(config.to_dict()).to_dict() == config.to_dict()
 
 
 def test_an_unknown_backbone_is_refused_with_the_known_ones_listed():
@@ -150,25 +112,3 @@ def test_an_unknown_backbone_is_refused_with_the_known_ones_listed():
         cf_encoder_class("sasrex")
     with pytest.raises(ALLMRecError, match="names it in model_type"):
         cf_config_from_dict({"num_items": 5})
-
-
-@pytest.mark.parametrize("values", [{"num_items": "five"}, {"dropout": "much"}, {"loss": "hinge"}])
-def test_a_config_value_of_the_wrong_type_is_refused(values):
-    with pytest.raises(CheckpointError, match=next(iter(values))):
-        cf_config_from_dict({"model_type": "sasrec", **values})
-
-
-def test_a_config_without_items_or_with_uneven_heads_is_refused():
-    with pytest.raises(ALLMRecError, match="num_items must be at least 1, got 0"):
-        cf_config_from_dict({"model_type": "sasrec", "num_items": 0})
-    with pytest.raises(ALLMRecError, match="num_heads must divide hidden_size 8"):
-        cf_config_from_dict({"model_type": "sasrec", "hidden_size": 8, "num_heads": 3})
-
-
-def test_padding_row_stays_zero_in_training(model):
-    model.train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.1)
-    item_ids, mask = pad_histories([[1, 2], [3]], 5)
-    model.training_loss({"item_ids": item_ids, "attention_mask": mask, "targets": item_ids}).backward()
-    optimizer.step()
-    assert not model.item_embeddings[0].any()

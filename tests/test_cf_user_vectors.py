@@ -49,15 +49,6 @@ def model(backbone):
     return model
 
 
-def test_a_batch_equals_one_by_one_whatever_the_padding(model):
-    together = model.encode_users(*pad_histories(HISTORIES, 10))
-    for row, history in enumerate(HISTORIES):
-        alone = model.encode_users(*pad_histories([history], 10))
-        padded = model.encode_users(torch.tensor([[0, 0, 0, *history]]))
-        torch.testing.assert_close(together[row], alone[0], **CLOSE)
-        torch.testing.assert_close(together[row], padded[0], **CLOSE)
-
-
 def test_many_chunks_equal_one(model, monkeypatch):
     batch = pad_histories(HISTORIES, 10)
     expected = model.encode_users(*batch)
@@ -97,15 +88,6 @@ def test_wanted_states_are_those_of_the_sequence_and_no_others_are_worked_out(mo
     monkeypatch.setattr(type(model), "fold_in", lambda *args: folded.append(len(args[1])) or fold_in(*args))
     torch.testing.assert_close(model.states_at(item_ids, mask, wanted), expected, **CLOSE)
     assert sum(folded) == 3
-
-
-def test_a_history_longer_than_the_model_is_cut_to_its_most_recent_items(model):
-    model.config.max_history_length = 4
-    long, short = torch.tensor([[1, 2, 3, 4, 5, 6]]), torch.tensor([[3, 4, 5, 6]])
-    torch.testing.assert_close(model.encode_users(long), model.encode_users(short), **CLOSE)
-    states = model.sequence_states(long)
-    assert not states[:, :2].any()
-    torch.testing.assert_close(states[:, 2:], model.sequence_states(short), **CLOSE)
 
 
 def test_an_empty_history_gives_one_neutral_user(model):
@@ -165,64 +147,6 @@ def test_end_training_leaves_the_served_users_alone(model):
         model.training_loss(BATCH)
 
 
-def test_half_precision_serves_nearly_alike(model, backbone, tmp_path):
-    batch = pad_histories(HISTORIES, 10)
-    expected = model.score(model.encode_users(*batch))[:, 1:]
-    model.save_pretrained(tmp_path)
-    again = backbone[1].from_pretrained(tmp_path, dtype=torch.bfloat16).eval()
-    users = again.encode_users(*batch)
-    assert users.dtype == torch.bfloat16
-    torch.testing.assert_close(again.score(users)[:, 1:].float(), expected, rtol=0.1, atol=0.1)
-
-
-def test_whole_catalogue_scores_equal_candidate_scores(model):
-    users = model.encode_users(*pad_histories(HISTORIES, 10))
-    items = torch.tensor([[1, 12, 0], [7, 7, 2], [0, 0, 9], [3, 4, 5], [6, 6, 6]])
-    scores = model.score(users)
-    torch.testing.assert_close(scores.gather(1, items), model.score(users, items))
-    table = model.item_embeddings[1:]
-    torch.testing.assert_close(scores[:, 1:], model.score_vectors(users.unsqueeze(1), table))
-
-
-def test_appended_items_are_candidates_and_histories(model, backbone, tmp_path):
-    model.end_training()
-    batch = pad_histories(HISTORIES, 10)
-    before = model.encode_users(*batch)
-    model.append_items(model.item_embeddings[[3, 5]].detach() * 0.9)
-    assert model.config.num_items == model.num_items == 14
-    torch.testing.assert_close(model.encode_users(*batch), before)  # new items move no user
-    users = model.encode_users(torch.tensor([[13, 14]]))
-    assert users.abs().sum() > 0
-    assert model.score(users).shape == (1, 15)
-    model.save_pretrained(tmp_path)
-    again = backbone[1].from_pretrained(tmp_path)
-    torch.testing.assert_close(again.encode_users(torch.tensor([[13, 14]])), users)
-
-
-def test_replaced_items_change_the_users_that_hold_them(model):
-    model.end_training()
-    held, other = torch.tensor([[2, 12]]), torch.tensor([[2, 4]])
-    before = model.encode_users(held), model.encode_users(other)
-    vector = -model.item_embeddings[4].detach()
-    model.replace_items(torch.tensor([12]), vector.unsqueeze(0))
-    torch.testing.assert_close(model.item_embeddings[12], vector)
-    assert (model.encode_users(held) - before[0]).abs().max() > 1e-3
-    torch.testing.assert_close(
-        model.encode_users(other), before[1]
-    )  # item 12 is never seen in training: it is no contrast
-
-
-def test_another_order_of_the_catalogue_moves_no_user(model):
-    model.end_training()
-    ids = [f"i{index}" for index in range(1, 13)]
-    order = [12, 3, 7, 1, 10, 5, 2, 11, 4, 9, 6, 8]
-    catalog = ItemCatalog.from_records([{"item_id": f"i{index}"} for index in order])
-    fitted = fit_to_catalog(model, ids, catalog).cf_encoder
-    moved = [[order.index(index) + 1 for index in history] for history in HISTORIES]
-    users, others = model.encode_users(*pad_histories(HISTORIES, 10)), fitted.encode_users(*pad_histories(moved, 10))
-    torch.testing.assert_close(others, users, **CLOSE)
-
-
 @pytest.mark.parametrize("kept", [[11, 2, 5], [12]])
 def test_a_smaller_catalogue_contrasts_users_with_what_is_left(model, kept):
     model.end_training()
@@ -241,10 +165,6 @@ def test_gradients_reach_the_vectors_of_the_batch(model):
     assert users[[0, 1, 3]].all()
     assert not users[2]
     assert all(value.grad is not None for value in model.parameters() if value.requires_grad)
-
-
-def test_the_padding_row_stays_zero_in_training(model):
-    assert not model.item_embeddings[0].any()
 
 
 def test_the_penalty_is_half_the_squared_norms_of_a_sample(backbone):
@@ -279,13 +199,6 @@ def test_training_refuses_interactions_out_of_range(backbone):
         model.start_training(USERS[:0], ITEMS[:0], 5)
     with pytest.raises(DataError, match=r"one length E, got \(17,\) and \(16,\)"):
         model.start_training(USERS, ITEMS[1:], 5)
-
-
-def test_histories_out_of_range_are_refused(model):
-    with pytest.raises(DataError, match=r"catalogue index 13; indices must be 0 \(padding\) to 12"):
-        model.encode_users(torch.tensor([[1, 13]]))
-    with pytest.raises(DataError, match="catalogue index -1"):
-        model.encode_users(torch.tensor([[-1, 3]]))
 
 
 @pytest.mark.parametrize("l2", [-0.1, math.inf, math.nan])

@@ -5,7 +5,6 @@ every user's most recent item; `attention_mask` is True at real items.
 """
 
 import importlib
-import logging
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, get_args
 
@@ -14,6 +13,7 @@ from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers.utils import logging
 
 from .cf_built_in import BUILT_IN, MODEL_TYPE_PREFIX
 from .cf_losses import (
@@ -31,7 +31,7 @@ from .outputs import CFEncoderOutput
 from .retrieval import FaissIndex, build_index, exact_top_items, require_dot_product
 
 _REGISTRY: "dict[str, type[CFEncoder]]" = {}
-logger = logging.getLogger(__name__)
+logger = logging.get_logger(__name__)
 
 Loss = Literal["cross_entropy", "sampled_softmax", "gbce", "bce", "bpr"]
 
@@ -63,14 +63,44 @@ class CFEncoderConfig(PreTrainedConfig):
     initializer_range: float | int = 0.02
 
     def __post_init__(self, **kwargs: Any) -> None:
-        for name in ("num_items", "hidden_size", "max_history_length", "num_negatives"):
-            if isinstance(getattr(self, name), int) and getattr(self, name) < 1:
-                raise ALLMRecError(f"{type(self).__name__}.{name} must be at least 1, got {getattr(self, name)}")
+        self.check_at_least_one("num_items", "hidden_size", "max_history_length", "num_negatives")
         if self.loss not in get_args(Loss):
             raise ALLMRecError(f"unknown loss {self.loss!r} of a backbone; known ones: {', '.join(get_args(Loss))}")
         if isinstance(self.gbce_calibration, (int, float)) and not 0 <= self.gbce_calibration <= 1:
             raise ALLMRecError(f"gbce_calibration must be between 0 and 1, got {self.gbce_calibration}")
         super().__post_init__(**kwargs)
+
+    def check_at_least_one(self, *names: str) -> None:
+        """Check fields that count something; one of a wrong type is left to the check of types.
+
+        Raises:
+            ALLMRecError: when one is below 1.
+        """
+        for name in names:
+            if isinstance(getattr(self, name), int) and getattr(self, name) < 1:
+                raise ALLMRecError(f"{type(self).__name__}.{name} must be at least 1, got {getattr(self, name)}")
+
+    def check_shares(self, *names: str) -> None:
+        """Check fields that are a share of values dropped.
+
+        Raises:
+            ALLMRecError: when one is not 0 or more and below 1.
+        """
+        for name in names:
+            if isinstance(getattr(self, name), (int, float)) and not 0 <= getattr(self, name) < 1:
+                raise ALLMRecError(f"{name} must be a share of 0 or more and below 1, got {getattr(self, name)}")
+
+    def check_layers(self, epsilon: str, heads: str | None = None) -> None:
+        """Check the epsilon of LayerNorm and the number of attention heads.
+
+        Raises:
+            ALLMRecError: when the epsilon is not above 0, or the heads do not divide `hidden_size`.
+        """
+        if isinstance(getattr(self, epsilon), (int, float)) and not getattr(self, epsilon) > 0:
+            raise ALLMRecError(f"{epsilon} must be above 0, got {getattr(self, epsilon)}")
+        count = 1 if heads is None else getattr(self, heads)
+        if isinstance(count, int) and isinstance(self.hidden_size, int) and (count < 1 or self.hidden_size % count):
+            raise ALLMRecError(f"{heads} must divide hidden_size {self.hidden_size} (d_cf), got {count}")
 
     @classmethod
     def register_for_auto_class(cls, auto_class: Any = "AutoConfig") -> None:
@@ -142,10 +172,23 @@ class CFEncoder(PreTrainedModel):
         check_padded(item_ids, self.num_items, "a history", look=not self.training)
         return item_ids != 0 if attention_mask is None else attention_mask.bool()
 
+    def recent_items(self, item_ids: Tensor, attention_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return the `max_history_length` most recent positions `(B, L)`, and where they have an item, as `real_items`.
+
+        A warning says once that longer histories are cut.
+        """
+        real = self.real_items(item_ids, attention_mask)
+        length, limit = item_ids.shape[1], self.config.max_history_length
+        if length > limit:
+            logger.warning_once(
+                f"histories of up to {length} items are cut to the {limit} most recent ones (max_history_length)"
+            )
+        return item_ids[:, -limit:], real[:, -limit:]
+
     def sequence_states(self, item_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Return the state after each item of left-padded histories.
 
-        A backbone asks `real_items` for the places of items, which checks the indices.
+        A backbone asks `real_items` or `recent_items` for the places of items, which checks the indices.
 
         Args:
             item_ids: `(B, L)` catalogue indices, 0 at padding.

@@ -7,12 +7,8 @@ import torch
 from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 from transformers import initialization as init
-from transformers.utils import logging
 
 from .cf_encoder import CFEncoder, CFEncoderConfig, register_cf_encoder
-from .errors import ALLMRecError
-
-logger = logging.get_logger(__name__)
 
 
 @strict
@@ -45,12 +41,8 @@ class GRU4RecConfig(CFEncoderConfig):
     hidden_dropout: float | int = 0.2
 
     def __post_init__(self, **kwargs: Any) -> None:
-        for name in ("num_layers", "gru_hidden_size"):
-            if isinstance(getattr(self, name), int) and getattr(self, name) < 1:
-                raise ALLMRecError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("embedding_dropout", "hidden_dropout"):
-            if isinstance(getattr(self, name), (int, float)) and not 0 <= getattr(self, name) < 1:
-                raise ALLMRecError(f"{name} must be a share of 0 or more and below 1, got {getattr(self, name)}")
+        self.check_at_least_one("num_layers", "gru_hidden_size")
+        self.check_shares("embedding_dropout", "hidden_dropout")
         super().__post_init__(**kwargs)
 
 
@@ -127,13 +119,7 @@ class GRU4RecModel(CFEncoder):
 
         The padding is moved behind the items, where a recurrence that runs forward does no harm.
         """
-        real = self.real_items(item_ids, attention_mask)
-        length, limit = item_ids.shape[1], self.config.max_history_length
-        if length > limit:
-            logger.warning_once(
-                f"histories of up to {length} items are cut to the {limit} most recent ones (max_history_length)"
-            )
-            item_ids, real = item_ids[:, -limit:], real[:, -limit:]
+        item_ids, real = self.recent_items(item_ids, attention_mask)
         width = item_ids.shape[1]
         places = (torch.arange(width, device=real.device) + _padding(real)).clamp(max=width - 1)  # (B, L)
         embeddings = self.embedding_dropout(self.item_embedding(item_ids.gather(1, places)))

@@ -6,16 +6,12 @@ As a sequential recommender: eSASRec (Tikhonovich et al., RecSys 2025, arXiv 250
 import math
 from typing import Any, ClassVar
 
-import torch
 import torch.nn.functional as F
 from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
-from transformers.utils import logging
 
-from .cf_encoder import CFEncoder, CFEncoderConfig, register_cf_encoder
-from .errors import ALLMRecError
-
-logger = logging.get_logger(__name__)
+from .cf_encoder import CFEncoderConfig, register_cf_encoder
+from .cf_sequential import SequentialEncoder, attended, causal_bias
 
 
 @strict
@@ -47,16 +43,9 @@ class LiGRConfig(CFEncoderConfig):
     layer_norm_eps: float | int = 1e-5
 
     def __post_init__(self, **kwargs: Any) -> None:
-        heads = self.num_heads
-        if isinstance(heads, int) and isinstance(self.hidden_size, int) and (heads < 1 or self.hidden_size % heads):
-            raise ALLMRecError(f"num_heads must divide hidden_size {self.hidden_size} (d_cf), got {heads}")
-        for name in ("num_layers", "feed_forward_multiplier"):
-            if isinstance(getattr(self, name), int) and getattr(self, name) < 1:
-                raise ALLMRecError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if isinstance(self.dropout, (int, float)) and not 0 <= self.dropout < 1:
-            raise ALLMRecError(f"dropout must be a share of 0 or more and below 1, got {self.dropout}")
-        if isinstance(self.layer_norm_eps, (int, float)) and not self.layer_norm_eps > 0:
-            raise ALLMRecError(f"layer_norm_eps must be above 0, got {self.layer_norm_eps}")
+        self.check_at_least_one("num_layers", "feed_forward_multiplier")
+        self.check_shares("dropout")
+        self.check_layers("layer_norm_eps", heads="num_heads")
         super().__post_init__(**kwargs)
 
 
@@ -74,18 +63,10 @@ class LiGRAttention(nn.Module):
 
     def forward(self, queries: Tensor, states: Tensor, mask: Tensor) -> Tensor:
         """Return `(B, K, d_cf)` for queries `(B, K, d_cf)`, states `(B, L, d_cf)`, additive mask `(B, 1, K, L)`."""
-        batch, length, width = queries.shape
-        query, key, value = (
-            projected.view(batch, -1, self.config.num_heads, width // self.config.num_heads).transpose(1, 2)
-            for projected in (self.query(queries), self.key(states), self.value(states))
-        )  # (B, heads, K or L, d_head)
+        projected = self.query(queries), self.key(states), self.value(states)
         dropout = float(self.config.dropout) if self.training else 0.0
-        if self.config._attn_implementation == "eager":
-            weights = (query @ key.transpose(2, 3) / math.sqrt(query.shape[-1]) + mask).softmax(dim=-1)
-            attended = F.dropout(weights, dropout, self.training) @ value
-        else:
-            attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
-        return self.output(attended.transpose(1, 2).reshape(batch, length, width))
+        how = self.config._attn_implementation
+        return self.output(attended(*projected, self.config.num_heads, mask, dropout, how))
 
 
 class LiGRFeedForward(nn.Module):
@@ -134,7 +115,7 @@ class LiGRLayer(nn.Module):
         return own + self.dropout(fed) * self.feed_forward_gate(own).sigmoid()
 
 
-class LiGRModel(CFEncoder):
+class LiGRModel(SequentialEncoder):
     """Read a history with gated causal self-attention; the state after its last item is the user representation.
 
     A history longer than `config.max_history_length` is cut to its most recent items, which a warning says once.
@@ -161,26 +142,9 @@ class LiGRModel(CFEncoder):
         self.final_norm = nn.LayerNorm(config.hidden_size, eps=float(config.layer_norm_eps))
         self.post_init()
 
-    def sequence_states(self, item_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Return `(B, L, d_cf)`, the state after each item; the contract is `CFEncoder.sequence_states`."""
-        length = item_ids.shape[1]
-        states = self._last_states(item_ids, attention_mask, min(length, self.config.max_history_length))
-        return F.pad(states, (0, 0, length - states.shape[1], 0))
-
-    def encode_users(self, item_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Return `(B, d_cf)`, as `CFEncoder.encode_users`; the last block works on the last position only."""
-        return self._last_states(item_ids, attention_mask, 1)[:, 0]
-
-    def _last_states(self, item_ids: Tensor, attention_mask: Tensor | None, count: int) -> Tensor:
-        """Return the states of the last `count` positions, `(B, count, d_cf)`."""
-        real = self.real_items(item_ids, attention_mask)
-        length, limit = item_ids.shape[1], self.config.max_history_length
-        if length > limit:
-            logger.warning_once(
-                f"histories of up to {length} items are cut to the {limit} most recent ones (max_history_length)"
-            )
-            item_ids, real = item_ids[:, -limit:], real[:, -limit:]
-        mask = _attention_bias(real, self.item_embedding.weight.dtype)
+    def last_states(self, item_ids: Tensor, real: Tensor, count: int) -> Tensor:
+        """Return the states of the last `count` positions, `(B, count, d_cf)`; the last block works on them alone."""
+        mask = causal_bias(real, self.item_embedding.weight.dtype)
         states = self._embedded(item_ids)
         for layer in self.layers[:-1]:
             states = layer(states, mask, states.shape[1])
@@ -191,17 +155,6 @@ class LiGRModel(CFEncoder):
         """Return what the first block reads, `(B, L, d_cf)`; the last item has the last position whatever L."""
         positions = self.position_embedding.weight[self.config.max_history_length - item_ids.shape[1] :]
         return self.dropout(self.item_embedding(item_ids) * math.sqrt(self.config.hidden_size) + positions)
-
-
-def _attention_bias(real: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return what is added to attention logits, `(B, 1, L, L)`: 0 where a key may be seen, else `-inf`.
-
-    Padding positions see themselves, so that no row is empty; no real position sees them.
-    """
-    length = real.shape[1]
-    causal = torch.ones(length, length, dtype=torch.bool, device=real.device).tril()
-    seen = causal & (real.unsqueeze(1) | torch.eye(length, dtype=torch.bool, device=real.device))  # (B, L, L)
-    return torch.zeros(seen.shape, dtype=dtype, device=real.device).masked_fill(~seen, float("-inf")).unsqueeze(1)
 
 
 register_cf_encoder(LiGRConfig, LiGRModel)

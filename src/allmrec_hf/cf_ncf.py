@@ -42,8 +42,7 @@ class NCFConfig(ContrastingUserConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         layers, width = self.num_layers, self.hidden_size
-        if isinstance(layers, int) and layers < 1:
-            raise ALLMRecError(f"num_layers must be at least 1, got {layers}")
+        self.check_at_least_one("num_layers")
         if isinstance(layers, int) and isinstance(width, int) and width % 2**layers:
             raise ALLMRecError(
                 f"hidden_size must be a multiple of {2**layers} for a tower of num_layers {layers}, got {width}"

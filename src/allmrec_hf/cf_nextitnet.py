@@ -6,12 +6,10 @@ from typing import Any, ClassVar
 import torch.nn.functional as F
 from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
-from transformers.utils import logging
 
-from .cf_encoder import CFEncoder, CFEncoderConfig, register_cf_encoder
+from .cf_encoder import CFEncoderConfig, register_cf_encoder
+from .cf_sequential import SequentialEncoder
 from .errors import ALLMRecError
-
-logger = logging.get_logger(__name__)
 
 
 @strict
@@ -47,8 +45,8 @@ class NextItNetConfig(CFEncoderConfig):
             raise ALLMRecError(
                 f"kernel_size must be at least 2, or no state sees an earlier item; got {self.kernel_size}"
             )
-        if isinstance(self.dropout, (int, float)) and not 0 <= self.dropout < 1:
-            raise ALLMRecError(f"dropout must be a share of 0 or more and below 1, got {self.dropout}")
+        self.check_shares("dropout")
+        self.check_layers("layer_norm_eps")
         super().__post_init__(**kwargs)
 
     @property
@@ -90,7 +88,7 @@ class NextItNetBlock(nn.Module):
         return (states[:, -count:] + self.dropout(added)) * real[:, -count:]
 
 
-class NextItNetModel(CFEncoder):
+class NextItNetModel(SequentialEncoder):
     """Read a history with dilated causal convolutions; the state after its last item is the user representation.
 
     All convolutions see zeros at padding, as if the history began there. A history longer than
@@ -122,25 +120,8 @@ class NextItNetModel(CFEncoder):
         self.output = nn.Linear(config.hidden_size, config.hidden_size)
         self.post_init()
 
-    def sequence_states(self, item_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Return `(B, L, d_cf)`, the state after each item; the contract is `CFEncoder.sequence_states`."""
-        length = item_ids.shape[1]
-        states = self._last_states(item_ids, attention_mask, min(length, self.config.max_history_length))
-        return F.pad(states, (0, 0, length - states.shape[1], 0))
-
-    def encode_users(self, item_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Return `(B, d_cf)`, as `CFEncoder.encode_users`; only what the last state depends on is computed."""
-        return self._last_states(item_ids, attention_mask, 1)[:, 0]
-
-    def _last_states(self, item_ids: Tensor, attention_mask: Tensor | None, count: int) -> Tensor:
-        """Return the states of the last `count` positions, `(B, count, d_cf)`."""
-        real = self.real_items(item_ids, attention_mask)
-        length, limit = item_ids.shape[1], self.config.max_history_length
-        if length > limit:
-            logger.warning_once(
-                f"histories of up to {length} items are cut to the {limit} most recent ones (max_history_length)"
-            )
-            item_ids, real = item_ids[:, -limit:], real[:, -limit:]
+    def last_states(self, item_ids: Tensor, real: Tensor, count: int) -> Tensor:
+        """Return the states of the last `count` positions, `(B, count, d_cf)`; no others are computed."""
         counts = [count]  # positions that each block has to put out, last to first; the earliest is read from the table
         for dilation in reversed(self.config.dilations):
             counts.append(min(item_ids.shape[1], counts[-1] + 3 * (self.config.kernel_size - 1) * dilation))

@@ -6,7 +6,6 @@ nothing normalises the final states. Neither can hold the other's weights. `allm
 from a RecBole checkpoint; it can be trained as well.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
@@ -14,12 +13,9 @@ import torch
 import torch.nn.functional as F
 from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
-from transformers.utils import logging
 
-from .cf_encoder import CFEncoder, CFEncoderConfig, register_cf_encoder
-from .errors import ALLMRecError
-
-logger = logging.get_logger(__name__)
+from .cf_encoder import CFEncoderConfig, register_cf_encoder
+from .cf_sequential import SequentialEncoder, attended, causal_bias
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
@@ -59,12 +55,9 @@ class RecBoleSASRecConfig(CFEncoderConfig):
     layer_norm_eps: float | int = 1e-12
 
     def __post_init__(self, **kwargs: Any) -> None:
-        heads = self.num_heads
-        if isinstance(heads, int) and isinstance(self.hidden_size, int) and (heads < 1 or self.hidden_size % heads):
-            raise ALLMRecError(f"num_heads must divide hidden_size {self.hidden_size} (d_cf), got {heads}")
-        for name in ("num_layers", "inner_size"):
-            if isinstance(getattr(self, name), int) and getattr(self, name) < 1:
-                raise ALLMRecError(f"{name} must be at least 1, got {getattr(self, name)}")
+        self.check_at_least_one("num_layers", "inner_size")
+        self.check_shares("dropout", "attention_dropout")
+        self.check_layers("layer_norm_eps", heads="num_heads")
         super().__post_init__(**kwargs)
 
 
@@ -86,29 +79,17 @@ class RecBoleSASRecLayer(nn.Module):
         self.dropout = nn.Dropout(float(config.dropout))
         self.activation = _ACTIVATIONS[config.hidden_act]
 
-    def forward(self, states: Tensor, seen: Tensor) -> Tensor:
-        """Return the next states `(B, L, d_cf)`; `seen` `(B, 1, L, L)` is True where a key may be attended to."""
-        states = self.attention_norm(states + self.dropout(self._attended(states, seen)))
+    def forward(self, states: Tensor, mask: Tensor) -> Tensor:
+        """Return the next states `(B, L, d_cf)`; the mask `(B, 1, L, L)` is added to attention logits."""
+        projected = self.query(states), self.key(states), self.value(states)
+        dropout = float(self.config.attention_dropout) if self.training else 0.0
+        mixed = attended(*projected, self.config.num_heads, mask, dropout, self.config._attn_implementation)
+        states = self.attention_norm(states + self.dropout(self.output(mixed)))
         inner = self.activation(self.feed_forward_inner(states))
         return self.feed_forward_norm(states + self.dropout(self.feed_forward_outer(inner)))
 
-    def _attended(self, states: Tensor, seen: Tensor) -> Tensor:
-        batch, length, width = states.shape
-        heads = self.config.num_heads
-        query, key, value = (
-            projection(states).view(batch, length, heads, width // heads).transpose(1, 2)
-            for projection in (self.query, self.key, self.value)
-        )  # (B, heads, L, d_head)
-        dropout = float(self.config.attention_dropout) if self.training else 0.0
-        if self.config._attn_implementation == "eager":
-            logits = (query @ key.transpose(2, 3) / math.sqrt(width // heads)).masked_fill(~seen, float("-inf"))
-            attended = F.dropout(logits.softmax(dim=-1), dropout, self.training) @ value
-        else:
-            attended = F.scaled_dot_product_attention(query, key, value, attn_mask=seen, dropout_p=dropout)
-        return self.output(attended.transpose(1, 2).reshape(batch, length, width))
 
-
-class RecBoleSASRecModel(CFEncoder):
+class RecBoleSASRecModel(SequentialEncoder):
     """Read a history as RecBole's SASRec does; the state after its last item is the user representation.
 
     Example:
@@ -131,25 +112,14 @@ class RecBoleSASRecModel(CFEncoder):
         self.layers = nn.ModuleList([RecBoleSASRecLayer(config) for _ in range(config.num_layers)])
         self.post_init()
 
-    def sequence_states(self, item_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Return `(B, L, d_cf)`, the state after each item; the contract is `CFEncoder.sequence_states`."""
-        real = self.real_items(item_ids, attention_mask)
-        cut = max(0, item_ids.shape[1] - self.config.max_history_length)
-        if cut:
-            logger.warning_once(
-                f"histories of up to {item_ids.shape[1]} items are cut to the {self.config.max_history_length} most "
-                "recent ones (max_history_length)"
-            )
-            item_ids, real = item_ids[:, cut:], real[:, cut:]
+    def last_states(self, item_ids: Tensor, real: Tensor, count: int) -> Tensor:
+        """Return the states of the last `count` positions, `(B, count, d_cf)`."""
         positions = (real.cumsum(dim=1) - 1).clamp(min=0)  # the oldest item has position 0, wherever padding ends
         states = self.dropout(self.input_norm(self.item_embedding(item_ids) + self.position_embedding(positions)))
-        length = item_ids.shape[1]
-        earlier = torch.ones(length, length, dtype=torch.bool, device=real.device).tril()
-        itself = torch.eye(length, dtype=torch.bool, device=real.device)  # padding sees itself: no row is empty
-        seen = (earlier & (real.unsqueeze(1) | itself)).unsqueeze(1)  # (B, 1, L, L)
+        mask = causal_bias(real, states.dtype)
         for layer in self.layers:
-            states = layer(states, seen)
-        return F.pad(states * real.unsqueeze(-1).to(states.dtype), (0, 0, cut, 0))
+            states = layer(states, mask)
+        return (states * real.unsqueeze(-1).to(states.dtype))[:, -count:]
 
 
 register_cf_encoder(RecBoleSASRecConfig, RecBoleSASRecModel)

@@ -7,12 +7,9 @@ import torch
 import torch.nn.functional as F
 from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
-from transformers.utils import logging
 
-from .cf_encoder import CFEncoder, CFEncoderConfig, register_cf_encoder
-from .errors import ALLMRecError
-
-logger = logging.get_logger(__name__)
+from .cf_encoder import CFEncoderConfig, register_cf_encoder
+from .cf_sequential import SequentialEncoder, attended, causal_bias
 
 
 @strict
@@ -42,11 +39,9 @@ class SASRecConfig(CFEncoderConfig):
     layer_norm_eps: float | int = 1e-8
 
     def __post_init__(self, **kwargs: Any) -> None:
-        heads = self.num_heads
-        if isinstance(heads, int) and isinstance(self.hidden_size, int) and (heads < 1 or self.hidden_size % heads):
-            raise ALLMRecError(f"num_heads must divide hidden_size {self.hidden_size} (d_cf), got {heads}")
-        if isinstance(self.num_layers, int) and self.num_layers < 1:
-            raise ALLMRecError(f"num_layers must be at least 1, got {self.num_layers}")
+        self.check_at_least_one("num_layers")
+        self.check_shares("dropout")
+        self.check_layers("layer_norm_eps", heads="num_heads")
         super().__post_init__(**kwargs)
 
 
@@ -67,20 +62,12 @@ class SASRecAttention(nn.Module):
 
     def forward(self, queries: Tensor, states: Tensor, mask: Tensor) -> Tensor:
         """Return `(B, K, d_cf)` for queries `(B, K, d_cf)`, states `(B, L, d_cf)`, additive mask `(B, 1, K, keys)`."""
-        batch, length, width = queries.shape
         if self.config.attend_padding:
             states = F.pad(states, (0, 0, 1, 0))  # the one padding key, (B, 1 + L, d_cf)
-        query, key, value = (
-            projected.view(batch, -1, self.config.num_heads, width // self.config.num_heads).transpose(1, 2)
-            for projected in (self.query(queries), self.key(states), self.value(states))
-        )  # (B, heads, K or keys, d_head)
+        projected = self.query(queries), self.key(states), self.value(states)
         dropout = float(self.config.dropout) if self.training else 0.0
-        if self.config._attn_implementation == "eager":
-            weights = (query @ key.transpose(2, 3) / math.sqrt(query.shape[-1]) + mask).softmax(dim=-1)
-            attended = F.dropout(weights, dropout, self.training) @ value
-        else:
-            attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
-        return self.output(attended.transpose(1, 2).reshape(batch, length, width))
+        how = self.config._attn_implementation
+        return self.output(attended(*projected, self.config.num_heads, mask, dropout, how))
 
 
 class SASRecLayer(nn.Module):
@@ -111,7 +98,7 @@ class SASRecLayer(nn.Module):
         return (states + self.dropout(self.feed_forward_outer(inner))) * real
 
 
-class SASRecModel(CFEncoder):
+class SASRecModel(SequentialEncoder):
     """Read a history with causal self-attention; the state after its last item is the user representation.
 
     A history longer than `config.max_history_length` is cut to its most recent items, which a warning says once.
@@ -138,29 +125,10 @@ class SASRecModel(CFEncoder):
         self.final_norm = nn.LayerNorm(config.hidden_size, eps=float(config.layer_norm_eps))
         self.post_init()
 
-    def sequence_states(self, item_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Return `(B, L, d_cf)`, the state after each item; the contract is `CFEncoder.sequence_states`."""
-        real = self.real_items(item_ids, attention_mask)
-        length, limit = item_ids.shape[1], self.config.max_history_length
-        if length > limit:
-            states = self._last_states(item_ids, real, limit)
-            return F.pad(states, (0, 0, length - limit, 0))
-        return self._last_states(item_ids, real, length)
-
-    def encode_users(self, item_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Return `(B, d_cf)`, as `CFEncoder.encode_users`; the last block works on the last position only."""
-        real = self.real_items(item_ids, attention_mask)
-        return self._last_states(item_ids, real, 1)[:, 0]
-
-    def _last_states(self, item_ids: Tensor, real: Tensor, count: int) -> Tensor:
-        """Return the states of the last `count` positions, `(B, count, d_cf)`."""
-        length, limit = item_ids.shape[1], self.config.max_history_length
-        if length > limit:
-            logger.warning_once(
-                f"histories of up to {length} items are cut to the {limit} most recent ones (max_history_length)"
-            )
-            item_ids, real = item_ids[:, -limit:], real[:, -limit:]
-        positions = self.position_embedding.weight[limit - item_ids.shape[1] :]  # the last item has the last position
+    def last_states(self, item_ids: Tensor, real: Tensor, count: int) -> Tensor:
+        """Return the states of the last `count` positions, `(B, count, d_cf)`; the last block works on them alone."""
+        first = self.config.max_history_length - item_ids.shape[1]  # the last item has the last position
+        positions = self.position_embedding.weight[first:]
         states = self.item_embedding(item_ids) * math.sqrt(self.config.hidden_size) + positions
         keep = real.unsqueeze(-1).to(states.dtype)  # (B, L, 1)
         states = self.dropout(states) * keep
@@ -171,18 +139,12 @@ class SASRecModel(CFEncoder):
         return self.final_norm(self.layers[-1](states[:, -count:], states, mask[:, :, -count:], keep)) * keep
 
     def _attention_bias(self, real: Tensor, dtype: torch.dtype) -> Tensor:
-        """Return what is added to attention logits, `(B, 1, L, keys)`: 0 where a key may be seen, else `-inf`.
-
-        Padding positions see themselves, so that no row is empty; their states are zeroed afterwards.
-        """
-        length = real.shape[1]
-        causal = torch.ones(length, length, dtype=torch.bool, device=real.device).tril()
-        seen = causal & (real.unsqueeze(1) | torch.eye(length, dtype=torch.bool, device=real.device))  # (B, L, L)
-        bias = torch.zeros(seen.shape, dtype=dtype, device=real.device).masked_fill(~seen, float("-inf"))
-        if self.config.attend_padding:
-            padding = (self.config.max_history_length - real.sum(dim=1)).to(torch.float32).log()  # log 0 is -inf
-            bias = torch.cat([padding.to(dtype)[:, None, None].expand(-1, length, 1), bias], dim=2)
-        return bias.unsqueeze(1)
+        """Return what is added to attention logits, `(B, 1, L, keys)`; the padding's key, if any, is the first."""
+        bias = causal_bias(real, dtype)
+        if not self.config.attend_padding:
+            return bias
+        padding = (self.config.max_history_length - real.sum(dim=1)).to(torch.float32).log()  # log 0 is -inf
+        return torch.cat([padding.to(dtype)[:, None, None, None].expand(-1, 1, real.shape[1], 1), bias], dim=3)
 
 
 register_cf_encoder(SASRecConfig, SASRecModel)

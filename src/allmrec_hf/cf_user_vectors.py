@@ -52,9 +52,7 @@ class ContrastingUserConfig(UserVectorConfig):
     num_contrast_items: int = 256
 
     def __post_init__(self, **kwargs: Any) -> None:
-        if isinstance(self.num_contrast_items, int) and self.num_contrast_items < 1:
-            name = f"{type(self).__name__}.num_contrast_items"
-            raise ALLMRecError(f"{name} must be at least 1, got {self.num_contrast_items}")
+        self.check_at_least_one("num_contrast_items")
         super().__post_init__(**kwargs)
 
 
