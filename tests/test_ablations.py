@@ -466,3 +466,30 @@ def test_an_llm_without_words_of_their_own_length_is_no_concern_of_the_resampler
     model = tiny_model(None, projector="resampler", projector_tokens=1)
     model.attach_language_model(tiny_llm("opt"))  # embeddings narrower than the layers
     assert model.item_projector(torch.zeros(2, 8)).shape == (2, 16)
+
+
+# -- short prompts
+
+
+def test_prompt_options_reach_the_template_of_stage_2():
+    short = ProjectArguments(candidates_in_prompt=False, answer_boundary="natural").template("movie")
+    assert not short.lists_candidates
+    assert (short.prompt[-3:], short.answer) == (" is", ' "{title}"')
+    assert ProjectArguments().template("movie") == PromptTemplate.for_domain("movie")
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"candidates_in_prompt": False, "prompt": {"prompt": "{user}{history}{candidates}"}}, "take out one"),
+        ({"prompt": {"prompt": "{user}{history}"}}, r"no \{candidates\}.*set candidates_in_prompt to no"),
+    ],
+)
+def test_a_template_of_ones_own_and_candidates_in_prompt_must_agree(changes, problem):
+    with pytest.raises(ALLMRecError, match=problem):
+        ProjectArguments(**changes).template("movie")
+
+
+@pytest.mark.parametrize(("name", "boundary"), [("default", "natural"), ("quick", "natural"), ("paper", "paper")])
+def test_presets_choose_the_boundary(name, boundary):
+    assert ALLMRecTrainingArguments("runs/x", preset=name).project.answer_boundary == boundary

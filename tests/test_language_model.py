@@ -22,6 +22,7 @@ from allmrec_hf.language_model import (
 )
 from allmrec_hf.language_model_checks import difference, examine, fingerprint, require_decoder
 from allmrec_hf.training.devices import place
+from allmrec_hf.training.warm_start import MatchingModule, start_near_words
 from tests.tiny import SHAPE, VOCABULARY, tiny_llm, tiny_model, tiny_processor
 
 HISTORIES = [[1, 2, 3], [4], [7, 8, 9, 10, 11, 12, 13]]
@@ -345,6 +346,19 @@ def test_token_vectors_are_what_prompts_hold(kind, factor):
     assert input_width(llm) == table.shape[1] == 32
     torch.testing.assert_close(table, llm.get_input_embeddings().weight * factor, rtol=1e-3, atol=1e-6)
     torch.testing.assert_close(table[[5, 7]], llm.get_input_embeddings()(torch.tensor([5, 7])))
+
+
+def test_the_warm_start_aims_at_scaled_vectors():
+    """Projected vectors stand among words as prompts hold them: Gemma's are the table's rows times the root of 32."""
+    model = attached(build("gemma3_text"))
+    table = model.language_model.get_input_embeddings().weight.detach() * 32**0.5
+    assert MatchingModule(model).word_norm == pytest.approx(float(table.norm(dim=-1).mean()), rel=1e-3)
+    with torch.no_grad():
+        start_near_words(model.user_projector, token_table(model.language_model), torch.Generator().manual_seed(0))
+        torch.testing.assert_close(model.user_projector.last.bias, table.mean(dim=0), rtol=1e-3, atol=1e-5)
+        users = torch.randn(256, model.user_projector.last.in_features, generator=torch.Generator().manual_seed(1))
+        spread = model.user_projector.last(users).std(dim=0).mean()
+    assert float(spread) == pytest.approx(float(table.std(dim=0).mean()), rel=0.2)
 
 
 # -- which LLM

@@ -54,6 +54,80 @@ def test_tokens_equal_the_tokens_of_the_whole_text(processor):
     assert ours == expected
 
 
+LONG = "Lonely Silent Paper River"
+
+
+def test_long_titles_are_cut_behind_a_word_and_answers_stay_different():
+    titles = ["Silent River", f"{LONG} One", f"{LONG} Two", "Lonely", f"{LONG} Two", "Paper Silent River Lonely"]
+    processor = tiny_processor(catalog_of(titles))
+    whole = len(processor._slot_text.inside("Lonely Silent"))
+    short = tiny_processor(catalog_of(titles), max_title_tokens=whole)
+    assert [short.history_title(index) for index in (2, 3, 4)] == ["Lonely Silent", "Lonely Silent", "Lonely"]
+    assert [short.candidate_title(index) for index in (2, 3, 4, 5)] == [titles[i] for i in (1, 2, 3, 4)]
+    assert titles[5].startswith(short.candidate_title(6))
+    assert len(short.candidate_title(6)) < len(titles[5])
+    shown = {short.tokenizer.decode(short.answer_tokens(index), skip_special_tokens=True) for index in range(1, 7)}
+    assert len(shown) == 5  # of five different titles
+    decoded = short.tokenizer.decode(short.encode_prompt([2], [6]).tokens)
+    assert '"Lonely Silent"' in decoded
+    assert f'"{short.candidate_title(6)}"' in decoded
+
+
+def test_one_word_of_many_tokens_is_cut_inside_the_word():
+    processor = tiny_processor(catalog_of(["Xylophonographically", "River"]), max_title_tokens=3)
+    found = processor.history_title(1)
+    assert "Xylophonographically".startswith(found)
+    assert 0 < len(found) < 20
+    assert len(processor._slot_text.inside(found)) <= 3
+
+
+def test_added_items_make_answers_longer_where_they_need_it():
+    processor = tiny_processor(catalog_of([f"{LONG} One", "River"]), max_title_tokens=4)
+    before = processor.candidate_title(1)
+    assert before != f"{LONG} One"
+    processor.catalog = catalog_of([f"{LONG} One", "River", f"{LONG} Two"])
+    assert processor.candidate_title(1) == f"{LONG} One"
+
+
+def test_titles_cut_to_equality_for_want_of_context_are_told(caplog):
+    titles = [f"{LONG} {LONG} {number}" for number in ("One", "Two", "Six")]
+    processor = tiny_processor(catalog_of([*titles, "Lonely"]))
+    need = len(processor.encode_prompt([4], [1, 2, 3]).tokens)
+    tight = tiny_processor(catalog_of([*titles, "Lonely"]), max_length=need - 20)
+    assert "are no longer all different, and equal ones cannot be told apart: lost are 2" in (
+        tight.encode_prompt([4], [1, 2, 3]).note
+    )
+    tight([[4], [4]], [[1, 2, 3], [1, 2, 3]])
+    assert caplog.text.count("cannot be told apart") == 1
+
+
+def test_prompts_without_candidates_do_not_depend_on_them():
+    template = PromptTemplate.for_domain("movie", candidates=False).to_dict()
+    processor = tiny_processor()
+    short = ALLMRecProcessor(processor.tokenizer, template, max_length=1000)
+    short.catalog = processor.catalog
+    batch = short([[1, 2], [1, 2]], [[3, 4, 5], [6, 7, 8]])
+    assert torch.equal(batch["input_ids"][0], batch["input_ids"][1])
+    assert set(batch["slot_ids"][0].tolist()) == {NO_SLOT, USER_SLOT, 1, 2}
+    assert batch["input_ids"].shape[1] < processor([[1, 2]], [[3, 4, 5]])["input_ids"].shape[1]
+
+
+def test_short_prompts_are_saved_and_loaded(tmp_path):
+    template = PromptTemplate.for_domain("movie", candidates=False).with_natural_boundary()
+    processor = ALLMRecProcessor(tiny_processor().tokenizer, template.to_dict(), max_length=1000, max_title_tokens=4)
+    processor.catalog = catalog_of([f"{LONG} One", "River", f"{LONG} Two"])
+    processor.save_pretrained(tmp_path)
+    loaded = ALLMRecProcessor.from_pretrained(tmp_path)
+    assert (loaded.max_title_tokens, loaded.prompt) == (4, template.to_dict())
+    assert loaded.encode_prompt([1], [2, 3]) == processor.encode_prompt([1], [2, 3])
+
+
+@pytest.mark.parametrize("value", [0, -1, 2.5, True, "4"])
+def test_a_number_of_title_tokens_that_is_none_is_refused(value):
+    with pytest.raises(CheckpointError, match="max_title_tokens must be a whole number > 0"):
+        tiny_processor(max_title_tokens=value)
+
+
 def test_batches_are_left_padded_and_rows_equal_single_prompts(processor):
     batch = processor([[1], [2, 3, 4, 5]], [[6, 7], [8, 9]])
     assert batch["attention_mask"][:, -1].all()

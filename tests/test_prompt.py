@@ -51,7 +51,8 @@ def test_template_without_vectors_has_no_slot():
 @pytest.mark.parametrize(
     "fields",
     [
-        {"prompt": "only {history}"},
+        {"prompt": "only {candidates}"},
+        {"prompt": "{history}{candidates}{candidates}"},
         {"prompt": "{history}{candidates}{history}"},
         {"prompt": "{history}{candidates}{mood}"},
         {"prompt": "{history}{candidates}", "item": "{vector}"},
@@ -61,6 +62,28 @@ def test_template_without_vectors_has_no_slot():
 def test_broken_templates_are_refused(fields):
     with pytest.raises(DataError, match="prompt template: "):
         PromptTemplate(**fields)
+
+
+def test_a_prompt_without_candidates_says_the_same_words_without_their_list():
+    template = PromptTemplate.for_domain("movie", candidates=False)
+    assert not template.lists_candidates
+    assert template.prompt == (
+        "{user} is a user representation.This user has watched {history} in the previous. Recommend one next movie for "
+        "this user to watch next. The recommendation is "
+    )
+    segments = template.render([Title(3, "Lost Harbor")], [Title(5, "Iron Sea")])
+    assert [segment.slot for segment in segments] == [USER_SLOT, 3, NO_SLOT]
+
+
+@pytest.mark.parametrize("answer", ['"{title}"', "{title}."])
+@pytest.mark.parametrize("blanks", ["", " ", "  ", "\n"])
+def test_the_natural_boundary_moves_blanks_and_changes_no_text(answer, blanks):
+    before = PromptTemplate(prompt=f"{{history}}{{candidates}} is{blanks}", answer=answer)
+    after = before.with_natural_boundary()
+    assert after.prompt + after.answer == before.prompt + before.answer
+    assert not after.prompt.endswith(" ")
+    assert after.answer.startswith(" ") == (" " in blanks)
+    assert after.with_natural_boundary() == after
 
 
 def test_template_survives_json():

@@ -4,7 +4,9 @@ import hashlib
 import json
 import logging
 import os
+import re
 from array import array
+from bisect import bisect_left
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,8 +33,10 @@ IGNORED_LABEL = -100
 SHORTEST_TITLE = 8
 CACHED_TITLES = 2**16  # cleaned titles kept
 CACHED_TEXTS = 2**16  # tokenized pieces of prompts kept
+EQUAL_ANSWERS = "; titles cut so far are no longer all different, and equal ones cannot be told apart: lost are"
 LONGEST_CACHED_TEXT = 512  # characters; a longer piece names a user's whole history and hardly comes twice
 _MODEL_KWARGS = ("attn_implementation", "device_map", "dtype", "max_memory", "quantization_config", "torch_dtype")
+_COUNTS = ("history_in_prompt", "max_history_length", "max_length", "max_title_characters")
 _HUB_KWARGS = ("cache_dir", "revision", "token", "local_files_only", "subfolder")
 
 
@@ -45,6 +49,11 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
 def _prompt_order(history: Sequence[int], candidates: Sequence[int], permutation: int) -> list[int]:
     generator = np.random.default_rng([permutation, *history])
     return generator.permutation(np.sort(np.asarray(candidates, dtype=np.int64))).tolist()
+
+
+def _word_ends(title: str) -> list[int]:
+    """Return the lengths of a title's beginnings that end behind a word, the whole title last."""
+    return [match.end() for match in re.finditer(r"\S+", title)]
 
 
 class EncodedPrompt(NamedTuple):
@@ -67,6 +76,9 @@ class ALLMRecProcessor(ProcessorMixin):
         max_length: The LLM's context in tokens, answer included. A longer prompt first loses its oldest history items,
             then ends of titles; a warning says so.
         max_title_characters: Longer titles are cut.
+        max_title_tokens: Titles of more tokens are cut behind a word; not where not given. A candidate's title, and
+            with it the answer that names it, keeps as many more words as tell it from every other title of the
+            catalogue. Of a tokenizer that writes a word as many tokens, one word's beginning may be all that is left.
 
     The catalogue is set by `processor.catalog = ItemCatalog(...)` and is saved with the processor as `items.parquet`.
     """
@@ -79,6 +91,7 @@ class ALLMRecProcessor(ProcessorMixin):
         max_history_length=50,
         max_length=2048,
         max_title_characters=200,
+        max_title_tokens=None,
     ):
         super().__init__(tokenizer)
         self.prompt = prompt or PromptTemplate.for_domain("item").to_dict()
@@ -86,14 +99,16 @@ class ALLMRecProcessor(ProcessorMixin):
         self.max_history_length = max_history_length
         self.max_length = max_length
         self.max_title_characters = max_title_characters
-        for name in ("history_in_prompt", "max_history_length", "max_length", "max_title_characters"):
-            if type(getattr(self, name)) is not int or getattr(self, name) < 1:
-                raise CheckpointError(f"the processor's {name} must be a whole number > 0, not {getattr(self, name)!r}")
+        self.max_title_tokens = max_title_tokens
+        for name in (*_COUNTS, "max_title_tokens"):
+            value = getattr(self, name)
+            if (type(value) is not int or value < 1) and not (name not in _COUNTS and value is None):
+                raise CheckpointError(f"the processor's {name} must be a whole number > 0, not {value!r}")
         self._template = PromptTemplate.from_dict(self.prompt)
         self._catalog: ItemCatalog | None = None
         self._segments = BoundedCache(CACHED_TEXTS)
-        self._titles = BoundedCache(CACHED_TITLES)
-        self._notes = BoundedCache(1)
+        self._forget_titles()
+        self._notes = BoundedCache(2)
         self._forbidden = ForbiddenTexts([*tokenizer.get_added_vocab(), *tokenizer.all_special_tokens])
         self._slot_text = SlotText(tokenizer)
 
@@ -109,7 +124,13 @@ class ALLMRecProcessor(ProcessorMixin):
     @catalog.setter
     def catalog(self, catalog: ItemCatalog) -> None:
         self._catalog = catalog
+        self._forget_titles()
+
+    def _forget_titles(self) -> None:
         self._titles = BoundedCache(CACHED_TITLES)
+        self._short_titles = BoundedCache(CACHED_TITLES)
+        self._answer_titles = BoundedCache(CACHED_TITLES)
+        self._sorted_titles: list[str] | None = None
 
     def title(self, index: int) -> str:
         """Return the harmless form of an item's title, as prompts and answers hold it."""
@@ -120,6 +141,58 @@ class ALLMRecProcessor(ProcessorMixin):
             found = found or clean_title(f"Untitled item {self.catalog.item_id(index)}", self._forbidden)
             self._titles.put(index, found)
         return found
+
+    def history_title(self, index: int) -> str:
+        """Return an item's title as a prompt's history names it: `max_title_tokens` tokens at most."""
+        if self.max_title_tokens is None:
+            return self.title(index)
+        found = self._short_titles.get(index)
+        if found is None:
+            found = self._shortened(self.title(index))
+            self._short_titles.put(index, found)
+        return found
+
+    def candidate_title(self, index: int) -> str:
+        """Return an item's title as a list of candidates and the answer name it.
+
+        It has `max_title_tokens` tokens, or as many more as tell it from every other title of the catalogue, so that
+        two items have the same only where their whole titles are the same.
+        """
+        if self.max_title_tokens is None:
+            return self.title(index)
+        found = self._answer_titles.get(index)
+        if found is None:
+            whole = self.title(index)
+            found = self.history_title(index)
+            for end in _word_ends(whole):
+                if not self._begins_another(found, whole):
+                    break
+                found = whole[:end] if end > len(found) else found
+            self._answer_titles.put(index, found)
+        return found
+
+    def _shortened(self, title: str) -> str:
+        """Return the longest beginning of a title, up to the end of a word, that has `max_title_tokens` tokens."""
+        if self._fits(title):
+            return title
+        fits = [end for end in _word_ends(title) if self._fits(title[:end])]
+        if fits:
+            return title[: fits[-1]]
+        least, most = 1, len(title)  # characters: a single word of many tokens
+        while least < most:
+            middle = (least + most + 1) // 2
+            least, most = (middle, most) if self._fits(title[:middle]) else (least, middle - 1)
+        return title[:least]
+
+    def _fits(self, text: str) -> bool:
+        return len(self._slot_text.inside(text)) <= self.max_title_tokens
+
+    def _begins_another(self, text: str, whole: str) -> bool:
+        """Tell whether a text is the beginning of a title of the catalogue other than `whole`."""
+        if self._sorted_titles is None:
+            self._sorted_titles = sorted({self.title(index) for index in range(1, len(self.catalog) + 1)})
+        first = bisect_left(self._sorted_titles, text)
+        return any(other.startswith(text) and other != whole for other in self._sorted_titles[first : first + 2])
 
     # -- tokens
 
@@ -168,7 +241,7 @@ class ALLMRecProcessor(ProcessorMixin):
             index: Catalogue index.
             title_limit: Characters of the title where its prompt had to cut titles.
         """
-        tokens = self._tokenize(self._template.render_answer(self.title(index)[:title_limit].rstrip()))
+        tokens = self._tokenize(self._template.render_answer(self.candidate_title(index)[:title_limit].rstrip()))
         return tokens if self.tokenizer.eos_token_id is None else [*tokens, self.tokenizer.eos_token_id]
 
     def _assemble(self, segments: Sequence[Segment]) -> tuple[list[int], list[int]]:
@@ -189,8 +262,8 @@ class ALLMRecProcessor(ProcessorMixin):
                 slots.append(slot)
         return tokens, slots
 
-    def _titles_of(self, indices: Sequence[int], limit: int) -> list[Title]:
-        return [Title(index, self.title(index)[:limit].rstrip()) for index in indices]
+    def _titles_of(self, history: Sequence[int], limit: int) -> list[Title]:
+        return [Title(index, self.history_title(index)[:limit].rstrip()) for index in history]
 
     @property
     def lists_candidates(self) -> bool:
@@ -216,7 +289,8 @@ class ALLMRecProcessor(ProcessorMixin):
         wanted, limit = len(named), self.max_title_characters
         while True:
             room = self.max_length - max((len(self.answer_tokens(index, limit)) for index in candidates), default=0)
-            segments = self._template.render(self._titles_of(named, limit), self._titles_of(candidates, limit))
+            listed = [Title(index, self.candidate_title(index)[:limit].rstrip()) for index in candidates]
+            segments = self._template.render(self._titles_of(named, limit), listed)
             tokens, slots = self._assemble(segments)
             if len(tokens) <= room:
                 break
@@ -235,9 +309,10 @@ class ALLMRecProcessor(ProcessorMixin):
             note = f"prompt shortened to {len(named)} of {wanted} history items"
             note += f" and titles of {limit} characters" if limit < self.max_title_characters else ""
             note += f" to fit the LLM's context of {self.max_length} tokens"
+            lost = len({self.candidate_title(index) for index in candidates}) - len({title.text for title in listed})
+            note += f"{EQUAL_ANSWERS} {lost}" if lost else ""
         if context != "whole":
-            titles = self._titles_of(named, limit), self._titles_of(candidates, limit)
-            tokens, slots = self._assemble(self._template.render(*titles, context))
+            tokens, slots = self._assemble(self._template.render(self._titles_of(named, limit), listed, context))
         return EncodedPrompt(tokens, slots, note, limit)
 
     # -- batches
@@ -347,8 +422,9 @@ class ALLMRecProcessor(ProcessorMixin):
         if not len(candidates):
             raise DataError("the candidate list is empty; give candidates, or none at all to retrieve them")
         prompt = self.encode_prompt(history, candidates, context)
-        if prompt.note is not None and not len(self._notes):
-            self._notes.put(prompt.note, True)  # said once, not for every user of a run
+        kind = None if prompt.note is None else EQUAL_ANSWERS in prompt.note
+        if kind is not None and self._notes.get(kind) is None:
+            self._notes.put(kind, True)  # said once, not for every user of a run
             logger.warning("%s; others may be shortened too.", prompt.note)
         return prompt
 

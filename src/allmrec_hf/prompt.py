@@ -26,9 +26,10 @@ DOMAIN_WORDS = {
 }
 
 _PAPER_USER = "{user} is a user representation."
+_PAPER_CANDIDATES = " from the following {noun} title set, {{candidates}}"
 _PAPER_PROMPT = (
     "{user}This user has {verb_past} {{history}} in the previous. Recommend one next "
-    "{noun} for this user to {verb} next from the following {noun} title set, {{candidates}}. The recommendation is "
+    "{noun} for this user to {verb} next{candidates}. The recommendation is "
 )
 _FIELD = re.compile(r"\{(\w*)\}")
 
@@ -66,8 +67,8 @@ class PromptTemplate:
     """The words around users, histories and candidates; data, so that another domain needs no code.
 
     Attributes:
-        prompt: Text with `{history}` and `{candidates}` once each, and `{user}` at most once; without `{user}` the LLM
-            sees no user representation.
+        prompt: Text with `{history}` once, and `{candidates}` and `{user}` at most once; without `{candidates}` it
+            lists none, without `{user}` the LLM sees no user representation.
         item: Text of one item with `{title}` and, at most once, `{vector}`, the slot of its projected joint embedding.
         separator: Text between two items.
         answer: What the LLM is trained to say and scored on, with `{title}`.
@@ -80,7 +81,7 @@ class PromptTemplate:
 
     def __post_init__(self) -> None:
         allowed = {
-            "prompt": ({"history", "candidates"}, {"user"}),
+            "prompt": ({"history"}, {"user", "candidates"}),
             "item": ({"title"}, {"vector"}),
             "separator": (set(), set()),
             "answer": ({"title"}, set()),
@@ -100,6 +101,7 @@ class PromptTemplate:
         user_representation: bool = True,
         joint_embedding: bool = True,
         verbs: tuple[str, str] | None = None,
+        candidates: bool = True,
     ) -> PromptTemplate:
         """Return the paper's prompt (table 1, arXiv 2404.11343) in the words of a domain.
 
@@ -109,6 +111,7 @@ class PromptTemplate:
             joint_embedding: Whether a slot for its vector follows every title.
             verbs: What a user does with an item, and has done, such as `("read", "read")`; those of the paper's
                 domains are known, others are bought.
+            candidates: Whether it lists the candidates.
 
         Example:
             >>> "This user has read {history}" in PromptTemplate.for_domain("book", verbs=("read", "read")).prompt
@@ -116,7 +119,9 @@ class PromptTemplate:
         """
         noun, verb, verb_past = domain_words(domain, verbs)
         user = _PAPER_USER if user_representation else ""
-        template = cls(prompt=_PAPER_PROMPT.format(user=user, noun=noun, verb=verb, verb_past=verb_past))
+        words = {"noun": noun, "verb": verb, "verb_past": verb_past}
+        listed = _PAPER_CANDIDATES.format(**words) if candidates else ""
+        template = cls(prompt=_PAPER_PROMPT.format(user=user, candidates=listed, **words))
         return template if joint_embedding else replace(template, item=template.item.replace("{vector}", ""))
 
     @property
@@ -133,6 +138,20 @@ class PromptTemplate:
     def has_item_slots(self) -> bool:
         """Whether prompts have a slot for the joint embedding of every item."""
         return "{vector}" in self.item
+
+    def with_natural_boundary(self) -> PromptTemplate:
+        """Return the same text with the blank at the prompt's end moved to the front of the answer.
+
+        A byte-pair tokenizer writes a blank and what follows as one token. After a prompt that ends in a blank, as the
+        paper's does, a pretrained LLM expects no opening quote: the text is the same, its tokens are not.
+
+        Example:
+            >>> template = PromptTemplate.for_domain("movie").with_natural_boundary()
+            >>> template.prompt[-21:], template.answer
+            ('The recommendation is', ' "{title}"')
+        """
+        prompt = self.prompt.rstrip(" ")
+        return replace(self, prompt=prompt, answer=self.prompt[len(prompt) :] + self.answer)
 
     @classmethod
     def from_dict(cls, values: dict[str, str]) -> PromptTemplate:

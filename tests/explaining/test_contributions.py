@@ -6,7 +6,7 @@ import torch
 from transformers import AutoModel
 
 import allmrec_hf
-from allmrec_hf import ALLMRecError, DataError
+from allmrec_hf import ALLMRecError, ALLMRecProcessor, DataError
 from allmrec_hf.data.synthetic import SyntheticWorld
 from allmrec_hf.explaining.contributions import Contribution, Effect, contributions, sign_agreement
 from allmrec_hf.explaining.prompt_probe import PromptProbe
@@ -53,6 +53,17 @@ def test_spans_hold_the_title_and_the_vector_of_each_named_item(model):
     for span, item in zip(probe.spans, HISTORY[1:], strict=True):
         text = processor.tokenizer.decode(batch["input_ids"][0, span.start : span.slot])
         assert processor.title(item) in text
+
+
+def test_spans_of_cut_titles_and_of_prompts_without_candidates_hold_their_titles(model):
+    template = PromptTemplate.for_domain("movie", candidates=False).to_dict()
+    processor = ALLMRecProcessor(tiny_processor().tokenizer, template, history_in_prompt=3, max_title_tokens=3)
+    processor.catalog = tiny_processor().catalog
+    probe = PromptProbe(model, processor, HISTORY, CANDIDATES)
+    tokens = processor.encode_prompt(HISTORY, CANDIDATES).tokens
+    for span, item in zip(probe.spans, HISTORY[-3:], strict=True):
+        shown = processor.tokenizer.decode(tokens[span.start : span.slot])
+        assert shown.strip(" ,") == f'"{processor.history_title(item)}"'
 
 
 def test_a_cut_prompt_is_the_prompt_of_the_shorter_history(model):

@@ -122,4 +122,4 @@ class ALLMRecRanker:
 
     def prompt_title(self, index: int) -> str:
         """Return the form in which the prompt shows an item's title."""
-        return self.processor.title(index)
+        return self.processor.candidate_title(index)

@@ -186,21 +186,23 @@ def _history_spans(
 ) -> list[Span]:
     template = PromptTemplate.from_dict(processor.prompt)
     places = [place for place, slot in enumerate(slots) if slot > 0]
+    num_candidates = num_candidates if template.lists_candidates else 0
     count = len(places) - num_candidates
     if "{vector}" not in template.item:
         raise DataError(
             "the prompt template has no {vector} behind its titles, so no vector of an item can be explained; give a "
             "checkpoint whose template has one"
         )
-    first = template.prompt.index("{history}") < template.prompt.index("{candidates}")
-    named = places[:count] if first else places[num_candidates:]
+    first = template.prompt.index("{history}") < template.prompt.find("{candidates}")
+    named = places[:count] if first else places[num_candidates:]  # all of them where there are no candidates
     items = history[len(history) - count :]
     if [slots[place] for place in named] != list(items):
         raise DataError("the prompt does not name the most recent items of the history in their order")
     before, _, after = template.item.partition("{vector}")
     spans: list[Span] = []
     for place, item in zip(named, items, strict=True):
-        lengths = [len(processor._tokenize(part.replace("{title}", processor.title(item)))) for part in (before, after)]
+        title = processor.history_title(item)
+        lengths = [len(processor._tokenize(part.replace("{title}", title))) for part in (before, after)]
         earliest = spans[-1].stop if spans else 0  # a cut title is shorter in the prompt
         spans.append(Span(max(place - lengths[0], earliest), place, place + 1 + lengths[1]))
     return spans

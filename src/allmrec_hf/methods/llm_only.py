@@ -56,6 +56,7 @@ class LLMOnly(Method):
     options: ClassVar[tuple[str, ...]] = (
         *LLM_OPTIONS,
         *("history_in_prompt", "prompt", "score_normalization", "num_permutations"),
+        *("max_title_tokens", "candidates_in_prompt", "answer_boundary"),
     )
 
     def fit(self, data: PreparedData, setting: Setting) -> Ranker:

@@ -30,6 +30,7 @@ LLM_OPTIONS = ("llm_revision", "llm_options")
 STAGE_2_OPTIONS = (
     *("targets", "projection_loss", "listwise_temperature", "warm_start_steps", "history_in_prompt", "num_candidates"),
     *("prompt", "score_normalization", "gradient_checkpointing"),
+    *("max_title_tokens", "candidates_in_prompt", "answer_boundary"),
 )
 
 
@@ -81,7 +82,7 @@ def llm_processor(
         language_model: The LLM, which tells its context.
         template: The words of its prompts.
         data: The catalogue.
-        args: `history_in_prompt`.
+        args: `history_in_prompt` and `max_title_tokens`.
         max_history_length: Items that the backbone reads.
         reserved: Tokens of the context to leave free.
     """
@@ -89,6 +90,7 @@ def llm_processor(
         tokenizer,
         template.to_dict(),
         history_in_prompt=args.project.history_in_prompt,
+        max_title_tokens=args.project.max_title_tokens,
         max_history_length=max_history_length,
         max_length=context_length(language_model) - reserved,
     )
@@ -98,9 +100,7 @@ def llm_processor(
 
 def own_prompt(args: ALLMRecTrainingArguments, data: PreparedData) -> PromptTemplate:
     """Return the prompt of the arguments, or the paper's in the words of the data's domain."""
-    if args.project.prompt is not None:
-        return PromptTemplate.from_dict(args.project.prompt)
-    return PromptTemplate.for_domain(data.domain, verbs=data.verbs)
+    return args.project.words(data.domain, data.verbs)
 
 
 def input_width(llm: str, revision: str | None = None, trust_remote_code: bool = False) -> int:

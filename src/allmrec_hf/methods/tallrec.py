@@ -20,7 +20,7 @@ from ..evaluation.rankers import PopularityRanker
 from ..language_model import last_logits, padded_pass
 from ..language_model_checks import examine
 from ..processing_allmrec import ALLMRecProcessor, left_padded
-from ..prompt import DOMAIN_WORDS, NO_SLOT, PromptTemplate
+from ..prompt import NO_SLOT, PromptTemplate, domain_words
 from ..ranking import ndcg_at_k, target_ranks
 from ..slot_text import SlotText
 from ..training.arguments import ALLMRecTrainingArguments
@@ -287,6 +287,9 @@ def with_lora(language_model: Any, setting: Setting) -> Any:
 
 def _template(args: ALLMRecTrainingArguments, data: PreparedData) -> PromptTemplate:
     if args.project.prompt is not None:
-        return PromptTemplate.from_dict(args.project.prompt)
-    noun, verb, verb_past = DOMAIN_WORDS[data.domain]
+        template = PromptTemplate.from_dict(args.project.prompt)
+        if not template.lists_candidates:
+            raise ALLMRecError("TALLRec asks about the one item that stands for {candidates}; put it into the prompt")
+        return template
+    noun, verb, verb_past = domain_words(data.domain, data.verbs)
     return PromptTemplate(_PROMPT.format(noun=noun, verb=verb, verb_past=verb_past))

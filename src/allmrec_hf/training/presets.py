@@ -9,7 +9,10 @@ from ..cf_encoder import MODEL_TYPE_PREFIX
 from ..errors import ALLMRecError
 from .stage_arguments import DEFAULT_BACKBONE, PRESETS, SECTIONS, STAGES, StageArguments, is_backbone_name, recipe_of
 
-_OURS: dict[str, dict[str, Any]] = {"align": {"cross_reconstruction_weight": 1.0}, "project": {"warm_start_steps": 600}}
+_OURS: dict[str, dict[str, Any]] = {
+    "align": {"cross_reconstruction_weight": 1.0},
+    "project": {"warm_start_steps": 600, "answer_boundary": "natural"},
+}
 _VALUES: dict[str, dict[str, dict[str, Any]]] = {
     "default": {
         "backbone": {"num_train_epochs": 200, "min_steps": 1_000, "early_stopping_patience": 10},

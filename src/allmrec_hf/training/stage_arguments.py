@@ -273,6 +273,20 @@ class ProjectArguments(StageArguments):
         20, "Candidates in a training prompt; fewer where the data's sets are smaller.", at_least=2
     )
     history_in_prompt: int = option(10, "The latest history items that a prompt names.", at_least=1)
+    max_title_tokens: int | None = option(
+        None,
+        "Tokens of a title in a prompt's lists, cut behind a word; candidates and answers keep as many more as tell "
+        "the title from every other. Whole titles where not given.",
+        at_least=1,
+    )
+    candidates_in_prompt: bool = option(
+        True, "Whether a prompt lists the candidates (the paper); without, prompts are a fraction as long."
+    )
+    answer_boundary: Literal["natural", "paper"] = option(
+        "paper",
+        "Whose the blank between prompt and answer is: natural, the answer's, with whose opening quote a byte-pair "
+        "tokenizer writes one token; or paper, the prompt's. The text is the same.",
+    )
     prompt: dict[str, str] | None = option(
         None,
         "Prompt template with the fields prompt, item, separator and answer; the paper's in the words of the data's "
@@ -299,6 +313,35 @@ class ProjectArguments(StageArguments):
     )
     gradient_checkpointing: bool = option(False, "Less memory, more time.", free_on_resume=True)
 
+    def words(
+        self, domain: str, verbs: tuple[str, str] | None = None, users: bool = True, items: bool = True
+    ) -> PromptTemplate:
+        """Return the prompt template for data of a domain, whatever slots it has.
+
+        Args:
+            domain: What an item is called.
+            verbs: See `PromptTemplate.for_domain`.
+            users: Whether the paper's prompt has the user's slot; a template of one's own has what it has.
+            items: Whether it has the items' slots.
+
+        Raises:
+            ALLMRecError: when a template of one's own and `candidates_in_prompt` do not agree.
+        """
+        if self.prompt is None:
+            template = PromptTemplate.for_domain(domain, users, items, verbs, self.candidates_in_prompt)
+        else:
+            template = PromptTemplate.from_dict(self.prompt)
+        if template.lists_candidates and not self.candidates_in_prompt:
+            raise ALLMRecError(
+                "candidates_in_prompt is no, but the prompt template has {candidates}; take out one of the two"
+            )
+        if not template.lists_candidates and self.candidates_in_prompt:
+            raise ALLMRecError(
+                "the prompt template has no {candidates}, so that no prompt would list them; put it in, or set "
+                "candidates_in_prompt to no"
+            )
+        return template.with_natural_boundary() if self.answer_boundary == "natural" else template
+
     def template(self, domain: str, verbs: tuple[str, str] | None = None) -> PromptTemplate:
         """Return the prompt template of stage 2 for data of a domain.
 
@@ -307,10 +350,7 @@ class ProjectArguments(StageArguments):
                 so that there is nothing to train.
         """
         users, items = not self.no_user_representation, not self.no_joint_embedding
-        if self.prompt is None:
-            template = PromptTemplate.for_domain(domain, users, items, verbs=verbs)
-        else:
-            template = PromptTemplate.from_dict(self.prompt)
+        template = self.words(domain, verbs, users, items)
         for wanted, found, slot, name in (
             (users, template.has_user_slot, "{user}", "no_user_representation"),
             (items, template.has_item_slots, "{vector}", "no_joint_embedding"),

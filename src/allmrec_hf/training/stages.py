@@ -144,6 +144,7 @@ def _attach_llm(run: Run, model: ALLMRecModel) -> ALLMRecProcessor:
         tokenizer,
         run.prompt.to_dict(),
         history_in_prompt=arguments.history_in_prompt,
+        max_title_tokens=arguments.max_title_tokens,
         max_history_length=model.cf_encoder.config.max_history_length,
         max_length=context_length(model.language_model),
     )
