@@ -282,7 +282,7 @@ def drawn(made, data):
         (
             "warm",
             {},
-            "unknown scenario 'warm'; known ones: overall, cold-users, cold-users-cut, few-shot, share, cross-",
+            "unknown scenario 'warm'; known ones: overall, cold-users, cold-users-cut, few-shot, share, time-",
         ),
         ("few-shot", {}, r"needs the parameters \['num_users'\]; it has num_users, largest, seed"),
         ("few-shot", {"k": 3}, r"has no parameters \['k'\]; it has num_users, largest, seed"),

@@ -33,7 +33,7 @@ NUM_CANDIDATES = 20
 SOURCES = ("synthetic", "prepared", "table", "amazon-2018")
 PREPARE_KEYS = (
     *("k_core", "filter", "count_min_rating", "keep_items", "domain", "seed", "num_candidates", "drop_duplicates"),
-    *("min_rating", "repeats", "order", "time_format"),
+    *("min_rating", "repeats", "order", "time_format", "split", "test_from", "validation_from"),
     "title",
 )
 COUNTS = ("users", "items", "interactions")

@@ -15,6 +15,7 @@ Quotes = Literal["auto", "csv", "none"]
 Order = Literal["time", "file"]
 Repeats = Literal["keep", "first", "last"]
 KeepItems = Literal["interacted", "all"]
+SplitKind = Literal["leave-one-out", "time"]
 
 
 DelimiterOption = Annotated[
@@ -58,6 +59,16 @@ def prepare(
     time_format: Annotated[
         str | None, typer.Option(help="Of times written as text, e.g. '%d/%m/%Y %H:%M'; ISO dates need none.")
     ] = None,
+    split: Annotated[
+        SplitKind, typer.Option(help="Each user's last items held out, or `time`: train before a date, test after it.")
+    ] = "leave-one-out",
+    test_from: Annotated[
+        str | None,
+        typer.Option(help="With time: a date, a share (the latest), or a time as in the data. [default: 0.1]"),
+    ] = None,
+    validation_from: Annotated[
+        str | None, typer.Option(help="The same, up to the test; by default as many interactions as the test has.")
+    ] = None,
     keep_items: Annotated[
         KeepItems, typer.Option(help="Also keep items nobody interacted with: `all`.")
     ] = "interacted",
@@ -98,6 +109,8 @@ def prepare(
     `allmrec prepare --interactions u.tsv --no-header --column user_id=0 --column item_id=1 --order file --output out`
 
     `allmrec prepare --interactions ratings.csv --min-rating 4 --time-format '%d/%m/%Y' --output data/liked`
+
+    `allmrec prepare --interactions sales.csv --split time --test-from 2024-01-01 --output data/shop`
     """
     with user_errors():
         from ..data.data_report import format_report
@@ -130,5 +143,8 @@ def prepare(
             repeats=repeats,
             order=order,
             time_format=time_format,
+            split=split,
+            test_from=test_from,
+            validation_from=validation_from,
         )
         emit(data.info) if json_output else say(f"{format_report(data.info)}\n\nPrepared data are in {output}.")

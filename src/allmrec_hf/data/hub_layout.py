@@ -39,7 +39,7 @@ configs:
 ---
 # {name}
 
-Interactions of {users:,} users with {items:,} items ({interactions:,} in all), split by leave-one-out in time, with
+Interactions of {users:,} users with {items:,} items ({interactions:,} in all), split by {split}, with
 {num_candidates} seeded candidates for each held-out item. Prepared with allmrec-hf; `dataset.json` holds every step.
 
 ```python
@@ -68,6 +68,7 @@ def write_layout(data: PreparedData, directory: Path, repo_id: str) -> None:
         items=data.num_items,
         interactions=data.interactions.height,
         num_candidates=data.info["num_candidates"],
+        split="leave-one-out in time" if data.cuts is None else "one date for all users",
     )
     (directory / "README.md").write_text(card, encoding="utf-8")
 

@@ -26,6 +26,7 @@ from .interactions import (
     ITEM_ID,
     SPLIT,
     TEXT_COLUMNS,
+    TIMESTAMP,
     USER_ID,
     drop_exact_duplicates,
     told_of_column_map,
@@ -33,8 +34,18 @@ from .interactions import (
 from .matching import with_matching_ids
 from .prepared import FORMAT, INFO_FILE, TARGET_SPLITS, PreparedData
 from .readers import READERS, PathLike, Quotes, RawData, TextFormat, is_frame
-from .splits import leave_one_out
+from .splits import leave_one_out, target_rows
 from .storage import check_output
+from .time_split import (
+    LEAVE_ONE_OUT,
+    Cuts,
+    SplitKind,
+    SplitRules,
+    filter_by_the_past,
+    find_cuts,
+    split_by_time,
+    split_counts,
+)
 from .times import Order, TimeRules
 
 logger = logging.getLogger(__name__)
@@ -63,6 +74,7 @@ class _Settings:
     min_rating: float | None
     repeats: Repeats
     times: TimeRules
+    split: SplitRules
 
     def check(self) -> None:
         """Refuse what can be known to fail before anything is read."""
@@ -84,6 +96,7 @@ class _Settings:
             if rating is not None and not math.isfinite(rating):
                 raise DataError(f"{what} is {rating}; it must be a finite number")
         self.times.check()
+        self.split.check(self.times)
 
 
 def prepare(
@@ -114,6 +127,9 @@ def prepare(
     repeats: Repeats = "keep",
     order: Order = "time",
     time_format: str | None = None,
+    split: SplitKind = LEAVE_ONE_OUT,
+    test_from: str | float | None = None,
+    validation_from: str | float | None = None,
 ) -> PreparedData:
     """Prepare frames, raw files or Hub data sets, write the result to a folder, and return it.
 
@@ -154,6 +170,11 @@ def prepare(
         repeats: Of several interactions of a user with an item `"keep"` all, or only the `"first"` or `"last"` in time.
         order: `"time"`, or `"file"` for data without times: the order of rows is taken for the order of time.
         time_format: The format of times written as text, such as `"%d/%m/%Y %H:%M"`; ISO dates need none.
+        split: `"leave-one-out"`, or `"time"`: train before a date, validate up to a second, test from there on.
+        test_from: With `"time"`, where the test begins: a share of the interactions (the latest), a date such as
+            `"2018-01-01"`, or a time as the data have it; a tenth of the interactions by default.
+        validation_from: The same for the validation, which ends where the test begins; by default it has as many
+            interactions as the test.
 
     Returns:
         The prepared data; `.info` is the report.
@@ -193,6 +214,7 @@ def prepare(
         min_rating=min_rating,
         repeats=repeats,
         times=TimeRules(order, time_format),
+        split=SplitRules(split, test_from, validation_from),
     )
     settings.check()
     text = TextFormat(delimiter, encoding, header, items_header, quotes)
@@ -232,11 +254,7 @@ def _run(raw: RawData, settings: _Settings, steps: Steps) -> PreparedData:
     if settings.repeats != "keep":
         kept = without_repeats(kept, settings.repeats)
         steps.add("repeats left out", kept, f"the {settings.repeats} of each user and item kept")
-    kept = apply_filter(kept, settings.filter, settings.k_core, settings.count_min_rating)
-    steps.add("filtered", kept, _filter_note(settings))
-    kept = leave_one_out(kept)
-    by = "time, ties in file order" if settings.times.order == "time" else "the order of rows in the file"
-    steps.add("split", kept, f"leave-one-out by {by}")
+    kept, cuts = _filtered_and_split(kept, settings, steps)
     catalog, without_metadata = _catalog(raw.items, kept, settings.keep_items)
     user_ids = kept[USER_ID].unique(maintain_order=True).cast(pl.String)
     warn_of_missing_titles(catalog, raw.items, settings.source)
@@ -244,19 +262,39 @@ def _run(raw: RawData, settings: _Settings, steps: Steps) -> PreparedData:
     steps.add(
         "candidates", kept, f"{settings.num_candidates} each, seed {settings.seed}, {repeated} sets repeat a title"
     )
-    counts = _counts(kept, catalog) | {
+    counts = _counts(kept, catalog, cuts) | {
         "duplicates_dropped": duplicates,
         "bad_lines": raw.bad_lines,
         "metadata_rows_merged": raw.merged_items,
         "items_without_metadata": without_metadata,
         "candidate_sets_with_repeated_titles": repeated,
     }
-    info = _info(settings, counts, catalog, steps)
+    info = _info(settings, counts, catalog, steps, cuts)
     interactions = kept.with_columns(pl.col(USER_ID, ITEM_ID).cast(pl.String))
     data = PreparedData(interactions, catalog, candidates, info, settings.output)
     data.info["resources"] = steps.resources()
     data.save(settings.output, settings.overwrite)
     return data
+
+
+def _filtered_and_split(kept: pl.DataFrame, settings: _Settings, steps: Steps) -> tuple[pl.DataFrame, Cuts | None]:
+    """Return what the filter keeps, split, and the times of a split by time."""
+    if settings.split.kind == LEAVE_ONE_OUT:
+        kept = apply_filter(kept, settings.filter, settings.k_core, settings.count_min_rating)
+        steps.add("filtered", kept, _filter_note(settings))
+        kept = leave_one_out(kept)
+        by = "time, ties in file order" if settings.times.order == "time" else "the order of rows in the file"
+        steps.add("split", kept, f"leave-one-out by {by}")
+        return kept, None
+    cuts = find_cuts(kept[TIMESTAMP], settings.split)
+    kept, dropped = filter_by_the_past(
+        kept, lambda early: apply_filter(early, settings.filter, settings.k_core, settings.count_min_rating), cuts
+    )
+    note = f"{_filter_note(settings)}, counted before the validation"
+    steps.add("filtered", kept, f"{note}; {dropped} later interactions of dropped users or items left out")
+    kept = split_by_time(kept, cuts)
+    steps.add("split", kept, f"by time: validation from {cuts.validation_from}, test from {cuts.test_from}")
+    return kept, cuts
 
 
 def _encoded(interactions: pl.DataFrame) -> pl.DataFrame:
@@ -292,8 +330,9 @@ def _sample(
     seen = SeenItems(users[known] - 1, items[known], len(catalog))
     groups = title_groups(catalog.frame["title"])
     names, frames, repeated = user_ids.to_list(), [], 0
+    held_out = target_rows(kept)
     for split in TARGET_SPLITS:
-        rows = kept.filter(kept[SPLIT] == split)
+        rows = held_out.filter(held_out[SPLIT] == split)
         owners, targets = _numbers(rows, USER_ID, user_ids) - 1, _numbers(rows, ITEM_ID, item_ids)
         sampled = sample_candidates(owners, targets, seen, groups, settings.num_candidates, settings.seed, split, names)
         frames.append(_candidate_frame(rows, sampled, item_ids))
@@ -328,25 +367,25 @@ def _filter_note(settings: _Settings) -> str:
     return f"{settings.filter}, k = {settings.k_core}{counted}"
 
 
-def _counts(kept: pl.DataFrame, catalog: ItemCatalog) -> dict[str, int]:
+def _counts(kept: pl.DataFrame, catalog: ItemCatalog, cuts: Cuts | None) -> dict[str, int]:
     """Return the counts of the result."""
-    by_split = dict(kept.group_by(SPLIT).len().iter_rows())
-    users = kept[USER_ID].n_unique()
-    seen_before = kept.select((pl.col(SPLIT) == "test") & ~pl.struct(USER_ID, ITEM_ID).is_first_distinct()).sum().item()
+    repeated = (~pl.struct(USER_ID, ITEM_ID).is_first_distinct()).alias("repeated")
+    targets = target_rows(kept.with_columns(repeated))
     return {
-        "users": users,
+        "users": kept[USER_ID].n_unique(),
         "items": len(catalog),
         "interactions": kept.height,
-        **{split: int(by_split[split]) for split in ("train", "validation", "test")},
-        "users_only_trained_on": users - int(by_split["test"]),
-        "test_targets_seen_before": int(seen_before),
+        **split_counts(kept, cuts),
+        "test_targets_seen_before": int(((targets[SPLIT] == "test") & targets["repeated"]).sum()),
         "items_without_interactions": len(catalog) - kept[ITEM_ID].n_unique(),
         "items_without_title": catalog.frame["title"].null_count(),
         "items_without_description": catalog.frame["description"].null_count(),
     }
 
 
-def _info(settings: _Settings, counts: dict[str, int], catalog: ItemCatalog, steps: Steps) -> dict[str, Any]:
+def _info(
+    settings: _Settings, counts: dict[str, int], catalog: ItemCatalog, steps: Steps, cuts: Cuts | None
+) -> dict[str, Any]:
     """Return the content of `dataset.json`."""
     return {
         "format": FORMAT,
@@ -356,6 +395,7 @@ def _info(settings: _Settings, counts: dict[str, int], catalog: ItemCatalog, ste
         "source": settings.source,
         "seed": settings.seed,
         "num_candidates": settings.num_candidates,
+        SPLIT: {"kind": LEAVE_ONE_OUT} if cuts is None else cuts.to_dict(),
         "settings": {
             "filter": settings.filter,
             "k_core": settings.k_core,
@@ -366,6 +406,9 @@ def _info(settings: _Settings, counts: dict[str, int], catalog: ItemCatalog, ste
             "repeats": settings.repeats,
             "order": settings.times.order,
             "time_format": settings.times.time_format,
+            "split": settings.split.kind,
+            "test_from": settings.split.test_from,
+            "validation_from": settings.split.validation_from,
         },
         "counts": counts,
         "shares": {

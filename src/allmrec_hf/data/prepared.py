@@ -21,6 +21,7 @@ from .digests import content_digests
 from .interactions import ITEM_ID, SPLIT, TIMESTAMP, USER_ID
 from .splits import MIN_INTERACTIONS, SPLITS
 from .storage import replaced_folder
+from .time_split import Cuts
 
 if TYPE_CHECKING:
     from datasets import DatasetDict
@@ -109,7 +110,9 @@ class PreparedData:
         self._user_index = {user_id: number for number, user_id in enumerate(self.user_ids)}
         self._ends = blocks["len"].cum_sum().to_numpy().astype(np.int64)
         self._starts = self._ends - blocks["len"].to_numpy().astype(np.int64)
+        self.cuts = Cuts.of_info(self.info)
         self._check_order()
+        self._part_ends, self._targets = self._parts()
 
     @property
     def name(self) -> str:
@@ -159,16 +162,22 @@ class PreparedData:
     def history(self, user: int, split: Split) -> np.ndarray:
         """Return the catalogue indices (int64) that are known before the target of a split, in time order.
 
-        For `"train"` that is the training part, as for `"validation"`. All of a user with fewer than three interactions
-        is training part.
+        For `"train"` that is the training part. Under leave-one-out it is the same for `"validation"`, and all of a
+        user with fewer than three interactions is training part. Under the time split a user who is new in a part has
+        the first interaction of the part as history; a user without a target has all that is before the part.
 
         Raises:
             DataError: when the number of the user is not in 0 to `num_users` - 1.
         """
         self._check_user(user)
-        length = self._ends[user] - self._starts[user]
-        held_out = 0 if length < MIN_INTERACTIONS else 1 if split == "test" else 2
-        return self._items[self._starts[user] : self._ends[user] - held_out]
+        target = -1 if split == "train" else int(self._targets[split][user])
+        end = target if target >= 0 else self._part_ends["train+validation" if split == "test" else "train"][user]
+        return self._items[self._starts[user] : end]
+
+    def new_users(self, split: TargetSplit) -> np.ndarray:
+        """Return `(num_users,)` True for users without any interaction before a split; none under leave-one-out."""
+        part: TrainSplit = "train" if split == "validation" else "train+validation"
+        return np.asarray(self._part_ends[part] == self._starts)
 
     def _check_user(self, user: int) -> None:
         if not 0 <= user < self.num_users:
@@ -178,9 +187,12 @@ class PreparedData:
             )
 
     def sequences(self, split: TrainSplit = "train") -> list[np.ndarray]:
-        """Return per user the catalogue indices to train on: `"train"`, or `"train+validation"` for one item more."""
-        end: Split = "train" if _checked(split) == "train" else "test"
-        return [self.history(user, end) for user in range(self.num_users)]
+        """Return per user the catalogue indices to train on: `"train"`, or `"train+validation"` for one item more.
+
+        Under the time split that is all before the validation, or before the test; nothing of users who are new then.
+        """
+        ends = self._part_ends[_checked(split)]  # type: ignore[index]
+        return [self._items[start:end] for start, end in zip(self._starts, ends, strict=True)]
 
     def candidates(self, split: TargetSplit) -> CandidateSet:
         """Return the candidate sets of `"validation"` or `"test"`."""
@@ -270,7 +282,8 @@ class PreparedData:
         items = self._indices(rows["candidates"].explode(), CANDIDATES_FILE) if rows.height else np.zeros(0, np.int64)
         found = CandidateSet(users, targets, items.reshape(-1, width))
         known = users >= 0
-        held_out = self._items[self._ends[users[known]] - (1 if split == "test" else 2)]
+        places = self._targets[split][users[known]]
+        held_out = np.where(places >= 0, self._items[places], 0)
         if not known.all() or (held_out != targets).any() or not (found.items == targets[:, None]).any(axis=1).all():
             raise DataError(
                 f"{CANDIDATES_FILE} of {self.directory} does not belong to its {INTERACTIONS_FILE} (split {split}: "
@@ -292,21 +305,53 @@ class PreparedData:
         return indices.to_numpy()
 
     def _check_order(self) -> None:
-        """Check that users are in one block each and that the splits are those of leave-one-out."""
+        """Check that users are in one block each and that the splits are those of leave-one-out, or of the dates."""
         if len(self._user_index) != len(self.user_ids):
             raise DataError(f"{INTERACTIONS_FILE} of {self.directory} is not sorted by user; prepare again")
         if not self.user_ids:
             raise DataError(f"{INTERACTIONS_FILE} of {self.directory} is empty; prepare again")
+        times = self.interactions[TIMESTAMP].to_numpy()
+        if self.cuts is not None:
+            late = np.diff(times, prepend=times[:1]) < 0
+            late[self._starts] = False
+            if late.any() or (self.interactions.select(self.cuts.labels())[SPLIT] != self.interactions[SPLIT]).any():
+                raise DataError(
+                    f"{INTERACTIONS_FILE} of {self.directory} is not split by the times that {INFO_FILE} names "
+                    f"(validation from {self.cuts.validation_from}, test from {self.cuts.test_from}), or not sorted by "
+                    "time; prepare again"
+                )
+            return
         expected = np.zeros(len(self._items), dtype=np.int8)
         long_enough = self._ends - self._starts >= MIN_INTERACTIONS
         expected[self._ends[long_enough] - 1] = SPLITS.index("test")
         expected[self._ends[long_enough] - 2] = SPLITS.index("validation")
-        found = self.interactions[SPLIT].replace_strict(list(SPLITS), [0, 1, 2], default=3, return_dtype=pl.Int8)
-        if (found.to_numpy() != expected).any():
+        if (self._split_numbers() != expected).any():
             raise DataError(
                 f"the column split of {INTERACTIONS_FILE} of {self.directory} is not leave-one-out (last = test, last "
                 "but one = validation, for users with three interactions); prepare again"
             )
+
+    def _split_numbers(self) -> np.ndarray:
+        """Return the place in `SPLITS` of each interaction's split; 3 for any other text."""
+        numbers = self.interactions[SPLIT].replace_strict(list(SPLITS), [0, 1, 2], default=3, return_dtype=pl.Int8)
+        return numbers.to_numpy()
+
+    def _parts(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """Return by training part where it ends for each user, and by split the row of each user's target, or -1."""
+        numbers = self._split_numbers()
+        upto = [np.concatenate([[0], np.cumsum(numbers <= number)]) for number in (0, 1)]
+        ends = {
+            part: self._starts + total[self._ends] - total[self._starts]
+            for part, total in zip(("train", "train+validation"), upto, strict=True)
+        }
+        targets = {}
+        for split, begin, end in (
+            ("validation", ends["train"], ends["train+validation"]),
+            ("test", ends["train+validation"], self._ends),
+        ):
+            place = np.where(begin == self._starts, begin + 1, begin)  # something has to come before it
+            targets[split] = np.where(place < end, place, -1)
+        return ends, targets
 
 
 def read_info(path: Path) -> dict[str, Any]:

@@ -41,6 +41,20 @@ def leave_one_out(interactions: pl.DataFrame) -> pl.DataFrame:
     return result
 
 
+def target_rows(interactions: pl.DataFrame) -> pl.DataFrame:
+    """Return the held-out interactions: of each user and part but training, the first that something comes before.
+
+    Under leave-one-out these are the only ones of their part. Under the time split it is the user's first interaction
+    after the date; of a user who is new then, the second, for which the first is the history.
+
+    Args:
+        interactions: With the column `split`; sorted by user and time.
+    """
+    place = pl.int_range(pl.len()).over(USER_ID)
+    later = interactions.filter((place > 0) & (pl.col(SPLIT) != "train"))
+    return later.unique([USER_ID, SPLIT], keep="first", maintain_order=True)
+
+
 def sort_by_user_and_time(interactions: pl.DataFrame) -> pl.DataFrame:
     """Return interactions sorted by the user's first appearance, then time; ties keep their order."""
     return sort_by_user(interactions, TIMESTAMP)

@@ -15,9 +15,10 @@ from ..catalog import ItemCatalog
 from ..errors import DataError
 from ..values import id_text
 from .candidates import SeenItems, sample_candidates, title_groups
-from .interactions import ITEM_ID, SPLIT, USER_ID
+from .interactions import ITEM_ID, SPLIT, TIMESTAMP, USER_ID
 from .prepared import TARGET_SPLITS, PreparedData
-from .splits import MIN_INTERACTIONS, SPLITS, leave_one_out
+from .splits import MIN_INTERACTIONS, leave_one_out, target_rows
+from .time_split import Cuts, SplitRules, find_cuts, split_by_time, split_counts
 
 UNSAVED = "(not saved)"  # the directory of data that were made in memory; `save` puts the real one
 
@@ -55,8 +56,13 @@ def with_recent(data: PreparedData, num_interactions: int, note: Mapping[str, An
         note: Added to `info`.
 
     Raises:
-        DataError: when fewer than three would stay.
+        DataError: when fewer than three would stay, or the data are split by time.
     """
+    if data.cuts is not None:
+        raise DataError(
+            f"{data.name} is split by time: to cut histories would take users' targets with them; prepare it with "
+            "split 'leave-one-out' for this"
+        )
     if num_interactions < MIN_INTERACTIONS:
         raise DataError(
             f"num_interactions is {num_interactions}; leave-one-out needs at least {MIN_INTERACTIONS} of a user"
@@ -73,7 +79,7 @@ def without(
     seed: int,
     note: Mapping[str, Any] | None = None,
 ) -> PreparedData:
-    """Return the data without some users and items, split again by leave-one-out, with newly drawn candidates.
+    """Return the data without some users and items, split again in the way they were, with newly drawn candidates.
 
     Removing an item moves the targets of those who had it last, so no old candidate set can be relied on.
 
@@ -91,15 +97,62 @@ def without(
     frame = data.interactions
     kept = frame.filter(~frame[USER_ID].is_in(gone_users) & ~frame[ITEM_ID].is_in(gone_items))
     longest = kept.group_by(USER_ID).len()["len"].max()
-    if longest is None or cast("int", longest) < MIN_INTERACTIONS:
+    least = MIN_INTERACTIONS if data.cuts is None else 1
+    if longest is None or cast("int", longest) < least:
         raise DataError(
-            f"{data.name}: without {len(user_ids)} users and {len(item_ids)} items no user with {MIN_INTERACTIONS} "
+            f"{data.name}: without {len(user_ids)} users and {len(item_ids)} items no user with {least} "
             f"interactions is left ({kept.height} of {frame.height} interactions are)"
         )
     catalog = ItemCatalog(data.catalog.frame.filter(~data.catalog.frame[ITEM_ID].is_in(gone_items)), saved=True)
     none = data.candidate_frame.clear()
-    rest = _part(data, leave_one_out(kept).select(frame.columns), catalog, none, {**(note or {}), "seed": seed})
+    split = leave_one_out(kept) if data.cuts is None else split_by_time(kept, data.cuts)
+    rest = _part(data, split.select(frame.columns), catalog, none, {**(note or {}), "seed": seed})
     return _part(rest, rest.interactions, catalog, _sampled(rest, seed), None)
+
+
+def resplit_by_time(
+    data: PreparedData, rules: SplitRules, seed: int, note: Mapping[str, Any] | None = None
+) -> PreparedData:
+    """Return the same interactions and catalogue split by time, with newly drawn candidates.
+
+    What the preparation filtered by all interactions stays filtered by them; `prepare(split="time")` filters by those
+    before the validation.
+
+    Args:
+        data: The original.
+        rules: Where validation and test begin.
+        seed: Seed of the candidates.
+        note: Added to `info`.
+
+    Raises:
+        DataError: when the times of the data are the order of a file, or a date is not within them.
+    """
+    if (data.info.get("settings") or {}).get("order") == "file":
+        raise DataError(f"{data.name} was read without times (order 'file'), so it cannot be split by time")
+    cuts = find_cuts(data.interactions[TIMESTAMP], rules)
+    split = split_by_time(data.interactions.drop(SPLIT), cuts).select(data.interactions.columns)
+    facts = {**(note or {}), "seed": seed, SPLIT: cuts.to_dict()}
+    rest = _part(data, split, data.catalog, data.candidate_frame.clear(), facts)
+    return _part(rest, rest.interactions, data.catalog, _sampled(rest, seed), None)
+
+
+def with_shuffled_histories(data: PreparedData, seed: int, note: Mapping[str, Any] | None = None) -> PreparedData:
+    """Return the data with the training part of each user in a seeded random order; targets and candidates stay.
+
+    A method that is trained on it can learn who likes what and nothing of the order.
+
+    Args:
+        data: The original.
+        seed: Seed of the orders.
+        note: Added to `info`.
+    """
+    frame = data.interactions
+    rows, later = np.arange(frame.height), (frame[SPLIT] != "train").to_numpy()
+    draws = np.where(later, rows, np.random.default_rng(seed).random(frame.height))
+    order = np.lexsort((draws, later, frame[USER_ID].rle_id().to_numpy()))  # users stay, and what is later stays
+    fixed = (USER_ID, TIMESTAMP, SPLIT)
+    frame = frame.with_columns(frame[order].select(pl.exclude(fixed)).get_columns())
+    return _part(data, frame, data.catalog, data.candidate_frame, {**(note or {}), "shuffled_histories": seed})
 
 
 def prefixed(
@@ -163,20 +216,18 @@ def _part(
     note: Mapping[str, Any] | None,
 ) -> PreparedData:
     """Return a part with counts of its own; what `info` says of the preparation stays."""
-    info = {**data.info, **(note or {}), "counts": _counts(interactions, catalog)}
+    info = {**data.info, **(note or {})}
+    info["counts"] = _counts(interactions, catalog, Cuts.of_info(info))
     return PreparedData(interactions, catalog, candidates, info, UNSAVED)
 
 
-def _counts(interactions: pl.DataFrame, catalog: ItemCatalog) -> dict[str, int]:
+def _counts(interactions: pl.DataFrame, catalog: ItemCatalog, cuts: Cuts | None) -> dict[str, int]:
     """Return those counts of `dataset.json` that a part can know."""
-    by_split = dict(interactions.group_by(SPLIT).len().iter_rows())
-    users = interactions[USER_ID].n_unique()
     return {
-        "users": users,
+        "users": interactions[USER_ID].n_unique(),
         "items": len(catalog),
         "interactions": interactions.height,
-        **{split: int(by_split.get(split, 0)) for split in SPLITS},
-        "users_only_trained_on": users - int(by_split.get("test", 0)),
+        **split_counts(interactions, cuts),
         "items_without_interactions": len(catalog) - interactions[ITEM_ID].n_unique(),
     }
 
@@ -188,14 +239,17 @@ def _sampled(data: PreparedData, seed: int) -> pl.DataFrame:
     seen = SeenItems(np.repeat(np.arange(data.num_users), lengths), np.concatenate(sequences), data.num_items)
     groups, width = title_groups(data.catalog.frame["title"]), int(data.info["num_candidates"])
     item_ids = pl.Series(data.catalog.item_ids, dtype=pl.String)
-    users = np.flatnonzero(lengths >= MIN_INTERACTIONS)
+    held_out = target_rows(data.interactions)
     frames = []
     for split in TARGET_SPLITS:
-        targets = np.array([sequences[user][-1 if split == "test" else -2] for user in users])
+        rows = held_out.filter(held_out[SPLIT] == split)
+        names = rows[USER_ID].to_list()
+        users = np.array([data.user_number(user_id) for user_id in names], dtype=np.int64)
+        targets = np.array(data.catalog.indices(rows[ITEM_ID].to_list()), dtype=np.int64)
         items = sample_candidates(users, targets, seen, groups, width, seed, split, data.user_ids).items
         columns = {
             SPLIT: [split] * len(users),
-            USER_ID: [data.user_ids[user] for user in users],
+            USER_ID: names,
             "target": item_ids.gather(targets - 1),
             "candidates": item_ids.gather(items.ravel() - 1).reshape(items.shape).arr.to_list(),
         }

@@ -118,3 +118,12 @@ class EvaluationData(Protocol):
     def item_counts(self, split: TrainSplit) -> NDArray[np.int64]:
         """Return `(N + 1,)` interactions of each item within "train" or "train+validation"."""
         ...
+
+
+@runtime_checkable
+class KnowsNewUsers(Protocol):
+    """Data that tell which users a split is the first to know, as those of a time split do."""
+
+    def new_users(self, split: TargetSplit) -> NDArray[np.bool_]:
+        """Return `(num_users,)` True for users without any interaction before the split."""
+        ...

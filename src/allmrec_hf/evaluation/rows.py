@@ -11,8 +11,8 @@ from numpy.typing import ArrayLike, NDArray
 from tqdm.auto import tqdm
 
 from ..errors import DataError
-from .protocol import CandidateRows, EvaluationData, History, TargetSplit
-from .warmth import checked_groups, history_groups
+from .protocol import CandidateRows, EvaluationData, History, KnowsNewUsers, TargetSplit
+from .warmth import NEW_USERS, checked_groups, history_groups
 
 logger = logging.getLogger(__name__)
 
@@ -69,11 +69,14 @@ def select_rows(
 def further_members(
     rows: Rows, groups: Mapping[str, ArrayLike], history_buckets: Sequence[int] | None
 ) -> dict[str, NDArray[np.bool_]]:
-    """Return for each history bucket and each of a caller's groups `(R,)` True where a user belongs to it."""
-    members = {}
+    """Return `(R,)` True where a user belongs: to those new in a time split, a history bucket, a caller's group."""
+    members: dict[str, NDArray[np.bool_]] = {}
+    new_users = rows.data.new_users(rows.split)[rows.users] if isinstance(rows.data, KnowsNewUsers) else None
+    if new_users is not None and new_users.any():
+        members[NEW_USERS] = new_users
     if history_buckets is not None:
         lengths = [len(rows.data.history(int(user), rows.split)) for user in rows.users]
-        members = history_groups(lengths, history_buckets)
+        members |= history_groups(lengths, history_buckets)
     masks = checked_groups(groups, len(rows.data.candidates(rows.split).users))
     return members | {name: mask[rows.places] for name, mask in masks.items()}
 

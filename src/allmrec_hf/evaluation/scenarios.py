@@ -20,11 +20,14 @@ from ..data.subsets import (
     joint_catalog,
     num_interactions,
     prefixed,
+    resplit_by_time,
     users_with_targets,
     with_recent,
     with_users,
     without,
 )
+from ..data.time_split import SplitRules
+from ..data.times import BY_TIME
 from ..errors import ALLMRecError, DataError
 from .evaluator import EvaluationResult, evaluate
 from .protocol import Ranker, TargetSplit
@@ -179,7 +182,8 @@ class ColdUsers(Scenario):
     def _make(self, *domains: PreparedData) -> EvaluationSplit:
         (data,) = domains
         lengths = num_interactions(data)
-        cold = [user for user, length in lengths.items() if length == self.num_interactions]
+        asked = set(users_with_targets(data))
+        cold = [user for user, length in lengths.items() if length == self.num_interactions and user in asked]
         if len(cold) < self.min_users:
             raise DataError(
                 f"{data.name} has {len(cold)} users with exactly {self.num_interactions} interactions, scenario "
@@ -270,6 +274,28 @@ class Share(Scenario):
 
 
 @dataclass(frozen=True)
+class TimeSplit(Scenario):
+    """Train before a date, validate up to a second and test from there on, whatever split the data were given."""
+
+    name: ClassVar[str] = "time-split"
+    test_from: str | float = 0.1
+    validation_from: str | float | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._rules().check(BY_TIME)
+
+    def _rules(self) -> SplitRules:
+        return SplitRules("time", self.test_from, self.validation_from)
+
+    def _make(self, *domains: PreparedData) -> EvaluationSplit:
+        (data,) = domains
+        part = resplit_by_time(data, self._rules(), self.seed, self._note("training and evaluation"))
+        return EvaluationSplit(part, part, {"split": part.info["split"], "counts": part.info["counts"]})
+
+
+@dataclass(frozen=True)
 class CrossDomain(Scenario):
     """Train on one data set, evaluate on another; ids get the name of their data set as a prefix."""
 
@@ -321,7 +347,7 @@ class CrossDomain(Scenario):
 
 
 SCENARIOS: dict[str, type[Scenario]] = {
-    kind.name: kind for kind in (Overall, ColdUsers, ColdUsersCut, FewShot, Share, CrossDomain)
+    kind.name: kind for kind in (Overall, ColdUsers, ColdUsersCut, FewShot, Share, TimeSplit, CrossDomain)
 }
 
 

@@ -12,6 +12,7 @@ from ..errors import ALLMRecError
 
 OVERALL = "overall"
 GROUPS = (OVERALL, "warm", "cold", "never_seen")
+NEW_USERS = "new_users"  # of a time split: nothing of them was known before the date
 PAPER_SHARE = 0.35  # section 5.3, arXiv 2404.11343
 RANK_COLUMNS = ("user_id", "target", "method", "rank", "tied", "answer")  # of the per-user table, beside the groups
 
@@ -131,7 +132,7 @@ def checked_groups(groups: Mapping[str, ArrayLike], num_users: int) -> dict[str,
     """
     masks = {name: np.asarray(mask) for name, mask in groups.items()}
     for name, mask in masks.items():
-        taken = name in (*GROUPS, *RANK_COLUMNS) or name.startswith("history ")
+        taken = name in (*GROUPS, NEW_USERS, *RANK_COLUMNS) or name.startswith("history ")
         if taken or not name.strip() or not name.isprintable():
             raise ALLMRecError(f"a group cannot be called {name!r}; the name is taken, empty or not printable")
         if mask.dtype != np.bool_ or mask.shape != (num_users,):
