@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from datasets import Dataset, load_dataset, load_from_disk
 
 from allmrec_hf.catalog import ItemCatalog
 from allmrec_hf.data.data_report import format_report, warn_of_missing_titles
@@ -367,3 +368,36 @@ def test_settings_that_cannot_work_are_refused_before_anything_is_read(tmp_path:
     ):
         with pytest.raises(DataError, match=message):
             prepare(tmp_path / "missing.csv", output=tmp_path / "d", **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("part", ["interactions", "items"])
+def test_a_dataset_whose_files_on_disk_are_gone_or_cut_off_is_refused(
+    tmp_path: Path, interactions: pl.DataFrame, items: pl.DataFrame, part: str
+) -> None:
+    """A read from a memory map of a file that was cut off would end the process with a bus error."""
+    given: dict[str, Any] = {"interactions": interactions, "items": items}
+    Dataset.from_dict(given[part].to_dict(as_series=False)).save_to_disk(tmp_path / "saved")
+    given[part] = load_from_disk(tmp_path / "saved")
+    assert prepare(**given, k_core=3).num_users == 30
+    (file,) = (tmp_path / "saved").glob("*.arrow")
+    whole = file.read_bytes()
+    for left in (b"", whole[: len(whole) // 2]):
+        file.write_bytes(left)
+        with pytest.raises(
+            DataError, match=rf"the {part} cannot be read: its file .*{file.name} is damaged .*load them"
+        ):
+            prepare(**given, output=tmp_path / "prepared", k_core=3)
+    file.unlink()
+    with pytest.raises(DataError, match=rf"the {part} cannot be read: its file .*{file.name} is gone; load them again"):
+        prepare(**given, output=tmp_path / "prepared", k_core=3)
+    assert not (tmp_path / "prepared").exists()
+
+
+def test_a_streamed_dataset_whose_file_is_gone_is_refused(tmp_path: Path, interactions: pl.DataFrame) -> None:
+    interactions.write_csv(tmp_path / "sales.csv")
+    streamed = load_dataset(
+        "csv", data_files=str(tmp_path / "sales.csv"), split="train", streaming=True, cache_dir=str(tmp_path / "cache")
+    )
+    (tmp_path / "sales.csv").unlink()
+    with pytest.raises(DataError, match=r"the interactions cannot be read: .*sales.csv"):
+        prepare(streamed)

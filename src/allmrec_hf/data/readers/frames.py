@@ -76,6 +76,25 @@ def _table(table: Any, where: str) -> pl.DataFrame:
     if twice:
         raise DataError(f"{where} have several columns of the name {', '.join(twice)}; rename all but one")
     try:
+        _check_files(table)
         return as_frame(table, where)
-    except (FileNotFoundError, OSError) as error:  # a datasets.Dataset whose files are gone
-        raise DataError(f"{where} cannot be read: {error}; load them again") from error
+    except OSError as error:  # files of a datasets.Dataset that are gone or cut off
+        raise DataError(f"{where} cannot be read: {error}; load them again from where they came") from error
+
+
+def _check_files(table: Any) -> None:
+    """Open the files behind a `datasets.Dataset` again: a read from a map of a file cut off meanwhile ends the process.
+
+    Raises:
+        OSError: when one is gone or cut off.
+    """
+    files = getattr(table, "cache_files", None)
+    for name in [file["filename"] for file in files] if isinstance(files, list) else []:
+        from datasets.table import MemoryMappedTable
+
+        if not Path(name).is_file():
+            raise FileNotFoundError(f"its file {name} is gone")
+        try:
+            MemoryMappedTable.from_file(name)
+        except (OSError, ValueError) as error:  # what Arrow raises
+            raise OSError(f"its file {name} is damaged ({error})") from error
