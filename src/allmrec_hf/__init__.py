@@ -21,11 +21,15 @@ if TYPE_CHECKING:  # for editors and type checkers; at run time names are loaded
     from .catalog import ItemCatalog as ItemCatalog
     from .cf_bprmf import BPRMFConfig as BPRMFConfig
     from .cf_bprmf import BPRMFModel as BPRMFModel
+    from .cf_bsarec import BSARecConfig as BSARecConfig
+    from .cf_bsarec import BSARecModel as BSARecModel
     from .cf_encoder import CFEncoder as CFEncoder
     from .cf_encoder import CFEncoderConfig as CFEncoderConfig
     from .cf_encoder import register_cf_encoder as register_cf_encoder
     from .cf_gru4rec import GRU4RecConfig as GRU4RecConfig
     from .cf_gru4rec import GRU4RecModel as GRU4RecModel
+    from .cf_hstu import HSTUConfig as HSTUConfig
+    from .cf_hstu import HSTUModel as HSTUModel
     from .cf_lightgcn import LightGCNConfig as LightGCNConfig
     from .cf_lightgcn import LightGCNModel as LightGCNModel
     from .cf_ligr import LiGRConfig as LiGRConfig

@@ -5,6 +5,8 @@ MODEL_TYPE_PREFIX = "allmrec-"
 BUILT_IN = {
     "allmrec-sasrec": ("cf_sasrec", "SASRec"),
     "allmrec-ligr": ("cf_ligr", "LiGR"),
+    "allmrec-bsarec": ("cf_bsarec", "BSARec"),
+    "allmrec-hstu": ("cf_hstu", "HSTU"),
     "allmrec-gru4rec": ("cf_gru4rec", "GRU4Rec"),
     "allmrec-nextitnet": ("cf_nextitnet", "NextItNet"),
     "allmrec-ncf": ("cf_ncf", "NCF"),

@@ -1,10 +1,12 @@
 """The training losses of backbones, as functions of tensors: over the whole catalogue, sampled, and pairwise."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 MAX_VALUES = 2**26  # numbers that a loss keeps for its backward pass: 256 MB in float32
@@ -24,12 +26,50 @@ def full_cross_entropy(states: Tensor, item_embeddings: Tensor, targets: Tensor)
         60,000 items stay under 3 GiB.
     """
     table = item_embeddings[1:]  # (N, d_cf), without padding
+    plain = states.device.type == "cpu" and states.dtype == table.dtype == torch.float32
+    if plain and torch.is_grad_enabled() and len(targets) and not torch.is_autocast_enabled("cpu"):
+        return _CrossEntropyOnCPU.apply(states, table, targets - 1) / len(targets)
     total = summed_over_positions(
         lambda part, part_targets: F.cross_entropy((part @ table.T).float(), part_targets - 1, reduction="sum"),
         (states, targets),
         values_per_position=len(table),
     )
     return total / max(len(targets), 1)
+
+
+class _CrossEntropyOnCPU(torch.autograd.Function):
+    """The sum of the cross entropy of targets among all items, with the gradients worked out in the forward pass.
+
+    The softmax of a slice of positions is used for loss and gradients while it is in the cache: nothing of `(P, N)`
+    is kept, and no exponential is computed twice.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, table: Tensor, targets: Tensor) -> Tensor:
+        """Return a scalar for states `(P, d_cf)`, table `(N, d_cf)` and targets `(P,)`, rows of the table."""
+        total = states.new_zeros(())
+        of_states = torch.empty_like(states)
+        of_table = torch.zeros_like(table)
+        size = max(32, CACHED_VALUES // len(table))
+        for start in range(0, len(states), size):
+            part, rows = states[start : start + size], targets[start : start + size].unsqueeze(1)
+            logits = part @ table.T  # (p, N)
+            highest = logits.amax(dim=1, keepdim=True)
+            own = logits.gather(1, rows) - highest
+            shares = logits.sub_(highest).exp_()
+            sums = shares.sum(dim=1, keepdim=True)
+            total += (sums.log() - own).sum()
+            of_states[start : start + size] = (shares @ table) / sums
+            of_table.addmm_(shares.T, part / sums)
+        ctx.save_for_backward(of_states - table[targets], of_table.index_add_(0, targets, states, alpha=-1))
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+        """Return the gradients of states and table."""
+        of_states, of_table = ctx.saved_tensors
+        return of_states * gradients[0], of_table * gradients[0], None
 
 
 def sampled_cross_entropy(

@@ -36,18 +36,27 @@ class SequentialEncoder(CFEncoder):
         return self.last_states(*self.recent_items(item_ids, attention_mask), 1)[:, 0]
 
 
-def causal_bias(real: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return what is added to attention logits, `(B, 1, L, L)`: 0 where a key may be seen, else `-inf`.
+def seen_positions(real: Tensor) -> Tensor:
+    """Return which positions each position sees, `(B, L, L)`: itself, and the real ones before it.
 
     Padding positions see themselves, so that no row is empty; no real position sees them.
 
     Args:
         real: `(B, L)` True at real items.
-        dtype: Of the logits.
     """
     length = real.shape[1]
     causal = torch.ones(length, length, dtype=torch.bool, device=real.device).tril()
-    seen = causal & (real.unsqueeze(1) | torch.eye(length, dtype=torch.bool, device=real.device))  # (B, L, L)
+    return causal & (real.unsqueeze(1) | torch.eye(length, dtype=torch.bool, device=real.device))
+
+
+def causal_bias(real: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return what is added to attention logits, `(B, 1, L, L)`: 0 where a key may be seen, else `-inf`.
+
+    Args:
+        real: `(B, L)` True at real items.
+        dtype: Of the logits.
+    """
+    seen = seen_positions(real)
     return torch.zeros(seen.shape, dtype=dtype, device=real.device).masked_fill(~seen, float("-inf")).unsqueeze(1)
 
 

@@ -60,6 +60,8 @@ BACKBONES = (*BUILT_IN, "contract-mean")
 SETTINGS: dict[str, list[dict[str, Any]]] = {  # besides the defaults; a backbone need not be here
     "allmrec-sasrec": [{"attend_padding": True, "num_heads": 2}],
     "allmrec-ligr": [{"num_layers": 1, "feed_forward_multiplier": 3}],
+    "allmrec-bsarec": [{"num_layers": 1, "num_heads": 4, "filter_weight": 0.3, "filter_width": 9}],
+    "allmrec-hstu": [{"num_layers": 1, "num_heads": 4}],
     "allmrec-gru4rec": [{"gru_hidden_size": 16}, {"num_layers": 2, "gru_hidden_size": 10}],
     "allmrec-nextitnet": [{"dilations": [1]}, {"dilations": [2, 1, 1], "kernel_size": 2}],
     "allmrec-lightgcn": [{"own_vector": "zeros"}],
@@ -73,7 +75,7 @@ USERS = torch.tensor([0, 0, 0, 0, 1, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 4, 4])
 ITEMS = torch.tensor([5, 9, 2, 7, 3, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 4, 11])
 COUNTS = {
     *("num_items", "hidden_size", "max_history_length", "num_negatives", "num_layers", "num_heads"),
-    *("gru_hidden_size", "inner_size", "feed_forward_multiplier", "num_contrast_items"),
+    *("gru_hidden_size", "inner_size", "feed_forward_multiplier", "num_contrast_items", "filter_width"),
 }
 SERVED_FILES = ["config.json", "model.safetensors"]
 EXPORTED = """
@@ -227,8 +229,12 @@ def test_a_history_longer_than_the_model_is_cut_to_its_most_recent_items(model, 
     monkeypatch.setattr(logging.Logger, "warning_once", lambda self, text: warned.append(text), raising=False)
     name, values = model.config.model_type, model.config.to_dict()
     short = build(name, **{**{key: values[key] for key in _own_fields(model)}, "max_history_length": 4})
+    by_position = ("position_embedding", "distance_bias")
     short.load_state_dict(
-        {key: value[-4:] if "position_embedding" in key else value for key, value in model.state_dict().items()}
+        {
+            key: value[-4:] if any(name in key for name in by_position) else value
+            for key, value in model.state_dict().items()
+        }
     )
     long, last = torch.tensor([[1, 2, 3, 4, 5, 6], [0, 0, 0, 0, 0, 8]]), torch.tensor([[3, 4, 5, 6], [0, 0, 0, 8]])
     states = short.eval().sequence_states(long)

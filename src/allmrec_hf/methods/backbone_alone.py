@@ -12,6 +12,8 @@ from .shared import trained_backbone
 PAPERS = {
     "sasrec": "Kang and McAuley, ICDM 2018, arXiv 1808.09781",
     "ligr": "Borisyuk et al., arXiv 2502.03417; as eSASRec: Tikhonovich et al., RecSys 2025, arXiv 2508.06450",
+    "bsarec": "Shin et al., AAAI 2024, arXiv 2312.10325",
+    "hstu": "Zhai et al., ICML 2024, arXiv 2402.17152",
     "gru4rec": "Hidasi et al., ICLR 2016, arXiv 1511.06939; Hidasi and Karatzoglou, CIKM 2018, arXiv 1706.03847",
     "nextitnet": "Yuan et al., WSDM 2019, arXiv 1808.05163",
     "ncf": "He et al., WWW 2017, arXiv 1708.05031",

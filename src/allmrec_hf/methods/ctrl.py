@@ -149,7 +149,7 @@ class CTRL(Method):
         if cf_encoder_class(setting.backbone).trains_on != "sequences":
             raise ALLMRecError(
                 f"the method {self.name} needs a backbone that reads sequences, which {setting.backbone} does not; "
-                "choose sasrec, ligr, gru4rec or nextitnet"
+                "choose sasrec, ligr, bsarec, hstu, gru4rec or nextitnet"
             )
         check_same_settings(self, setting)
         arguments = stage_arguments(setting, "align")
