@@ -13,6 +13,8 @@ HEADINGS = ("library", "NDCG@10", "Hit@10", "MRR", "epochs (best)", "CPU seconds
 NAMES = {
     "sasrec": "SASRec",
     "ligr": "LiGR",
+    "bsarec": "BSARec",
+    "hstu": "HSTU",
     "gru4rec": "GRU4Rec",
     "nextitnet": "NextItNet",
     "ncf": "NCF / NeuMF",
