@@ -260,6 +260,7 @@ def _dataset(material: _Material, dataset: str, published: Sequence[PublishedVal
         ablations=views.ablations_grid(ablations),
         geometry=views.geometry_grid(runs),
         published=views.published_grid(dataset, published, material.tables),
+        published_note=views.published_note(published),
         cost=views.cost_grid(runs, list(scenes)),
     )
 

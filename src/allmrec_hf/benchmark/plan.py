@@ -106,6 +106,12 @@ def _checked(spec: MethodSpec) -> Method:
     return found
 
 
+def _evaluation(suite: Suite) -> dict[str, Any]:
+    """Return the options of the evaluation; the protocol of every suite of old is not said."""
+    options = asdict(suite.evaluation)
+    return options if options["protocol"] == "full" else {k: v for k, v in options.items() if k != "protocol"}
+
+
 def _scenarios_of_data(suite: Suite) -> list[tuple[ScenarioSpec, DatasetSpec]]:
     return [
         (scenario, dataset)
@@ -134,7 +140,7 @@ def _planned_run(
         "backbone": backbone,
         "llm": None if llm is None else part_name(llm),
         "options": dict(spec.options),
-        "evaluation": asdict(suite.evaluation),
+        "evaluation": _evaluation(suite),
     }
     key = RunKey(dataset.name, scenario.label, spec.label, spec.method, seed, json.loads(json.dumps(facts)))
     parts = RunKey(dataset.name, scenario.label, "parts", "parts", seed, shared)

@@ -33,6 +33,7 @@ class PublishedValue:
         label: Label of the method as in the suites that come with this package.
         value: The figure.
         metric: Which metric it is.
+        source: Where it was published, unless that is arXiv 2404.11343.
     """
 
     dataset: str
@@ -41,6 +42,7 @@ class PublishedValue:
     label: str
     value: float
     metric: str = HIT
+    source: str = ""
 
 
 COUNTS = {

@@ -34,7 +34,7 @@ from ..modeling_allmrec import ALLMRecModel
 from ..training.llms import check_llm
 from .benchmark_report import render
 from .plan import PlannedRun, part_name, plan
-from .published import published_values
+from .published_full_ranking import published_figures
 from .runs import (
     BenchmarkRun,
     RunKey,
@@ -215,7 +215,7 @@ def compute_run(planned: PlannedRun, split: EvaluationSplit, data: Datasets) -> 
     if trained.reads_llm:
         tell_evaluation_cost(ranker, split.evaluation, max_users=evaluation.max_users)
     fitted = time.monotonic()
-    result = split.evaluate([ranker], max_users=evaluation.max_users, cutoffs=evaluation.cutoffs)
+    result = split.evaluate([ranker], evaluation.protocol, max_users=evaluation.max_users, cutoffs=evaluation.cutoffs)
     ended = time.monotonic()
     details = _details(planned, trained, split, ranker)
     details |= {"seconds_fit": fitted - started, "seconds_evaluate": ended - fitted}
@@ -365,7 +365,7 @@ def write_report(suite: Suite, outcome: Outcome, output: Path, command: str = ""
         reference,
         command=command,
         order=labels,
-        published=published_values(suite.published) if suite.published else (),
+        published=published_figures(suite.published),
         skipped=skipped,
         failed=failed,
     )

@@ -74,6 +74,18 @@ def check_files(spec: DatasetSpec, data_root: Path | None, output: Path) -> None
         source_files(spec, data_root)
 
 
+def why_absent(spec: DatasetSpec, data_root: Path | None, output: Path | None) -> str:
+    """Return what a data set lacks, nothing where its files exist or it was prepared before."""
+    try:
+        if output is None:
+            source_files(spec, data_root)
+        else:
+            check_files(spec, data_root, output)
+    except DataError as error:
+        return str(error)
+    return ""
+
+
 def prepared_data(
     spec: DatasetSpec, data_root: Path | None, output: Path, allow_other_counts: bool = False
 ) -> PreparedData:

@@ -6,8 +6,9 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from ..data.prepared import INFO_FILE, read_info
 from ..errors import ALLMRecError
 from ..evaluation.scenarios import Scenario
 from ..methods.registry import method_names
@@ -92,11 +93,13 @@ class EvaluationSpec:
     """The options of the evaluation.
 
     Attributes:
+        protocol: `candidates`, or `full` for the whole catalogue with seen items left out.
         max_users: A seeded sample of this many users, the same for every run; None for all.
         cutoffs: The k of Hit@k and NDCG@k; None for those of 1, 5 and 10 that are no more than the candidates.
         history_buckets: The largest history length of each bucket but the last; None for the scenario's own.
     """
 
+    protocol: Literal["candidates", "full"] = "candidates"
     max_users: int | None = None
     cutoffs: tuple[int, ...] | None = None
     history_buckets: tuple[int, ...] | None = None
@@ -119,7 +122,8 @@ class Suite:
         budget: By stage, fields of `StageArguments` that replace the preset's.
         reference: Label of the method that all others are compared with.
         evaluation: How rankers are evaluated.
-        published: Name of the data set in `published.PUBLISHED` whose figures are printed beside ours.
+        published: Whose figures are printed beside ours: a data set of `published`, or `s3rec`, whose figures are those
+            of `published_full_ranking` for the suite's data sets by name.
         only_datasets: Names of the data sets whose runs are computed and reported; empty for all.
     """
 
@@ -160,13 +164,30 @@ class Suite:
         return replace(self, only_datasets=tuple(names))
 
     def with_data(self, folder: Path) -> Suite:
-        """Return the suite on one folder of prepared data; scenarios across data sets are left out."""
-        name = NAME.search(folder.resolve().name)
-        spec = DatasetSpec(name[0] if name else "data", "prepared", {"path": str(folder.resolve())})
+        """Return the suite on one folder of prepared data; scenarios across data sets are left out.
+
+        Data with the expected counts of one of several data sets stand for it, beside the same published figures.
+        """
+        known = self._with_counts_of(folder) if len(self.datasets) > 1 else None
+        found = NAME.search(folder.resolve().name)
+        name = known or (found[0] if found else "data")
+        spec = DatasetSpec(name, "prepared", {"path": str(folder.resolve())})
         parts = {part.label: replace(part, only_datasets=()) for part in self.scenarios if not part.domains}
         kept = tuple(parts.values())
         methods = tuple(replace(part, only_datasets=()) for part in self.methods)
-        return replace(self, datasets=(spec,), scenarios=kept, methods=methods, published=None, only_datasets=())
+        published = self.published if known else None
+        return replace(self, datasets=(spec,), scenarios=kept, methods=methods, published=published, only_datasets=())
+
+    def _with_counts_of(self, folder: Path) -> str | None:
+        """Return the data set that a folder of prepared data has the expected counts of; None where there is none."""
+        try:
+            counts = read_info(folder / INFO_FILE)["counts"]
+        except (ALLMRecError, OSError, KeyError):
+            return None  # what is wrong with the folder is told where it is read
+        for spec in self.datasets:
+            if spec.expected and all(counts.get(name) == count for name, count in spec.expected.items()):
+                return spec.name
+        return None
 
 
 def default_reference(labels: Sequence[str]) -> str:
@@ -182,7 +203,7 @@ def suite_names() -> list[str]:
 def check_cutoffs(suite: Suite, dataset: str, num_candidates: int, where: str = "the suite") -> None:
     """Check that no Hit@k has a k above the number of candidates: it would be 1 for every method."""
     highest = max(suite.evaluation.cutoffs or (1,))
-    if highest > num_candidates:
+    if suite.evaluation.protocol == "candidates" and highest > num_candidates:
         raise ALLMRecError(
             f"{where}: evaluation.cutoffs names {highest}, but {dataset} has sets of {num_candidates} candidates, so "
             f"Hit@{highest} would be 1 for every method; lower the cut-off, or raise the data's num_candidates"

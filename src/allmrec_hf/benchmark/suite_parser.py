@@ -16,6 +16,7 @@ from ..evaluation.scenarios import CrossDomain, FewShot, scenario
 from ..methods.registry import backbone_names, method_names
 from ..training.stage_arguments import DEFAULT_BACKBONE, DEFAULT_TEXT_ENCODER, PRESETS, STAGES, StageArguments
 from .published import DATASETS
+from .published_full_ranking import S3REC
 from .suite import (
     NAME,
     SUITES,
@@ -101,7 +102,9 @@ def parse_suite(values: Any, where: str) -> Suite:
         budget=_budget(given.get("budget") or {}, f"{where}: budget"),
         reference=_one_of(reference, labels, f"{where}: reference", "label"),
         evaluation=_evaluation(given.get("evaluation") or {}, f"{where}: evaluation"),
-        published=None if published is None else _one_of(published, DATASETS, f"{where}: published", "data set"),
+        published=None
+        if published is None
+        else _one_of(published, (*DATASETS, S3REC), f"{where}: published", "data set"),
     )
     _unique([str(seed) for seed in suite.seeds], f"{where}: seeds", "seed")
     for data in datasets:
@@ -198,11 +201,13 @@ def _budget(value: Any, place: str) -> dict[str, dict[str, Any]]:
 
 
 def _evaluation(value: Any, place: str) -> EvaluationSpec:
-    given = _mapping(value, place, ("max_users", "cutoffs", "history_buckets"))
+    given = _mapping(value, place, ("protocol", "max_users", "cutoffs", "history_buckets"))
+    protocol = _one_of(given.get("protocol", "candidates"), ("candidates", "full"), f"{place}.protocol", "protocol")
     users, buckets, cutoffs = given.get("max_users"), given.get("history_buckets"), given.get("cutoffs")
     if buckets is not None and sorted(set(_numbers(buckets, f"{place}.history_buckets", empty=True))) != list(buckets):
         raise ALLMRecError(f"{place}.history_buckets must be growing numbers, got {buckets!r}")
     return EvaluationSpec(
+        protocol="full" if protocol == "full" else "candidates",
         max_users=None if users is None else _numbers([users], f"{place}.max_users")[0],
         cutoffs=None if cutoffs is None else tuple(_numbers(cutoffs, f"{place}.cutoffs")),
         history_buckets=None if buckets is None else tuple(_numbers(buckets, f"{place}.history_buckets", empty=True)),

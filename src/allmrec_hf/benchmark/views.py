@@ -84,6 +84,7 @@ class DatasetView:
     ablations: Grid | None = None
     geometry: Grid | None = None
     published: Grid | None = None
+    published_note: str = ""
     cost: Grid | None = None
 
 
@@ -278,19 +279,65 @@ def _average(values: Sequence[Any]) -> str:
     return number(sum(numbers) / len(numbers)) if numbers else NONE
 
 
-def published_grid(dataset: str, values: Sequence[PublishedValue], tables: Tables) -> Grid | None:
-    """Return published figures beside ours of the same scenario, group, label and metric, where there are any."""
-    rows = tables.results.filter(dataset=dataset).iter_rows(named=True)
-    ours = {(row["scenario"], row["group"], row["label"].casefold(), row["metric"]): row for row in rows}
-    lines: dict[str, list[list[Entry]]] = {}
+def published_grid(dataset: str, values: Sequence[PublishedValue], tables: Tables | None = None) -> Grid | None:
+    """Return published figures beside ours of the same scenario, group, label and metric, where there are any.
+
+    Where the figures name sources, each row says its own, and methods of ours that nobody published follow.
+    """
+    results = [] if tables is None else tables.results.filter(dataset=dataset).iter_rows(named=True)
+    ours = {(row["scenario"], row["group"], row["metric"], row["label"].casefold()): row for row in results}
+    values = [value for value in values if value.dataset == dataset]
+    sourced = any(value.source for value in values)
+    lines: dict[tuple[str, str, str], list[list[Entry]]] = {}
     for value in values:
-        if value.dataset != dataset:
-            continue
-        row = ours.get((value.scenario, value.group, value.label.casefold(), value.metric))
-        measured = Entry(f"{row['mean']:.4f}", f"{row['low']:.3f} to {row['high']:.3f}") if row else Entry(NONE)
+        place = (value.scenario, value.group, value.metric)
+        row = ours.pop((*place, value.label.casefold()), None)
         apart = signed(row["mean"] - value.value) if row else NONE
-        heading = f"{value.scenario}, {words(value.group)}, {name(value.metric)}"
-        line = [Entry(value.label), Entry(f"{value.value:.4f}"), measured, Entry(apart)]
-        lines.setdefault(heading, []).append(line)
-    sections = [Section(heading, found) for heading, found in lines.items()]
-    return Grid(["method", "published", "here", "here minus published"], sections) if sections else None
+        line = [Entry(value.label), Entry(f"{value.value:.4f}"), _measured(row), Entry(apart)]
+        lines.setdefault(place, []).append([*line, Entry(value.source)] if sourced else line)
+    for (*where, _), row in ours.items():
+        if sourced and tuple(where) in lines:
+            lines[where[0], where[1], where[2]].append(
+                [Entry(row["label"]), Entry(NONE), _measured(row), *texts(NONE, NONE)]
+            )
+    header = ["method", "published", "here", "here minus published", *(["source"] if sourced else [])]
+    headings = (f"{scenario}, {words(group)}, {name(metric)}" for scenario, group, metric in lines)
+    sections = [Section(heading, found) for heading, found in zip(headings, lines.values(), strict=True)]
+    return Grid(header, sections) if sections else None
+
+
+def _measured(row: Mapping[str, Any] | None) -> Entry:
+    """Return a mean with its interval and its spread over seeds."""
+    if row is None:
+        return Entry(NONE)
+    spread = f" ±{row['deviation']:.4f}" if row["deviation"] is not None else ""
+    return Entry(f"{row['mean']:.4f}", f"{row['low']:.3f} to {row['high']:.3f}{spread}")
+
+
+def published_note(values: Sequence[PublishedValue]) -> str:
+    """Return what a reader of published figures has to know of them."""
+    if any(value.source for value in values):
+        return (
+            "Published by the sources named beside the figures: the same sequences, every item ranked but those seen. "
+            "They chose other settings and mostly other losses; a difference is no test."
+        )
+    other = "other candidates, another LLM and one unseeded run"
+    return f"Published in arXiv 2404.11343 with {other}; a difference is no test."
+
+
+def grid_lines(grid: Grid) -> list[str]:
+    """Return a table as lines of plain text, its columns aligned."""
+    rows = [[*grid.header], *([_plain(cell) for cell in row] for part in grid.sections for row in part.rows)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(grid.header))]
+
+    def line(cells: Sequence[str]) -> str:
+        return "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
+
+    found: list[str] = []
+    for section in grid.sections:
+        found += [section.heading, line(grid.header), *(line([*map(_plain, row)]) for row in section.rows)]
+    return found
+
+
+def _plain(cell: Entry) -> str:
+    return f"{cell.text} ({cell.detail})" if cell.detail else cell.text

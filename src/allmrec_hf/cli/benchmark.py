@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shlex
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -27,7 +27,8 @@ FAILED = 1
 def benchmark(
     output: Annotated[Path | None, typer.Option(help="Folder of the runs and the report; resumed if there.")] = None,
     suite: Annotated[
-        str | None, typer.Option(help="YAML file, or smoke, real, paper-movies, paper-games, paper-beauty, paper-toys.")
+        str | None,
+        typer.Option(help="YAML file, or smoke, real, published, paper-movies, paper-games, paper-beauty, paper-toys."),
     ] = None,
     data_root: Annotated[Path | None, typer.Option(help="Folder of the raw files that the suite names.")] = None,
     data: Annotated[Path | None, typer.Option(help="Prepared data in place of the suite's.")] = None,
@@ -63,9 +64,12 @@ def benchmark(
     `allmrec benchmark --data data/shop --methods popularity,sasrec,a-llmrec --llm facebook/opt-125m --output runs/shop`
 
     `allmrec benchmark --suite paper-beauty --list`
+
+    `allmrec benchmark --suite published --data-root raw --output runs/published`
     """
     with user_errors():
         from ..benchmark.runner import Place
+        from ..benchmark.sources import why_absent
         from ..benchmark.suite import suite_names
         from ..errors import ALLMRecError
 
@@ -76,11 +80,24 @@ def benchmark(
         if list_runs:
             _list(chosen, output, json_output)
             return
+        if chosen.published and len(chosen.datasets) > 1 and not chosen.only_datasets:
+            absent = {spec.name: why_absent(spec, data_root, output) for spec in chosen.datasets}
+            there = [name for name, reason in absent.items() if not reason]
+            if not there and data_root is None:
+                _tell_published(chosen, None, json_output)
+                return
+            for reason in filter(None, absent.values() if there else ()):
+                stderr.print(f"left out: {reason}", markup=False, soft_wrap=True)
+            chosen = chosen.with_datasets(there) if there else chosen
         if output is None:
             raise ALLMRecError("give the folder of the benchmark: --output DIR")
         place = Place(output, data_root, allow_other_counts, trust_remote_code)
         outcome = _run(chosen, place, jobs, keep_parts, only_report)
-        emit(_summary(outcome)) if json_output else _tell(outcome)
+        if json_output:
+            emit(_summary(outcome))
+        else:
+            _tell(outcome)
+            _tell_published(chosen, output)
         if outcome.failed:
             raise typer.Exit(FAILED)
 
@@ -210,3 +227,29 @@ def _tell(outcome: Outcome) -> None:
         stderr.print(f"failed: {names}, seed {entry['seed']}: {entry['error']}", markup=False, soft_wrap=True)
     if outcome.report is not None:
         say(f"The report is in {outcome.report}.")
+
+
+def _tell_published(suite: Suite, output: Path | None, json_output: bool = False) -> None:
+    """Print the published figures of a suite's data sets, beside ours where `output` has finished runs."""
+    from ..benchmark.plan import plan
+    from ..benchmark.published_full_ranking import published_figures
+    from ..benchmark.result_tables import make_tables
+    from ..benchmark.runner import finished_runs
+    from ..benchmark.views import grid_lines, published_grid
+
+    names = [spec.name for spec in suite.datasets]
+    figures = [value for value in published_figures(suite.published) if value.dataset in names]
+    if json_output:
+        emit({"published": [asdict(value) for value in figures]})
+        return
+    runs = [] if output is None or not figures else finished_runs(plan(suite), output)
+    tables = make_tables(runs, None) if runs else None
+    for dataset in names:
+        grid = published_grid(dataset, figures, tables)
+        if grid is not None:
+            say("\n".join(["", f"{dataset}, published figures", *grid_lines(grid)]))
+    if output is None and figures:
+        say(
+            "\nOurs stand beside them where the data are: --data-root DIR with the files that the suite names (see "
+            "docs/benchmark.md), or --data DIR with prepared data of the same counts; and --output DIR."
+        )
