@@ -263,7 +263,7 @@ def test_a_disk_that_fills_while_items_are_added_changes_nothing(copied, tmp_pat
     target = {
         "safetensors": "allmrec_hf.modeling_pretrained.write_checkpoint_code",
         "items": "allmrec_hf.catalog.ItemCatalog.save",
-        "sync": "allmrec_hf.files._sync",
+        "sync": "allmrec_hf.files.sync",
     }[where]
     monkeypatch.setattr(target, full)
     told = refused("add-items", "--model", copied, "--items", tmp_path / "new.csv")

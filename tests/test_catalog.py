@@ -9,7 +9,7 @@ import pytest
 from allmrec_hf import catalog as catalog_module
 from allmrec_hf import item_rows
 from allmrec_hf.catalog import ItemCatalog
-from allmrec_hf.errors import CheckpointError, DataError
+from allmrec_hf.errors import ALLMRecError, CheckpointError, DataError
 
 RECORDS = [
     {"item_id": "B1", "title": "Lost Harbor", "description": "A quiet port.", "year": 1999},
@@ -111,7 +111,7 @@ def test_a_full_disk_keeps_the_saved_catalogue(catalog, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(pl.DataFrame, "write_parquet", full)
-    with pytest.raises(OSError, match="No space left"):  # inside a checkpoint, whose writer reports it
+    with pytest.raises(ALLMRecError, match="no space left on the disk"):
         ItemCatalog.from_records(RECORDS[:1]).save(tmp_path)
     assert path.read_bytes() == before
 

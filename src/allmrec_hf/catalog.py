@@ -10,6 +10,7 @@ from typing import Any
 import polars as pl
 
 from .errors import CheckpointError, DataError
+from .files import written_whole
 from .indices import checked_index
 from .item_rows import ItemRows, fitted
 from .values import as_frame, id_text, id_texts, plain_texts, present_texts, records_frame, text_values
@@ -194,11 +195,8 @@ class ItemCatalog:
     def save(self, directory: str | os.PathLike[str]) -> Path:
         """Write the catalogue to `items.parquet` in a folder, whole or not at all, and return the path."""
         path = Path(directory) / CATALOG_FILE
-        temporary = path.with_name(path.name + ".tmp")
-        self.frame.write_parquet(temporary)
-        with temporary.open("rb") as handle:
-            os.fsync(handle.fileno())
-        temporary.replace(path)
+        with written_whole(path) as temporary:
+            self.frame.write_parquet(temporary)
         return path
 
     @classmethod

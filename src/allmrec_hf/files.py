@@ -19,7 +19,8 @@ WRITE_ERRORS = (OSError, SafetensorError, PolarsError)
 """The exceptions of writing: safetensors and Polars wrap the system's errors in classes of their own."""
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Force a file or folder onto the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -68,7 +69,7 @@ def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
-        _sync(temporary)
+        sync(temporary)
         temporary.replace(path)
     except Exception as error:
         if _is_write_error(error):
@@ -97,7 +98,7 @@ def folder_written_whole(directory: str | os.PathLike[str]) -> Iterator[Path]:
         files = [path for path in temporary.rglob("*") if path.is_file()]
         files.sort(key=lambda path: (path.name == "config.json", path))  # what makes a folder a checkpoint comes last
         for path in files:
-            _sync(path)
+            sync(path)
         for path in files:
             target = directory / path.relative_to(temporary)
             target.parent.mkdir(parents=True, exist_ok=True)

@@ -52,7 +52,7 @@ def killed(status):
 def main(root, seed):
     chance, kills = random.Random(seed), 0
     killed(os.waitpid(child(root / "whole", lambda: None), 0)[1])
-    places = [(ckpt, "_save_tensors"), (ckpt, "_checksum"), (ckpt, "_sync"), (ckpt, "_prune"), (Path, "replace")]
+    places = [(ckpt, "_save_tensors"), (ckpt, "_checksum"), (ckpt, "sync"), (ckpt, "_prune"), (Path, "replace")]
     for owner, name in places:  # within the writing of a checkpoint, a little later each time
         count = chance.randint(2, 9)
         kills += killed(os.waitpid(child(root / "parts", lambda o=owner, n=name, c=count: die_at(o, n, c)), 0)[1])

@@ -15,7 +15,6 @@ from typing import Any, Literal, get_args
 import numpy as np
 import polars as pl
 
-from .._version import __version__
 from ..catalog import ItemCatalog
 from ..errors import DataError
 from ..prompt import domain_words
@@ -47,6 +46,7 @@ from .time_split import (
     split_counts,
 )
 from .times import Order, TimeRules
+from .versions import library_versions
 
 logger = logging.getLogger(__name__)
 KeepItems = Literal["interacted", "all"]
@@ -415,5 +415,5 @@ def _info(
             f"without_{what}": round(counts[f"items_without_{what}"] / len(catalog), 6) for what in TEXT_COLUMNS
         },
         "report": steps.rows,
-        "versions": {"allmrec-hf": __version__, "polars": pl.__version__, "numpy": np.__version__},
+        "versions": library_versions(("polars", "numpy")),
     }

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import DataError
-from ..files import WRITE_ERRORS, disk_error
+from ..files import WRITE_ERRORS, disk_error, sync
 
 
 def check_output(output: Path, overwrite: bool, marker: str) -> None:
@@ -55,7 +55,7 @@ def replaced_folder(output: Path, overwrite: bool, marker: str) -> Iterator[Path
         temporary.mkdir(parents=True)
         yield temporary
         for path in temporary.rglob("*"):
-            _sync(path)
+            sync(path)
         _take_place(temporary, output)
     except WRITE_ERRORS as error:
         raise disk_error(error, output) from error
@@ -74,14 +74,5 @@ def _take_place(temporary: Path, output: Path) -> None:
         if aside.exists():
             aside.rename(output)
         raise
-    _sync(output.parent)
+    sync(output.parent)
     shutil.rmtree(aside, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    """Force a file or folder onto the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

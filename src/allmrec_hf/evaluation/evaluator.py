@@ -5,10 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import metadata
 from numbers import Integral
 from pathlib import Path
 from typing import Any, cast
@@ -17,8 +15,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import ArrayLike, NDArray
 
-from .._version import __version__
 from ..data.digests import other_items
+from ..data.versions import library_versions
 from ..errors import ALLMRecError, DataError
 from ..files import written_whole
 from ..ranking import Ranks, summarize_ranks, target_ranks
@@ -34,7 +32,6 @@ PROTOCOLS = ("candidates", "full", "paper")
 SPLITS: dict[TargetSplit, TrainSplit] = {"validation": "train", "test": "train+validation"}
 REPORT_FORMAT = 2
 CUTOFFS = (1, 5, 10)
-_LIBRARIES = ("numpy", "torch", "transformers", "polars", "sentence-transformers")
 
 
 @dataclass(frozen=True)
@@ -222,17 +219,6 @@ def candidates_digest(data: EvaluationData, split: TargetSplit) -> str:
         ids = [data.catalog.item_id(item) for item in items]
         digest.update(json.dumps([data.user_ids[user], data.catalog.item_id(target), ids]).encode() + b"\n")
     return digest.hexdigest()
-
-
-def library_versions() -> dict[str, str]:
-    """Return the versions of Python, this package and the libraries that shape the numbers."""
-    versions = {"python": sys.version.split()[0], "allmrec-hf": __version__}
-    for name in _LIBRARIES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions
 
 
 def _check_arguments(

@@ -9,10 +9,10 @@ import torch
 
 from ..cf_encoder import MODEL_TYPE_PREFIX, CFEncoder
 from ..data.prepared import PreparedData
+from ..data.versions import library_versions
 from ..hub.card import ALLMRecCard
 from ..modeling_allmrec import ALLMRecModel
 from ..part_sources import public_name
-from .provenance import library_versions
 from .stage_arguments import StageArguments
 
 CARD_COUNTS = ("users", "items", "interactions")

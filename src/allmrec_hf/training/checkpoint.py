@@ -9,7 +9,6 @@ checkpoint keeps pointing at its own best.
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import zlib
@@ -25,7 +24,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
-from ..files import WRITE_ERRORS, disk_error, written_whole
+from ..files import WRITE_ERRORS, disk_error, sync, written_whole
+from .stage_arguments import StageArguments
+from .task import StageTask
 
 TENSORS_FILE = "tensors.safetensors"
 PROGRESS_FILE = "progress.json"
@@ -52,6 +53,32 @@ class StageProgress:
     finished: bool = False
     sums: dict[str, float] = field(default_factory=dict)
     history: list[dict[str, float]] = field(default_factory=list)
+
+
+def check_same_stage(
+    path: Path, progress: Mapping[str, Any], task: StageTask, arguments: StageArguments, processes: int
+) -> None:
+    """Check that a checkpoint is of this stage, these data and these settings.
+
+    Raises:
+        CheckpointError: when it is not.
+    """
+    if progress.get("stage") != task.name:
+        raise CheckpointError(f"checkpoint {path} is of stage {progress.get('stage')}, not of {task.name}")
+    noted = progress.get("content") or {}  # empty of an earlier version
+    other = [name for name in noted if noted[name] != task.content.get(name)]
+    if other:
+        raise CheckpointError(
+            f"checkpoint {path} was trained on other data, which these tell apart: {', '.join(other)} (as many, "
+            "but others or in another order, are other data too); give the data it was trained on, or start anew "
+            "in another folder"
+        )
+    changed = arguments.changes_since(progress["arguments"], processes, int(progress["processes"]))
+    if changed:
+        raise CheckpointError(
+            f"checkpoint {path} was written with other settings ({', '.join(changed)}); resume with the same ones "
+            "or start anew"
+        )
 
 
 def module_state(module: nn.Module) -> dict[str, Tensor]:
@@ -142,11 +169,11 @@ def save_checkpoint(directory: Path, tensors: Mapping[str, Tensor], progress: Ma
         text = json.dumps({"format": FORMAT, "tensors": check, **progress}, indent=1)
         (temporary / PROGRESS_FILE).write_text(text, encoding="utf-8")
         for path in (temporary / TENSORS_FILE, temporary / PROGRESS_FILE, temporary):
-            _sync(path)
+            sync(path)
         if target.exists():
             target.replace(directory / f"{_TEMPORARY}old")  # a folder can only take the place of an empty one
         temporary.replace(target)
-        _sync(directory)
+        sync(directory)
     except WRITE_ERRORS as error:
         raise disk_error(error, target) from error
     finally:
@@ -252,11 +279,3 @@ def _checksum(path: Path) -> int:
         while block := handle.read(_CHUNK):
             value = zlib.crc32(block, value)
     return value
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

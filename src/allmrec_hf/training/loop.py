@@ -13,23 +13,25 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate.utils import gather_object, send_to_device
-from torch import Tensor, nn
+from accelerate.utils import send_to_device
+from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerControl
 
-from ..data.memory import HeapTrimmer, resident_bytes
+from ..data.memory import HeapTrimmer
 from ..errors import ALLMRecError, CheckpointError
-from ..ranking import NaNScoresError
 from . import checkpoint as ckpt
 from .batches import BatchShares, Share, step_groups
 from .callbacks import StageCallbacks
 from .devices import Entry, is_plain, make_accelerator, place
 from .finite import FiniteWatch, gradient_norm, not_finite
-from .progress import ProgressLines, Standing, shows_bar
+from .optimizer import adamw, trained_parameters
+from .processes import Processes
+from .progress import ProgressLines, Standing, memory_text, shows_bar
 from .provenance import write_record
 from .stage_arguments import StageArguments
 from .task import StageResult, StageTask, set_training_mode
+from .validation import is_better, validation_means
 
 logger = logging.getLogger(__name__)
 
@@ -89,18 +91,15 @@ class _StageRun:
         self.started = self.saved_at = monotonic()
         self.accelerator = make_accelerator(arguments, output_dir)
         self.device = self.accelerator.device
-        self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
-        self.names = [name for name, value in task.module.named_parameters() if value.requires_grad]
-        if not self.names:
+        self.processes = Processes(self.accelerator)
+        self.rank, self.world = self.processes.rank, self.processes.world
+        if not trained_parameters(task.module):
             raise ALLMRecError(f"stage {task.name} has nothing to train: every parameter of its module is frozen")
         place(task.module, self.device)
-        parameters = dict(task.module.named_parameters())
-        matrices = [name for name in self.names if parameters[name].ndim > 1]
-        vectors = [name for name in self.names if parameters[name].ndim <= 1]
-        self.names = matrices + vectors  # the order of the optimizer's parameters
-        self.parameters = [parameters[name] for name in self.names]
+        parameters = trained_parameters(task.module)
+        self.names, self.parameters = list(parameters), list(parameters.values())
         self.module = self.accelerator.prepare(Entry(task.module))
-        optimizer = self._optimizer([parameters[n] for n in matrices], [parameters[n] for n in vectors])
+        optimizer = adamw(parameters, arguments)
         self.plain = is_plain(self.accelerator)
         self.optimizer = optimizer if self.plain else self.accelerator.prepare(optimizer)
         self.sums: dict[str, Tensor] = {}  # kept on the device, so that no step waits for it
@@ -111,22 +110,8 @@ class _StageRun:
         self.last_loss: Any = math.nan
         self.save_is_due = False  # as the main process finds, and tells the others
         self.validation_seconds: float | None = None  # of the last one
-        self.callbacks = StageCallbacks(callbacks, task, arguments, output_dir, self.accelerator.is_main_process)
+        self.callbacks = StageCallbacks(callbacks, task, arguments, output_dir, self.processes.is_main)
         self.trimmer = HeapTrimmer(self.device.type == "cpu" and task.varied_lengths)
-
-    def _optimizer(self, matrices: list[nn.Parameter], vectors: list[nn.Parameter]) -> torch.optim.Optimizer:
-        groups = [
-            {"params": matrices, "weight_decay": self.arguments.weight_decay},
-            {"params": vectors, "weight_decay": 0.0},
-        ]
-        devices = {parameter.device for parameter in (*matrices, *vectors)}
-        return torch.optim.AdamW(
-            [group for group in groups if group["params"]],
-            lr=self.arguments.learning_rate,
-            betas=(self.arguments.adam_beta1, self.arguments.adam_beta2),
-            eps=self.arguments.adam_epsilon,
-            fused=len(devices) == 1 and next(iter(devices)).type in ("cpu", "cuda"),
-        )
 
     def run(self, resume: bool) -> StageResult:
         torch.manual_seed(self.arguments.seed + self.rank)
@@ -142,7 +127,7 @@ class _StageRun:
             self._restore(latest)
         self._write_record(None)
         self.total_steps = self.arguments.total_steps(num_batches)
-        if self.accelerator.is_main_process and self.show is None and not shows_bar():
+        if self.processes.is_main and self.show is None and not shows_bar():
             self.lines = ProgressLines(self.task.name, monotonic(), self.state.step)
         try:
             self._tell("on_train_begin")
@@ -177,9 +162,9 @@ class _StageRun:
                 self.state.stopped_by = self._limit_reached()
                 self._after_step()
                 control = self._tell("on_step_end")
-                if self._decided(control.should_training_stop):
+                if self._wished(control.should_training_stop):
                     self.state.stopped_by = self.state.stopped_by or "callback"
-                if self.state.stopped_by or self._decided(control.should_epoch_stop):
+                if self.state.stopped_by or self._wished(control.should_epoch_stop):
                     break
                 if self.state.batch < len(batches):
                     self._within_epoch(control)
@@ -192,14 +177,14 @@ class _StageRun:
         """Validate and write a checkpoint where the settings or a callback ask for it between two steps."""
         step, arguments = self.state.step, self.arguments
         validates = arguments.eval_strategy == "steps" and step % (arguments.eval_steps or 1) == 0
-        validates = (validates or self._decided(control.should_evaluate)) and bool(self.task.num_validation_examples)
+        validates = (validates or self._wished(control.should_evaluate)) and bool(self.task.num_validation_examples)
         if validates:
             self._save_before_validation()
             metrics = self._compared()
             self._record({"epoch": self.state.epoch, "step": step, **_named("validation", metrics)})
             set_training_mode(self.task.module)
         saves = arguments.save_steps is not None and step % arguments.save_steps == 0
-        saves = saves or self._is_time_to_save() or self._decided(control.should_save)
+        saves = saves or self._is_time_to_save() or self._wished(control.should_save)
         if (saves or validates) and not self.state.stopped_by:
             self._save()
 
@@ -213,11 +198,9 @@ class _StageRun:
         epoch = state.epoch + (state.batch + batches) / max(1, state.num_batches)
         self.callbacks.at(state.step, epoch, self.total_steps)
 
-    def _decided(self, wish: bool) -> bool:
-        """Return what the main process's callbacks decided, on every process."""
-        if self.world == 1 or not self.callbacks.callbacks:
-            return wish
-        return bool(self._sum_over_processes(float(wish and self.accelerator.is_main_process)))
+    def _wished(self, wish: bool) -> bool:
+        """Return what the main process's callbacks wish, on every process."""
+        return self.processes.main_decides(wish) if self.callbacks.callbacks else wish
 
     def _after_step(self) -> None:
         """Stop at what is not finite, tell how it goes, and let go of memory."""
@@ -235,18 +218,11 @@ class _StageRun:
             self.lines.tell(now, self._standing((min(done * self.world, every), every)))
         self.trimmer.tick()
 
-    def _memory(self) -> str:
-        """Return how much memory this process holds, that of its GPU too, such as `2.1 GB`."""
-        text = f"{resident_bytes() / 1e9:.1f} GB"
-        if self.device.type == "cuda":
-            text += f" (GPU {torch.cuda.max_memory_reserved(self.device) / 1e9:.1f} GB)"
-        return text
-
     def _standing(self, validated: tuple[int, int] | None = None) -> Standing:
         limit = self.arguments.max_seconds
         left = None if limit is None else limit - self.state.seconds - (monotonic() - self.started)
         step, total, loss = self.state.step, self.total_steps, float(self.last_loss)
-        return Standing(step, total, loss, self._memory(), left, validated)
+        return Standing(step, total, loss, memory_text(self.device), left, validated)
 
     def _is_time_to_save(self) -> bool:
         """Tell whether the last checkpoint is `save_minutes` old, for all processes alike."""
@@ -262,7 +238,7 @@ class _StageRun:
         due = self._minutes_are_over(self.validation_seconds or 0.0)
         if self.validation_seconds is None and unsaved > QUICK_LOSS_S:  # nobody knows how long it takes
             due = self.arguments.save_minutes is not None
-        if self._sum_over_processes(float(due and self.accelerator.is_main_process)):
+        if self.processes.main_decides(due):
             self._save()
 
     def _check_finite(self, step: int) -> None:
@@ -336,18 +312,18 @@ class _StageRun:
     def _end_epoch(self) -> None:
         """Validate, decide whether training ends, and write the checkpoint that says so."""
         state, arguments = self.state, self.arguments
-        self._check_finite(int(self._most_of_processes(self.watch.first())))
+        self._check_finite(int(self.processes.most(self.watch.first())))
         last = state.stopped_by is not None or state.epoch + 1 >= arguments.num_train_epochs
         due = arguments.eval_strategy == "epoch" and (state.epoch + 1) % arguments.eval_epochs == 0
         due = due or (arguments.eval_strategy == "steps" and state.step % (arguments.eval_steps or 1) == 0)
         control = self._tell("on_epoch_end")
-        if self._decided(control.should_training_stop):
+        if self._wished(control.should_training_stop):
             state.stopped_by, last = state.stopped_by or "callback", True
-        due = due or self._decided(control.should_evaluate)
+        due = due or self._wished(control.should_evaluate)
         validates = bool(self.task.num_validation_examples) and (last or due) and arguments.eval_strategy != "no"
         if validates:
             self._save_before_validation()
-        sums = self._gathered_sums()
+        sums = self.processes.summed(self.sums)
         weight = sums.pop("weight", 0.0)
         means = {f"train/{name}": value / weight for name, value in sums.items()} if weight else {}
         state.epoch, state.batch, state.sums, self.sums = state.epoch + 1, 0, {}, {}
@@ -383,7 +359,7 @@ class _StageRun:
         self.callbacks.evaluated(metrics, state.best)
         if patience is not None and state.bad_validations >= patience and not last:
             state.stopped_by = "early_stopping"
-        if self._decided(self.callbacks.control.should_training_stop) and state.stopped_by is None:
+        if self._wished(self.callbacks.control.should_training_stop) and state.stopped_by is None:
             state.stopped_by = "callback"
         return metrics
 
@@ -396,7 +372,7 @@ class _StageRun:
             )
         value = metrics[name]
         before = state.best if state.best is not None and math.isfinite(state.best) else None
-        better = math.isfinite(value) and (before is None or (value < before if "loss" in name else value > before))
+        better = is_better(name, value, before)
         if not math.isfinite(value):
             logger.warning("%s: validation of epoch %d gave %s %s", self.task.name, state.epoch, name, value)
             state.best = before  # of an earlier version, which took such a one for the best
@@ -404,47 +380,29 @@ class _StageRun:
         if better:
             state.best, state.best_epoch = value, state.epoch
             state.best_file = f"best-{state.step:08d}.safetensors"
-            if self.accelerator.is_main_process:
+            if self.processes.is_main:
                 ckpt.save_best(self.folder, state.step, ckpt.module_state(self.task.module))
 
-    @torch.no_grad()
     def _validate(self) -> dict[str, float]:
         self.task.module.eval()
         began = monotonic()
         self._validated(0)
         self.task.progressed = self._validated  # type: ignore[method-assign]
-        rows = np.arange(self.task.num_validation_examples)
-        mine = rows[self.rank :: self.world]
-        values: Mapping[str, np.ndarray] = {}
-        with self.accelerator.autocast():
-            if len(mine):
-                try:
-                    values = self.task.validate(mine, self.device)
-                except NaNScoresError:  # a validation that is not finite is never the best; see `_compare`
-                    values = {self.task.metric: np.full(len(mine), np.nan)}
-        gathered = [(mine, values)] if self.world == 1 else gather_object([(mine, values)])
-        names = sorted({name for _, part in gathered for name in part})
-        metrics = {}
-        for name in names:
-            whole = np.empty(len(rows), dtype=np.float64)  # in the order of the examples, whoever computed them
-            for numbers, part in gathered:
-                if len(numbers):
-                    whole[numbers] = part.get(name, np.nan)
-            metrics[name] = float(whole.mean())
+        metrics = validation_means(self.task, self.accelerator, self.processes)
         self.validation_seconds = monotonic() - began
         return metrics
 
     def _save(self) -> None:
-        self._check_finite(int(self._most_of_processes(self.watch.first())))
+        self._check_finite(int(self.processes.most(self.watch.first())))
         self._check_weights()
-        self.state.sums = self._gathered_sums()
+        self.state.sums = self.processes.summed(self.sums)
         self.state.seconds += monotonic() - self.started
         self.started = self.saved_at = monotonic()
         self.save_is_due = False
         tensors, values = ckpt.random_state(self.device)
         mine = (ckpt.with_prefix(f"random{self.rank}|", tensors), values)
-        random = [mine] if self.world == 1 else gather_object([mine])
-        if self.accelerator.is_main_process:
+        random = self.processes.gathered(mine)
+        if self.processes.is_main:
             self._write_checkpoint(random)
         self._tell("on_save")
 
@@ -465,7 +423,7 @@ class _StageRun:
 
     def _restore(self, path: Path) -> None:
         tensors, progress = ckpt.load_checkpoint(path)
-        self._check_same_run(path, progress)
+        ckpt.check_same_stage(path, progress, self.task, self.arguments, self.world)
         ckpt.load_module_state(self.task.module, ckpt.without_prefix("module|", tensors), f"checkpoint {path}")
         ckpt.load_optimizer_tensors(self.optimizer, self.names, ckpt.without_prefix("optimizer|", tensors))
         self.state = ckpt.StageProgress(**{name: progress[name] for name in ckpt.StageProgress.__dataclass_fields__})
@@ -479,24 +437,6 @@ class _StageRun:
             for name, value in self.state.sums.items():
                 self.sums[name] = torch.tensor(value, dtype=self.sum_dtype, device=self.device)
         logger.info("%s: resumed at step %d from %s", self.task.name, self.state.step, path)
-
-    def _check_same_run(self, path: Path, progress: Mapping[str, Any]) -> None:
-        if progress.get("stage") != self.task.name:
-            raise CheckpointError(f"checkpoint {path} is of stage {progress.get('stage')}, not of {self.task.name}")
-        noted = progress.get("content") or {}  # empty of an earlier version
-        other = [name for name in noted if noted[name] != self.task.content.get(name)]
-        if other:
-            raise CheckpointError(
-                f"checkpoint {path} was trained on other data, which these tell apart: {', '.join(other)} (as many, "
-                "but others or in another order, are other data too); give the data it was trained on, or start anew "
-                "in another folder"
-            )
-        changed = self.arguments.changes_since(progress["arguments"], self.world, int(progress["processes"]))
-        if changed:
-            raise CheckpointError(
-                f"checkpoint {path} was written with other settings ({', '.join(changed)}); resume with the same ones "
-                "or start anew"
-            )
 
     def _finish(self) -> StageResult:
         state = self.state
@@ -524,7 +464,7 @@ class _StageRun:
 
     def _write_record(self, result: StageResult | None) -> None:
         """Write `training.json`: what was run, with what, and, at the end, how it went."""
-        if not self.accelerator.is_main_process:
+        if not self.processes.is_main:
             return
         facts = {
             "stage": self.task.name,
@@ -543,7 +483,7 @@ class _StageRun:
         return batches
 
     def _bar(self, batches: Sequence[np.ndarray]) -> tqdm:
-        hidden = not self.accelerator.is_main_process or (None if self.show is None else not self.show)
+        hidden = not self.processes.is_main or (None if self.show is None else not self.show)
         return tqdm(
             total=sum(map(len, batches)),
             initial=sum(map(len, batches[: self.state.batch])),
@@ -559,35 +499,17 @@ class _StageRun:
         if self.arguments.max_seconds is None:
             return None
         late = self.state.seconds + monotonic() - self.started > self.arguments.max_seconds
-        return "time_limit" if self._sum_over_processes(float(late)) else None
+        return "time_limit" if self.processes.totals([float(late)])[0] else None
 
     def _agreed(self, weight: float) -> float:
         """Return the weight of a step over all processes; on the way they hear what else they must decide alike."""
         if self.world == 1:
             return weight
-        main, first = self.accelerator.is_main_process, self.watch.first()
-        told = [weight, float(first > 0), float(main and self._minutes_are_over())]
-        reduced = self.accelerator.reduce(torch.tensor(told, dtype=torch.float32, device=self.device), reduction="sum")
-        total, broken, self.save_is_due = float(reduced[0]), bool(reduced[1]), bool(reduced[2])
+        due = self.processes.is_main and self._minutes_are_over()
+        total, broken, save = self.processes.totals([weight, float(self.watch.first() > 0), float(due)])
+        self.save_is_due = bool(save)
         self._check_finite(self.state.step if broken else 0)
         return total
-
-    def _most_of_processes(self, value: float) -> float:
-        if self.world == 1:
-            return value
-        return max(gather_object([value]))
-
-    def _sum_over_processes(self, value: float) -> float:
-        if self.world == 1:
-            return value
-        tensor = torch.tensor(value, dtype=torch.float32, device=self.device)
-        return float(self.accelerator.reduce(tensor, reduction="sum"))
-
-    def _gathered_sums(self) -> dict[str, float]:
-        if self.world == 1:
-            return {name: float(value) for name, value in self.sums.items()}
-        parts = gather_object([{name: float(value) for name, value in self.sums.items()}])
-        return {name: math.fsum(part.get(name, 0.0) for part in parts) for name in sorted(set().union(*parts))}
 
 
 def _named(kind: str, metrics: Mapping[str, float]) -> dict[str, float]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 
+import torch
 from tqdm.auto import tqdm
 
+from ..data.memory import resident_bytes
 from ..durations import duration
 
 EVERY_S = 30.0
@@ -15,6 +17,14 @@ EVERY_S = 30.0
 def shows_bar() -> bool:
     """Tell whether a bar is shown: standard error is a terminal, or this is a notebook."""
     return bool(getattr(sys.stderr, "isatty", lambda: False)()) or "notebook" in tqdm.__name__
+
+
+def memory_text(device: torch.device) -> str:
+    """Return how much memory this process holds, that of its GPU too, such as `2.1 GB`."""
+    text = f"{resident_bytes() / 1e9:.1f} GB"
+    if device.type == "cuda":
+        text += f" (GPU {torch.cuda.max_memory_reserved(device) / 1e9:.1f} GB)"
+    return text
 
 
 @dataclass(frozen=True)

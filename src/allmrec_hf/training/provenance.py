@@ -3,28 +3,13 @@
 from __future__ import annotations
 
 import json
-import platform
 import subprocess
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from .._version import __version__
+from ..data.versions import library_versions
 from ..files import written_whole
-
-LIBRARIES = ("torch", "transformers", "accelerate", "sentence-transformers", "datasets", "numpy", "polars")
-
-
-def library_versions() -> dict[str, str]:
-    """Return the versions of this package, of Python and of the libraries that training depends on."""
-    found = {"allmrec-hf": __version__, "python": platform.python_version()}
-    for name in LIBRARIES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def git_commit() -> str | None:
