@@ -24,7 +24,7 @@ LAYERS = [
         "cf_built_in",
     },
     {"part_sources"},
-    {"sharing", "llm_files"},
+    {"sharing", "llm_files", "hub_upload"},
     {"cf_losses", "aligner", "projector", "losses", "scoring", "retrieval", "checkpoint_code", "item_table"}
     | {"language_model_checks", "slot_text"},
     {"cf_encoder"},

@@ -83,7 +83,7 @@ def test_an_index_answers_the_same_call_until_the_items_change(model, caplog):
     pytest.importorskip("faiss")
     users, exclude = torch.randn(3, 8), torch.tensor([[1, 2, 0], [50, 49, 48], [0, 0, 0]])
     items, scores = model.top_items(users, 6, exclude)
-    index = model.build_index("flat")
+    index = model.build_index()
     assert index.recall_against_exact(users, k=6, exclude=exclude) == 1.0
     found, found_scores = model.top_items(users, 6, exclude)
     assert found.equal(items)

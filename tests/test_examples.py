@@ -26,7 +26,10 @@ def run(name: str, *arguments: str, **environment: str) -> str:
 
 
 def test_every_example_has_a_test():
-    assert set(EXAMPLES) == {"train_and_recommend.py", "cold_start.py", "explain.py", "own_cf_backbone.py", "share.py"}
+    assert set(EXAMPLES) == {
+        *("train_and_recommend.py", "cold_start.py", "explain.py", "favourite_category.py", "own_cf_backbone.py"),
+        "share.py",
+    }
 
 
 def test_train_and_recommend(tmp_path):
@@ -40,6 +43,11 @@ def test_explain(tmp_path):
     printed = run("explain.py", "--output", str(tmp_path / "why"))
     assert "user vector" in printed
     assert (tmp_path / "why" / "explanation.json").exists()
+
+
+def test_favourite_category(tmp_path):
+    assert "| chance |" in run("favourite_category.py", "--output", str(tmp_path))
+    assert (tmp_path / "free_text.json").exists()
 
 
 def test_cold_start():

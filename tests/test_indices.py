@@ -167,7 +167,7 @@ def test_retrieval_alone_refuses_excluded_indices_out_of_range():
             exact_top_items(lambda u, a, b: u @ table[a:b].T, users, 40, 3, torch.tensor([[index]]))
     pytest.importorskip("faiss")
     with pytest.raises(DataError, match="exclude has the catalogue index"):
-        FaissIndex(table, "flat").search(users, 3, torch.tensor([[41]]))
+        FaissIndex(table).search(users, 3, torch.tensor([[41]]))
 
 
 @pytest.mark.parametrize("index", [-1, 41])

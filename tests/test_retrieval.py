@@ -8,7 +8,7 @@ import torch
 
 from allmrec_hf import retrieval
 from allmrec_hf.errors import ALLMRecError, DataError
-from allmrec_hf.retrieval import INDEX_KINDS, FaissIndex, build_index, exact_top_items
+from allmrec_hf.retrieval import FaissIndex, build_index, exact_top_items
 
 INFINITY = float("inf")
 needs_faiss = pytest.mark.skipif(importlib.util.find_spec("faiss") is None, reason="faiss is optional")
@@ -177,24 +177,23 @@ def test_a_backbone_that_does_not_score_by_dot_product_is_refused_before_faiss_i
         build_index(encoder)
 
 
-def test_an_unknown_kind_of_index_is_refused_with_the_known_ones():
-    with pytest.raises(ALLMRecError, match="'annoy'; known ones: flat, hnsw, ivf"):
-        FaissIndex(random(101, 4), "annoy")
+def test_an_index_that_looks_at_nothing_is_refused():
+    with pytest.raises(ALLMRecError, match="the breadth of an index must be at least 1, got 0"):
+        FaissIndex(random(101, 4), breadth=0)
 
 
 @needs_faiss
 class TestFaissIndex:
-    def test_the_flat_kind_equals_the_exact_result(self):
+    def test_a_search_of_every_cluster_equals_the_exact_result(self):
         users, table, exclude = random(30, 8, seed=1), random(2001, 8), histories(30, 40, 2000)
-        items, scores = FaissIndex(table, "flat").search(users, 20, exclude)
+        items, scores = FaissIndex(table, breadth=10_000).search(users, 20, exclude)
         expected_items, expected_scores = top_items(users, table, 20, exclude)
         assert torch.equal(items, expected_items)
         torch.testing.assert_close(scores, expected_scores)
 
-    @pytest.mark.parametrize("kind", INDEX_KINDS)
-    def test_every_kind_keeps_the_rules_and_finds_most(self, kind):
+    def test_an_index_keeps_the_rules_and_finds_most(self):
         users, table, exclude = random(30, 8, seed=1), random(3001, 8), histories(30, 40, 3000)
-        index = build_index(SimpleNamespace(scores_by_dot_product=True, item_embeddings=table), kind)
+        index = build_index(SimpleNamespace(scores_by_dot_product=True, item_embeddings=table))
         items, scores = index.search(users, 20, exclude)
         assert items.shape == scores.shape == (30, 20)
         assert (items > 0).all()
@@ -203,41 +202,39 @@ class TestFaissIndex:
         assert all(len(set(row)) == 20 for row in items.tolist())
         assert index.recall_against_exact(users, 20, exclude) > 0.8
 
-    @pytest.mark.parametrize("kind", INDEX_KINDS)
-    def test_rows_with_too_few_left_are_exact(self, kind):
+    def test_rows_with_too_few_left_are_exact(self):
         table = torch.arange(1.0, 6.0).unsqueeze(1)  # N = 4
-        items, scores = FaissIndex(table, kind).search(torch.ones(2, 1), 9, torch.tensor([[4, 2, 2], [1, 2, 0]]))
+        items, scores = FaissIndex(table).search(torch.ones(2, 1), 9, torch.tensor([[4, 2, 2], [1, 2, 0]]))
         assert items.tolist() == [[3, 1, 0, 0], [4, 3, 0, 0]]
         assert scores[0].tolist() == [4.0, 2.0, -INFINITY, -INFINITY]
 
     def test_recall_counts_the_share_of_the_exact_items_found(self, monkeypatch):
         table = torch.arange(11.0).unsqueeze(1)
-        index = FaissIndex(table, "flat")
+        index = FaissIndex(table)
         half = torch.tensor([[10, 9, 1, 2]])
         monkeypatch.setattr(index, "search", lambda users, k, exclude: (half, None))
         assert index.recall_against_exact(torch.ones(1, 1), 4) == 0.5
 
-    @pytest.mark.parametrize("kind", ["hnsw", "ivf"])
-    def test_more_breadth_finds_no_less(self, kind):
+    def test_more_breadth_finds_no_less(self):
         users, table = random(50, 16, seed=1), random(5001, 16)
-        recall = [FaissIndex(table, kind, breadth).recall_against_exact(users, 10) for breadth in (10, 200)]
+        recall = [FaissIndex(table, breadth).recall_against_exact(users, 10) for breadth in (10, 200)]
         assert recall[0] <= recall[1]
         assert recall[1] > 0.95
 
     def test_the_same_seed_gives_the_same_clusters(self):
         users, table = random(30, 8, seed=1), random(3001, 8)
-        found = [FaissIndex(table, "ivf", 1, seed).search(users, 20)[0] for seed in (3, 3, 4)]
+        found = [FaissIndex(table, 1, seed).search(users, 20)[0] for seed in (3, 3, 4)]
         assert torch.equal(found[0], found[1])
         assert not torch.equal(found[0], found[2])
 
     def test_the_dtype_of_the_users_is_kept_and_no_users_give_no_rows(self):
-        index = FaissIndex(random(101, 4, dtype=torch.bfloat16), "flat")
+        index = FaissIndex(random(101, 4, dtype=torch.bfloat16))
         assert index.search(random(3, 4, dtype=torch.bfloat16), 5)[1].dtype == torch.bfloat16
         assert index.search(torch.zeros(0, 4), 5)[0].shape == (0, 5)
 
     def test_an_index_of_another_table_is_refused(self):
         table = random(101, 4)
-        index = FaissIndex(table, "flat")
+        index = FaissIndex(table)
         index.check(table)
         index.check(table.bfloat16())
         with pytest.raises(DataError, match="holds 100 items of width 4, the item table 103"):
@@ -247,7 +244,7 @@ class TestFaissIndex:
 
     def test_training_the_table_after_building_is_noticed(self):
         table = random(101, 4)
-        index = FaissIndex(table, "flat")
+        index = FaissIndex(table)
         table += 0.5
         with pytest.raises(DataError, match="build the index again"):
             index.check(table)
@@ -255,15 +252,15 @@ class TestFaissIndex:
     def test_values_that_are_not_finite_are_refused(self):
         table = random(101, 4)
         with pytest.raises(DataError, match=r"user representations \(1, 4\) must be finite"):
-            FaissIndex(table, "flat").search(torch.full((1, 4), float("nan")), 5)
+            FaissIndex(table).search(torch.full((1, 4), float("nan")), 5)
         table[7] = float("nan")
         with pytest.raises(DataError, match=r"item table .* must be finite"):
-            FaissIndex(table, "flat")
+            FaissIndex(table)
 
     def test_users_of_another_width_are_refused(self):
         with pytest.raises(DataError, match=r"needs users \(B, 4\), got \(2, 5\)"):
-            FaissIndex(random(101, 4), "flat").search(random(2, 5), 3)
+            FaissIndex(random(101, 4)).search(random(2, 5), 3)
 
     def test_a_copy_answers_as_the_original(self):
-        users, index = random(5, 4, seed=1), FaissIndex(random(101, 4), "ivf")
+        users, index = random(5, 4, seed=1), FaissIndex(random(101, 4))
         assert torch.equal(copy.deepcopy(index).search(users, 5)[0], index.search(users, 5)[0])

@@ -44,6 +44,7 @@ if TYPE_CHECKING:  # for editors and type checkers; at run time names are loaded
     from .cf_sasrec import SASRecModel as SASRecModel
     from .configuration_allmrec import ALLMRecConfig as ALLMRecConfig
     from .data.data_report import format_report as format_report
+    from .data.new_items import add_items as add_items
     from .data.prepare import prepare as prepare
     from .data.prepared import PreparedData as PreparedData
     from .data.synthetic import SyntheticWorld as SyntheticWorld
@@ -65,6 +66,9 @@ if TYPE_CHECKING:  # for editors and type checkers; at run time names are loaded
     from .explaining.explanation import write_explanation as write_explanation
     from .explaining.picture import draw_explanation as draw_explanation
     from .explaining.tasks import TASKS as TASKS
+    from .explaining.tasks import TextTask as TextTask
+    from .explaining.tasks import answer_scores as answer_scores
+    from .explaining.tasks import choice_task as choice_task
     from .explaining.tasks import generate_answers as generate_answers
     from .hub.card import read_card as read_card
     from .hub.card import write_card as write_card
@@ -110,6 +114,10 @@ _PUBLIC = {
     "SyntheticWorld": "data.synthetic",
     "TASKS": "explaining.tasks",
     "TextCosineRanker": "evaluation.rankers",
+    "TextTask": "explaining.tasks",
+    "add_items": "data.new_items",
+    "answer_scores": "explaining.tasks",
+    "choice_task": "explaining.tasks",
     "difference_interval": "evaluation.significance",
     "draw_explanation": "explaining.picture",
     "evaluate": "evaluation.evaluator",

@@ -256,9 +256,9 @@ class CFEncoder(PreTrainedModel):
             return self._index.search(users, k, exclude)
         return exact_top_items(self.score_range, users, self.num_items, k, exclude)
 
-    def build_index(self, kind: str = "ivf", breadth: int | None = None, seed: int = 0) -> FaissIndex:
+    def build_index(self, breadth: int | None = None, seed: int = 0) -> FaissIndex:
         """Build a FAISS index of the item table and let `top_items` use it; see `FaissIndex` for the arguments."""
-        index = build_index(self, kind, breadth, seed)
+        index = build_index(self, breadth, seed)
         self.use_index(index)
         return index
 

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import ast
-import html
 import json
-import re
 import shutil
 import sys
 import tempfile
-import unicodedata
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
-from huggingface_hub import HfApi, ModelCard, ModelCardData
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from .errors import ALLMRecError, CheckpointError
+from .errors import CheckpointError
 from .files import written_whole
+from .hub_upload import escape, upload
 from .part_sources import DEMO
 from .sharing import check_no_local_parts, check_no_machine_paths
 
@@ -229,12 +226,6 @@ def remove_leftovers(directory: Path, files: Sequence[Path]) -> None:
 # -- the card of a model that has none
 
 
-def _shown(text: str) -> str:
-    line = "".join(" " if unicodedata.category(char)[0] in "CZ" else char for char in text)[:200]
-    escaped = re.sub(r"([\\`*_\[\]|~$]|:(?=//)|(?<=www)\.)", r"\\\1", html.escape(" ".join(line.split()), quote=False))
-    return escaped.replace("@", "&#64;")
-
-
 def generated_card(base_model: str | None, backbone: str, num_items: int, language_model_included: bool = False) -> str:
     """Return the model card of a checkpoint of which only its configuration is known.
 
@@ -251,7 +242,7 @@ def generated_card(base_model: str | None, backbone: str, num_items: int, langua
             repository = None if base_model == DEMO or Path(base_model).exists() else base_model
         except HFValidationError:
             pass
-        llm = _shown(base_model) if repository else f"{_shown(PureWindowsPath(base_model).name)}, a local folder"
+        llm = escape(base_model) if repository else f"{escape(PureWindowsPath(base_model).name)}, a local folder"
     elif language_model_included:
         llm = "of unrecorded origin"
     note = "The checkpoint does not carry the language model; loading fetches it under its own id and licence."
@@ -265,7 +256,7 @@ def generated_card(base_model: str | None, backbone: str, num_items: int, langua
         pipeline_tag="recommendation",
         tags=["a-llmrec", "recommendation", "collaborative-filtering"],
     )
-    text = _CARD.format(backbone=_shown(backbone.removeprefix("allmrec-")), num_items=num_items, llm=llm, llm_note=note)
+    text = _CARD.format(backbone=escape(backbone.removeprefix("allmrec-")), num_items=num_items, llm=llm, llm_note=note)
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}").content
 
 
@@ -277,66 +268,26 @@ _REMEDIES = {
 }
 
 
-def push_saved(
-    save: Callable[[str], Any],
-    repo_id: str,
-    *,
-    private: bool | None = None,
-    token: str | bool | None = None,
-    revision: str | None = None,
-    commit_message: str = "Upload an A-LLMRec checkpoint",
-    commit_description: str | None = None,
-    create_pr: bool = False,
-    replaced: Sequence[str] | None = None,
-) -> str:
+def push_saved(save: Callable[[str], Any], repo_id: str, **options: Any) -> str:
     """Save to a temporary folder and upload it in one commit; the repository is made where it does not exist.
 
     Args:
         save: Writes the files into the folder it is given.
         repo_id: `namespace/name`.
-        private: Whether a new repository is private.
-        token: An access token; None takes the stored one.
-        revision: A branch, made where it does not exist; None is `main`.
-        commit_message: The first line of the commit.
-        commit_description: The further lines.
-        create_pr: Open a pull request instead of committing.
-        replaced: Patterns of files to delete from the repository where the upload does not hold them.
+        **options: Passed to `hub_upload.upload`, such as `private`, `token`, `revision` and `commit_message`.
 
     Returns:
         The address of the commit.
 
     Raises:
-        ALLMRecError: when the id is malformed, the Hub refuses, a text file names a path of this machine, or the LLM
-            or text encoder of a light checkpoint lies in a folder of this machine.
+        ALLMRecError: when the id is malformed, the Hub refuses or cannot be reached, a text file names a path of this
+            machine, or the LLM or text encoder of a light checkpoint lies in a folder of this machine.
     """
-    api = HfApi(token=token)
     with tempfile.TemporaryDirectory() as folder:
         save(folder)
         check_no_local_parts(Path(folder), _REMEDIES)
         check_no_machine_paths(Path(folder), (path.relative_to(folder).as_posix() for path in Path(folder).rglob("*")))
-        try:
-            repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-            if revision is not None and not revision.startswith("refs/pr"):
-                api.create_branch(repo_id, branch=revision, exist_ok=True)
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message=".*commit a data file")  # the catalogue belongs to the model
-                commit = api.upload_folder(
-                    repo_id=repo_id,
-                    folder_path=folder,
-                    revision=revision,
-                    commit_message=commit_message,
-                    commit_description=commit_description,
-                    create_pr=create_pr,
-                    delete_patterns=None if replaced is None else list(replaced),
-                )
-        except HFValidationError as error:
-            raise ALLMRecError(f"{repo_id!r} is no repository id; it looks like namespace/name: {error}") from error
-        except HfHubHTTPError as error:
-            raise ALLMRecError(
-                f"the Hub refused {repo_id!r}: {error}; log in with `hf auth login` or give a token that may write "
-                "there"
-            ) from error
-    return str(commit)
+        return upload(Path(folder), repo_id, **options)[1]
 
 
 def replaced_on_the_hub() -> list[str]:

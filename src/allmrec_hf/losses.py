@@ -30,6 +30,29 @@ class Contrast(NamedTuple):
     temperature: float
 
 
+def symmetric_info_nce(
+    left: torch.Tensor, right: torch.Tensor, temperature: float, same: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Return the mean InfoNCE of two views of a batch, both `(B, d)`, in both directions: each row finds its partner.
+
+    Args:
+        left: One view of each of B things.
+        right: The other, in the same order.
+        temperature: Divides the cosines.
+        same: `(B, B)` True where two rows are the same thing, so that neither is a negative of the other.
+
+    Example:
+        >>> vectors = torch.eye(2)
+        >>> round(float(symmetric_info_nce(vectors, vectors, temperature=1.0)), 4)  # log(1 + 1 / e)
+        0.3133
+    """
+    logits = F.normalize(left, dim=-1) @ F.normalize(right, dim=-1).T / temperature  # (B, B)
+    if same is not None:
+        logits = logits.masked_fill(same, float("-inf"))
+    partners = torch.arange(len(logits), device=logits.device)
+    return (F.cross_entropy(logits, partners) + F.cross_entropy(logits.T, partners)) / 2
+
+
 def contrastive_loss(
     item_joint: torch.Tensor, text_joint: torch.Tensor, items: torch.Tensor, temperature: float
 ) -> torch.Tensor:
@@ -44,11 +67,8 @@ def contrastive_loss(
         items: `(B,)` catalogue indices.
         temperature: Of the softmax.
     """
-    cosines = F.normalize(item_joint - 0.5, dim=-1) @ F.normalize(text_joint - 0.5, dim=-1).T  # (B, B)
     same = (items.unsqueeze(0) == items.unsqueeze(1)).fill_diagonal_(False)
-    logits = (cosines / temperature).masked_fill(same, float("-inf"))
-    own = torch.arange(len(items), device=items.device)
-    return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+    return symmetric_info_nce(item_joint - 0.5, text_joint - 0.5, temperature, same)
 
 
 def reconstruction_loss(reconstruction: torch.Tensor, original: torch.Tensor) -> torch.Tensor:

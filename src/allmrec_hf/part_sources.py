@@ -21,7 +21,7 @@ DEMO = "demo"
 """In place of an id or path: the tiny LLM, text encoder or checkpoint that comes with this package."""
 DEMO_PARTS = Path(__file__).parent / "demo"
 LANGUAGE_MODEL_PART, TEXT_ENCODER_PART, CHECKPOINT_PART = "language_model", "text_encoder", "checkpoint"
-_TransportError: Any = HfHubHTTPError.__bases__[0]  # of httpx or httpx2, whichever huggingface_hub uses
+TransportError: Any = HfHubHTTPError.__bases__[0]  # of httpx or httpx2, whichever huggingface_hub uses
 
 # -- names
 
@@ -186,7 +186,7 @@ def require_found(name: str, file: str = "config.json", **hub: Any) -> None:
         return
     except HfHubHTTPError as error:
         raise FileNotFoundError(f"{constants.ENDPOINT} refused {name}: {one_line(error)}") from error
-    except (_TransportError, OSError) as error:
+    except (TransportError, OSError) as error:
         raise FileNotFoundError(
             f"there is no folder {name}, and {constants.ENDPOINT} cannot be reached ({one_line(error)})"
         ) from error

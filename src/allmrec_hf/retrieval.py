@@ -20,7 +20,6 @@ logger = logging.getLogger(__name__)
 ScoreRange = Callable[[Tensor, int, int], Tensor]
 """Scores users `(B, d_cf)` against the items `start..stop - 1`, giving `(B, stop - start)`."""
 
-INDEX_KINDS = ("flat", "hnsw", "ivf")
 _SLICE_SCORES = {"cpu": 2**21}  # scores held at once: 8 MB in float32, which stays in a CPU's cache
 _SLICE_SCORES_ELSEWHERE = 2**24
 _MOST_USERS = 1024  # users worked off together; more would make the slices too narrow
@@ -200,46 +199,43 @@ class ItemScorer(Protocol):
 
 
 class FaissIndex:
-    """Find the items with the largest dot products by a FAISS index, which for some kinds is fast and approximate.
+    """Find the items with the largest dot products by a FAISS index, fast and approximately.
+
+    Items are in clusters (IVF), of which those nearest to the user are searched.
 
     An index is built from the item table and is never stored: the weights stay the only truth, and a file that C++
     reads unchecked has no place beside them. It copies the table as float32; scores come from that copy.
 
     Args:
         item_embeddings: `(N + 1, d_cf)` item table; row 0 is padding and is not indexed.
-        kind: `"ivf"`: items in clusters, of which the nearest are searched. `"hnsw"`: a graph of near items, slow to
-            build. `"flat"`: every item; exact but for the order of equal scores.
-        breadth: How much of the catalogue a search looks at: clusters for `"ivf"` (default: one in 32, at least 16),
-            kept candidates for `"hnsw"` (default 200). More finds more of the exact result and takes longer.
-        seed: Seed of the clusters and of the graph's levels. A graph built by several threads still varies.
+        breadth: Clusters that a search looks at (default: one in 32, at least 16). More finds more of the exact result
+            and takes longer.
+        seed: Seed of the clusters.
 
     Raises:
-        ALLMRecError: when FAISS is not installed or the kind is unknown.
+        ALLMRecError: when FAISS is not installed, or the breadth is below 1.
         DataError: when the table holds no item or values that are not finite.
 
     Example:
         >>> import torch
         >>> table = torch.cat([torch.zeros(1, 2), torch.eye(2)])  # two items after the row of padding
-        >>> index = FaissIndex(table, "flat")
+        >>> index = FaissIndex(table)
         >>> items, scores = index.search(torch.tensor([[1.0, 3.0]]), k=2)
         >>> items.tolist(), scores.tolist()
         ([[2, 1]], [[3.0, 1.0]])
     """
 
-    def __init__(self, item_embeddings: Tensor, kind: str = "ivf", breadth: int | None = None, seed: int = 0) -> None:
-        if kind not in INDEX_KINDS:
-            raise ALLMRecError(f"unknown kind of index {kind!r}; known ones: {', '.join(INDEX_KINDS)}")
+    def __init__(self, item_embeddings: Tensor, breadth: int | None = None, seed: int = 0) -> None:
         if breadth is not None and breadth < 1:
             raise ALLMRecError(f"the breadth of an index must be at least 1, got {breadth}")
         faiss = _import_faiss()
         if item_embeddings.ndim != 2 or len(item_embeddings) < 2:
             raise DataError(f"an index needs an item table (N + 1, d_cf), N >= 1, got {tuple(item_embeddings.shape)}")
-        self.kind = kind
         self.item_embeddings = item_embeddings.detach()
         self.num_items = len(item_embeddings) - 1
         vectors = _as_float32(self.item_embeddings[1:], "the item table")
         self._sample = self._sampled(self.item_embeddings)
-        self._index, self.breadth = _build(faiss, vectors, kind, breadth, seed)
+        self._index, self.breadth = _build(faiss, vectors, breadth, seed)
 
     def check(self, item_embeddings: Tensor) -> None:
         """Check that the index belongs to an item table, by its shape and by a sample of its rows.
@@ -288,7 +284,7 @@ class FaissIndex:
         items, scores = items.gather(1, order)[:, :k], scores[:, :k]
         short = (scores[:, -1] == float("-inf")).nonzero().squeeze(1)
         if len(short):
-            logger.debug("the %s index found too little for %d of %d users", self.kind, len(short), len(users))
+            logger.debug("the index found too little for %d of %d users", len(short), len(users))
             exact = self._exact(users[short], k, None if exclude is None else exclude[short])
             items[short], scores[short] = exact[0], exact[1]
         return items, scores
@@ -318,12 +314,8 @@ class FaissIndex:
 
     def _parameters(self, wanted: int) -> Any:
         faiss = _import_faiss()
-        if self.kind == "hnsw":
-            return faiss.SearchParametersHNSW(efSearch=max(self.breadth, wanted))
-        if self.kind == "ivf":
-            enough = math.ceil(2 * wanted * self._index.nlist / self.num_items)
-            return faiss.SearchParametersIVF(nprobe=min(max(self.breadth, enough), self._index.nlist))
-        return None
+        enough = math.ceil(2 * wanted * self._index.nlist / self.num_items)
+        return faiss.SearchParametersIVF(nprobe=min(max(self.breadth, enough), self._index.nlist))
 
     def _sampled(self, item_embeddings: Tensor) -> Tensor:
         rows = torch.linspace(1, self.num_items, min(self.num_items, 64)).long().to(item_embeddings.device)
@@ -339,34 +331,25 @@ def require_dot_product(cf_encoder: ItemScorer) -> None:
         )
 
 
-def build_index(cf_encoder: ItemScorer, kind: str = "ivf", breadth: int | None = None, seed: int = 0) -> FaissIndex:
+def build_index(cf_encoder: ItemScorer, breadth: int | None = None, seed: int = 0) -> FaissIndex:
     """Build a FAISS index of a backbone's item table; the arguments are those of `FaissIndex`.
 
     Raises:
         ALLMRecError: when the backbone does not score by dot product, which is all that an index can do.
     """
     require_dot_product(cf_encoder)
-    return FaissIndex(cf_encoder.item_embeddings, kind, breadth, seed)
+    return FaissIndex(cf_encoder.item_embeddings, breadth, seed)
 
 
-def _build(faiss: Any, vectors: np.ndarray, kind: str, breadth: int | None, seed: int) -> tuple[Any, int]:
+def _build(faiss: Any, vectors: np.ndarray, breadth: int | None, seed: int) -> tuple[Any, int]:
     """Return an index of `(N, d_cf)` vectors for the inner product, and the breadth of its searches."""
     count, width = vectors.shape
-    if kind == "flat":
-        index, breadth = faiss.IndexFlatIP(width), count
-    elif kind == "hnsw":
-        index, breadth = faiss.IndexHNSWFlat(width, 32, faiss.METRIC_INNER_PRODUCT), breadth or 200
-        index.hnsw.efConstruction = 80
-        index.hnsw.rng = faiss.RandomGenerator(seed)
-    else:
-        clusters = max(1, min(int(4 * math.sqrt(count)), count // 39))  # FAISS wants 39 items per cluster to train on
-        quantizer = faiss.IndexFlatIP(width)
-        index = faiss.IndexIVFFlat(quantizer, width, clusters, faiss.METRIC_INNER_PRODUCT)
-        index.cp.seed, index.cp.niter, index.cp.max_points_per_centroid = seed, 10, 64
-        index.train(vectors)
-        breadth = min(breadth or max(16, clusters // 32), clusters)
+    clusters = max(1, min(int(4 * math.sqrt(count)), count // 39))  # FAISS wants 39 items per cluster to train on
+    index = faiss.IndexIVFFlat(faiss.IndexFlatIP(width), width, clusters, faiss.METRIC_INNER_PRODUCT)
+    index.cp.seed, index.cp.niter, index.cp.max_points_per_centroid = seed, 10, 64
+    index.train(vectors)
     index.add(vectors)
-    return index, breadth
+    return index, min(breadth or max(16, clusters // 32), clusters)
 
 
 def _as_float32(vectors: Tensor, name: str) -> np.ndarray:

@@ -1,16 +1,21 @@
 from __future__ import annotations
 
+import importlib.util
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from allmrec_hf import ALLMRecError, DataError
-from allmrec_hf.explaining import favourite
 from allmrec_hf.explaining.tasks import TASKS, TextTask, answer_scores, find_task, generate_answers
 from tests.tiny import tiny_model, tiny_processor
 
+ROOT = Path(__file__).parents[2]
+spec = importlib.util.spec_from_file_location("favourite_category", ROOT / "examples" / "favourite_category.py")
+favourite = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(favourite)
 HISTORIES = [[3, 9, 14], [21]]
 WORDS = ["river", "paper house", "lonely"]
 
@@ -118,6 +123,6 @@ def test_favourite_category_reports_controls_beside_the_llm(finished_run, small_
     assert found["methods"]["counted in the history"]["history"] == 1
     assert found["methods"]["chance"]["history"] == 1 / found["num_categories"]
     assert found == again
-    assert "| titles only, likelihood |" in favourite.favourite_table(found)
+    assert "| titles only, likelihood |" in favourite.table({"columns": {"genre": [found]}})
     with pytest.raises(DataError, match="no column mood; its columns are"):
         favourite.favourite_category(model, processor, small_data, "mood")

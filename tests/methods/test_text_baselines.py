@@ -8,8 +8,9 @@ import torch
 
 from allmrec_hf.catalog import ItemCatalog
 from allmrec_hf.errors import ALLMRecError
+from allmrec_hf.losses import symmetric_info_nce
 from allmrec_hf.methods.backbone_alone import PAPERS
-from allmrec_hf.methods.ctrl import prompt_texts, symmetric_info_nce
+from allmrec_hf.methods.ctrl import prompt_texts
 from allmrec_hf.methods.item_knn import ItemKNNRanker, item_similarities
 from allmrec_hf.methods.model_selection import best_on_validation, validation_ndcg
 from allmrec_hf.methods.recformer import KEY_TYPE, SPECIAL, VALUE_TYPE, Recformer, RecformerConfig, flattened_items

@@ -41,13 +41,6 @@ def explain(
     task: Annotated[
         str | None, typer.Option(help="A free-text task instead: favourite-category, why-this, or a JSON file.")
     ] = None,
-    data: Annotated[
-        Path | None, typer.Option(help="Measure favourite-category on this folder of `allmrec prepare`.")
-    ] = None,
-    category_column: Annotated[
-        str | None, typer.Option(help="The catalogue's column of categories, for favourite-category with --data.")
-    ] = None,
-    max_users: Annotated[int, typer.Option(min=1, help="A seeded sample of users, with --data.")] = 200,
     llm: LlmOption = None,
     allow_other_llm: OtherLlmOption = False,
     trust_remote_code: TrustOption = False,
@@ -64,22 +57,18 @@ def explain(
 
     `allmrec explain --model runs/games --history B0001,B0002 --item B0007 --task why-this`
 
-    `allmrec explain --model runs/games --task favourite-category --data data/games`
+    `allmrec explain --model runs/games --history B0001,B0002 --task favourite-category`
     """
     with user_errors():
         from ..errors import DataError
         from ..files import check_writable
 
-        if data is not None and task is None:
-            raise DataError("--data is for --task favourite-category; without a task give --history and --item")
-        if data is None and not _ids(history) and not titles:
+        if not _ids(history) and not titles:
             raise DataError("the history is empty; give --history ID,ID,... or --titles TITLE")
-        if data is None and task is None and item is None and item_title is None:
+        if task is None and item is None and item_title is None:
             raise DataError("give --item, the item to explain (or --item-title), or --task")
         if removal not in ("neutral", "delete"):
             raise DataError(f"--removal is neutral or delete, not {removal!r}")
-        if category_column is not None and data is None:
-            raise DataError("--category-column names a column of the catalogue of --data; give both or none")
         if task is not None and (contrast or picture is not None):
             raise DataError(
                 "--contrast and --picture are of one recommendation's explanation; leave them out with --task"
@@ -93,9 +82,9 @@ def explain(
         named = as_titles(pipe.processor.catalog, titles)
         if task is not None:
             asked: dict[str, Any] = {"history": _ids(history), "titles": named, "item": item, "item_title": item_title}
-            found = _run_task(pipe, task, asked, data, category_column, max_users)
+            found = _run_task(pipe, task, asked)
             _write(found, output)
-            emit(found) if json_output else _say_task(found)
+            emit(found) if json_output else say(found["answer"])
             _say_written(output)
             return
         from ..explaining.explanation import explain as explained
@@ -137,38 +126,16 @@ def _say_written(*paths: Path | None) -> None:
         stderr.print(f"Written to {visible(written)}.", markup=False, soft_wrap=True)
 
 
-def _run_task(
-    pipe: RecommendationPipeline,
-    name: str,
-    asked: dict[str, Any],
-    data: Path | None,
-    column: str | None,
-    max_users: int,
-) -> dict[str, Any]:
-    from ..data.prepared import PreparedData
+def _run_task(pipe: RecommendationPipeline, name: str, asked: dict[str, Any]) -> dict[str, Any]:
     from ..explaining.explanation import one_or_none, require_items
-    from ..explaining.favourite import favourite_category
     from ..explaining.tasks import find_task, generate_answers
 
     task, catalog = find_task(name), pipe.processor.catalog
-    if data is not None:
-        prepared = PreparedData.load(data)
-        return favourite_category(pipe.model, pipe.processor, prepared, column, task=task, max_users=max_users)
     known = require_items(catalog, asked["history"], "history", asked["titles"])
     item, item_title = one_or_none(asked["item"]), one_or_none(asked["item_title"])
     items = require_items(catalog, item, "item", item_title) if task.asks_about_item else None
     texts = generate_answers(pipe.model, pipe.processor, task, [known], items)
     return {"task": task.to_dict(), "answer": texts[0]}
-
-
-def _say_task(found: dict[str, Any]) -> None:
-    if "methods" not in found:
-        say(found["answer"])
-        return
-    from ..explaining.favourite import favourite_table
-
-    say(f"{found['data']}, {found['users']:,} users, {found['num_categories']} categories ({found['column']})\n")
-    say(favourite_table(found))
 
 
 def _say_explanation(found: dict[str, Any]) -> None:

@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 
 DEMO = "demo"
 logger = logging.getLogger(__name__)
-MAX_BAD_LINES = 0.01
 UNKNOWN = "unknown_history"
 
 
@@ -242,45 +241,24 @@ def add_items(
     `allmrec add-items --model runs/shop --items new.txt --delimiter tab --encoding latin-1`
     """
     with user_errors():
-        from ..data.interactions import told_of_column_map, validate_items
+        from ..data.new_items import add_items as add
+        from ..data.new_items import check_empty, read_new_items
         from ..data.readers.base import TextFormat
-        from ..data.readers.table_files import item_names, read_table
         from ..errors import ALLMRecError
 
         if output is None and (model == DEMO or not Path(model).is_dir()):
             raise ALLMRecError(f"{model} is no folder that could be changed in place; give --output")
-        if output is not None and output.exists() and not output.is_dir():
-            raise ALLMRecError(f"the output {output} is a file; give a folder")
-        if output is not None and output.exists() and any(output.iterdir()):
-            raise ALLMRecError(f"the output folder {output} is not empty; choose another")
-        columns = column_map(column)
-        text = TextFormat(delimiter, encoding, header, None, quotes)
-        with told_of_column_map(columns):
-            frame, _ = read_table(items, MAX_BAD_LINES, lambda names: item_names(names, columns, items), text)
-        records, _ = validate_items(frame, str(items))
+        if output is not None:
+            check_empty(output)
+        rows = read_new_items(items, column_map(column), TextFormat(delimiter, encoding, header, None, quotes))
         pipe = load_pipeline(model, llm, text_encoder, trust_remote_code, allow_other_llm)
-        added = pipe.add_items(records.to_dicts())
-        _warn_of_untitled(pipe, added)
         target = output or Path(model)
+        added = add(pipe, rows)
         pipe.save_pretrained(target)
         if json_output:
             emit({"added": added, "items": len(pipe.processor.catalog), "output": str(target)})
         else:
             say(f"Added {len(added)} items; the catalogue has {len(pipe.processor.catalog)} now. Saved to {target}.")
-
-
-def _warn_of_untitled(pipe: RecommendationPipeline, added: list[str]) -> None:
-    catalog = pipe.processor.catalog
-    places = zip(added, catalog.indices(added), strict=True)
-    untitled = [item_id for item_id, index in places if not catalog.has_title(index)]
-    if untitled:
-        logger.warning(
-            "%d of %d added items have no title and are called 'Untitled item ID', first %s; a column of another name "
-            "is mapped with --column title=NAME",
-            len(untitled),
-            len(added),
-            untitled[:5],
-        )
 
 
 def push(

@@ -11,6 +11,7 @@ import polars as pl
 
 from ..catalog import CATALOG_FILE, ItemCatalog
 from ..errors import DataError
+from ..hub_upload import escape, upload
 from ..sharing import check_no_machine_paths
 from .interactions import SPLIT
 from .prepared import CANDIDATE_SCHEMA, INFO_FILE, TARGET_SPLITS, PreparedData, read_info, read_parquet
@@ -43,7 +44,7 @@ Interactions of {users:,} users with {items:,} items ({interactions:,} in all), 
 {num_candidates} seeded candidates for each held-out item. Prepared with allmrec-hf; `dataset.json` holds every step.
 
 ```python
-from allmrec_hf.data.prepared import PreparedData
+from allmrec_hf import PreparedData
 
 data = PreparedData.load_from_hub("{repo_id}")
 ```
@@ -62,7 +63,7 @@ def write_layout(data: PreparedData, directory: Path, repo_id: str) -> None:
     data.catalog.frame.write_parquet(directory / CATALOG_FILE)
     (directory / INFO_FILE).write_text(json.dumps(data.info, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     card = CARD.format(
-        name=data.name,
+        name=escape(data.name),
         repo_id=repo_id,
         users=data.num_users,
         items=data.num_items,
@@ -106,23 +107,21 @@ def push(
     """Upload prepared data to a data set repository, which is created where there is none; return its address.
 
     Raises:
-        ALLMRecError: when name or source of the data, or another text of `dataset.json`, is a path of this machine.
+        ALLMRecError: when name or source of the data, or another text of `dataset.json`, is a path of this machine, the
+            id is malformed, or the Hub refuses or cannot be reached.
     """
-    from huggingface_hub import HfApi
-
-    api = HfApi(token=token)
     with tempfile.TemporaryDirectory() as directory:
         write_layout(data, Path(directory), repo_id)
         check_no_machine_paths(Path(directory), (INFO_FILE, "README.md"))
-        url = api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
-        api.upload_folder(
-            folder_path=directory,
-            repo_id=repo_id,
+        return upload(
+            Path(directory),
+            repo_id,
             repo_type="dataset",
+            private=private,
+            token=token,
             revision=revision,
             commit_message=commit_message,
-        )
-    return str(url)
+        )[0]
 
 
 def pull(repo_id: str, **kwargs: Any) -> PreparedData:

@@ -1,7 +1,7 @@
 """Free-text tasks for the frozen LLM: a template with slots for the user vector and the history.
 
 A task is data: another question needs no code. `answer_scores` compares given answers by likelihood, `generate_answers`
-lets the LLM write, and `favourite_category` measures both against the catalogue's own categories.
+lets the LLM write; `examples/favourite_category.py` measures both against the catalogue's own categories.
 """
 
 from __future__ import annotations

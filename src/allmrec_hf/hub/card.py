@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import html
 import json
 import re
-import unicodedata
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from importlib import resources
@@ -13,19 +11,18 @@ from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from ..errors import ALLMRecError, CheckpointError
 from ..evaluation.evaluation_report import about_ties, describe, format_markdown
 from ..files import written_whole
+from ..hub_upload import escape, plain
+from ..part_sources import is_hub_id
 
 CARD_FILE = "README.md"
 CARD_DATA_FILE = "model_card.json"
 TEMPLATE_FILE = "model_card_template.md"
 LIBRARY_NAME = "allmrec-hf"
 PIPELINE_TAG = "recommendation"
-_MARKUP = re.compile(r"([\\`*_\[\]|~$]|:(?=//)|(?<=www)\.)")  # the last two turn bare addresses into links
-_INVISIBLE = ("Cc", "Cf", "Cs", "Zl", "Zp")
 _SLUG = re.compile(r"[^a-z0-9._-]+")
 _METRIC = re.compile(r"(hit|ndcg)@(\d+)|mrr|valid")
 
@@ -99,35 +96,9 @@ class ALLMRecCard:
         return cls(**values)
 
 
-def escape(text: object, max_characters: int = 300) -> str:
-    """Return text that Markdown and HTML show as it is, on one line.
-
-    Control, line-break and text-direction characters become spaces, markup characters are escaped, longer text is cut.
-
-    Example:
-        >>> escape("<b>A|B</b>")
-        '&lt;b&gt;A\\\\|B&lt;/b&gt;'
-    """
-    return _MARKUP.sub(r"\\\1", html.escape(_plain(text, max_characters), quote=False)).replace("@", "&#64;")
-
-
-def _plain(text: object, max_characters: int = 300) -> str:
-    line = "".join(" " if unicodedata.category(char) in _INVISIBLE else char for char in str(text))
-    line = " ".join(line.split())
-    return line if len(line) <= max_characters else line[: max_characters - 1].rstrip() + "…"
-
-
-def _is_repo_id(name: str) -> bool:
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        return False
-    return True
-
-
 def _on_the_hub(name: str) -> bool:
     """Tell whether a name is an id of the Hub; a relative path such as `models/opt` looks like one, but is there."""
-    return _is_repo_id(name) and not Path(name).exists()
+    return is_hub_id(name) and not Path(name).exists()
 
 
 def _shown_source(name: str | None) -> str:
@@ -158,7 +129,7 @@ def evaluation_results(card: ALLMRecCard) -> list[EvalResult]:
     protocol: dict[str, Any] = {
         key: report[key] for key in ("protocol", "num_candidates", "num_retrieved", "seed") if key in report
     }
-    name = _plain(card.dataset_name or report["dataset"])
+    name = plain(card.dataset_name or report["dataset"])
     results = []
     for group, metrics in report["methods"][card.method].items():
         for metric in sorted(filter(_METRIC.fullmatch, metrics)):
@@ -167,7 +138,7 @@ def evaluation_results(card: ALLMRecCard) -> list[EvalResult]:
                 EvalResult(
                     task_type=PIPELINE_TAG,
                     task_name="Recommendation",
-                    dataset_type=_plain(card.dataset_id or _SLUG.sub("-", name.lower()).strip("-") or "interactions"),
+                    dataset_type=plain(card.dataset_id or _SLUG.sub("-", name.lower()).strip("-") or "interactions"),
                     dataset_name=name,
                     dataset_config=group,
                     dataset_split=report["split"],
@@ -186,15 +157,15 @@ def render_card(card: ALLMRecCard) -> str:
     Every string that came from outside is escaped, so no name or id can change the page.
     """
     results = evaluation_results(card)
-    tags = [PIPELINE_TAG, "collaborative-filtering", _plain(card.cf_backbone)]
+    tags = [PIPELINE_TAG, "collaborative-filtering", plain(card.cf_backbone)]
     data = ModelCardData(
-        model_name=_plain(card.name) if results else None,
+        model_name=plain(card.name) if results else None,
         base_model=card.base_model if card.base_model and _on_the_hub(card.base_model) else None,
-        datasets=card.dataset_id if card.dataset_id and _is_repo_id(card.dataset_id) else None,
+        datasets=card.dataset_id if card.dataset_id and is_hub_id(card.dataset_id) else None,
         eval_results=results or None,
-        language=[_plain(code) for code in card.language] or None,
+        language=[plain(code) for code in card.language] or None,
         library_name=LIBRARY_NAME,
-        license=card.license and _plain(card.license),
+        license=card.license and plain(card.license),
         pipeline_tag=None if card.backbone_only else PIPELINE_TAG,
         tags=tags if card.backbone_only else [*tags, "a-llmrec"],
     )
@@ -260,7 +231,7 @@ def _template_values(card: ALLMRecCard) -> dict[str, Any]:
 
 
 def _number(value: object, separator: str = ",") -> str:
-    return f"{value:{separator}}" if isinstance(value, int) and not isinstance(value, bool) else _plain(value)
+    return f"{value:{separator}}" if isinstance(value, int) and not isinstance(value, bool) else plain(value)
 
 
 def _parts(card: ALLMRecCard) -> list[dict[str, str]]:

@@ -5,15 +5,12 @@ from __future__ import annotations
 import json
 import logging
 import os
-import warnings
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
-from typing import Any, cast
+from typing import Any
 
-from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-from ..errors import ALLMRecError, CheckpointError
+from ..errors import CheckpointError
+from ..hub_upload import upload
 from .staging import Sharing, shareable
 
 logger = logging.getLogger(__name__)
@@ -44,8 +41,6 @@ TOP_LEVEL_PATTERNS = (
 )
 SUBFOLDERS = ("text_encoder", "language_model")
 SUBFOLDER_SUFFIXES = (".json", ".safetensors", ".txt", ".model", ".jinja", ".md", ".py")
-# The base is of httpx or httpx2, whichever the installed huggingface_hub uses.
-_TransportError = cast("type[Exception]", HfHubHTTPError.__bases__[0])
 _REPLACED_WEIGHTS = ["*.safetensors", "*.safetensors.index.json"]
 
 
@@ -123,50 +118,17 @@ def push_checkpoint(
     choices = Sharing(**sharing)
     files = checkpoint_files(directory)
     with shareable(Path(directory), files, choices) as folder:
-        return _upload(folder, repo_id, private, token, revision, endpoint, commit_message)
-
-
-def _upload(
-    directory: Path,
-    repo_id: str,
-    private: bool | None,
-    token: str | None,
-    revision: str | None,
-    endpoint: str | None,
-    commit_message: str,
-) -> str:
-    files = checkpoint_files(directory)
-    if "README.md" not in files:
-        logger.warning("%s has no README.md: the repository will have no model card", directory)
-    api = HfApi(endpoint=endpoint, token=token)
-    try:
-        url = api.create_repo(repo_id, private=private, exist_ok=True)
-        if revision is not None:
-            api.create_branch(url.repo_id, branch=revision, exist_ok=True)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*commit a data file")  # the catalogue belongs to the model
-            api.upload_folder(
-                repo_id=url.repo_id,
-                folder_path=directory,
-                revision=revision,
-                commit_message=commit_message,
-                allow_patterns=[_literal(name) for name in files],
-                delete_patterns=_REPLACED_WEIGHTS,
-            )
-    except HFValidationError as error:
-        raise ALLMRecError(f"{repo_id!r} is no repository id; it looks like namespace/name: {error}") from error
-    except HfHubHTTPError as error:
-        raise ALLMRecError(
-            f"the Hub refused {repo_id!r}: {error}; log in with `hf auth login` or give a token that may write there"
-        ) from error
-    except (_TransportError, ConnectionError) as error:
-        raise ALLMRecError(f"the Hub at {api.endpoint} cannot be reached: {error}; try again later") from error
-    except ValueError as error:
-        raise ALLMRecError(f"the Hub does not accept the files of {directory}: {error}") from error
-    logger.info("uploaded %d files of %s to %s", len(files), directory, url)
-    return str(url) if revision is None else f"{url}/tree/{revision}"
-
-
-def _literal(name: str) -> str:
-    """Return a glob pattern that matches one name only."""
-    return "".join(f"[{char}]" if char in "*?[" else char for char in name)
+        files = checkpoint_files(folder)
+        if "README.md" not in files:
+            logger.warning("%s has no README.md: the repository will have no model card", directory)
+        return upload(
+            folder,
+            repo_id,
+            private=private,
+            token=token,
+            revision=revision,
+            endpoint=endpoint,
+            files=files,
+            replaced=_REPLACED_WEIGHTS,
+            commit_message=commit_message,
+        )[0]

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ..catalog import ItemCatalog
 from ..cf_encoder import CFEncoder, build_cf_encoder, cf_encoder_class
@@ -18,6 +17,7 @@ from ..errors import ALLMRecError
 from ..evaluation.rankers import BackboneRanker
 from ..files import written_whole
 from ..histories import pad_histories
+from ..losses import symmetric_info_nce
 from ..prompt import DOMAIN_WORDS, clean_title
 from ..training.alignment import text_embedding_table
 from ..training.backbone_training import train_backbone
@@ -46,24 +46,6 @@ def prompt_texts(samples: Samples, catalog: ItemCatalog, domain: str) -> list[st
         f"The user {past} {titles(history[-HISTORY_IN_PROMPT:])}. Will the user {verb} the {noun} {titles(target)}?"
         for history, target in zip(samples.histories, samples.targets[:, None], strict=True)
     ]
-
-
-def symmetric_info_nce(left: Tensor, right: Tensor, temperature: float) -> Tensor:
-    """Return the mean of both directions' cross entropies of finding each row's partner in the batch.
-
-    Args:
-        left: `(B, d)` vectors of one kind; only their directions count.
-        right: `(B, d)` vectors of the other kind, row by row the same samples.
-        temperature: Divides the cosines.
-
-    Example:
-        >>> vectors = torch.eye(2)
-        >>> round(float(symmetric_info_nce(vectors, vectors, temperature=1.0)), 4)  # log(1 + 1 / e)
-        0.3133
-    """
-    logits = F.normalize(left, dim=-1) @ F.normalize(right, dim=-1).T / temperature  # (B, B)
-    partners = torch.arange(len(logits), device=logits.device)
-    return (F.cross_entropy(logits, partners) + F.cross_entropy(logits.T, partners)) / 2
 
 
 class TowerAlignment(nn.Module):

@@ -16,8 +16,7 @@ from ..evaluation.protocol import History, Ranker
 from ..evaluation.rankers import PopularityRanker
 from ..modeling_allmrec import ALLMRecModel
 from ..training.arguments import ALLMRecTrainingArguments
-from ..training.llms import load_llm
-from .llm_parts import LLM_OPTIONS, Scores, llm_processor, on_device, own_prompt, required_llm, reranked
+from .llm_parts import LLM_OPTIONS, Scores, chosen_llm, llm_processor, on_device, own_prompt, required_llm, reranked
 from .method import Method, Setting
 
 UNUSED_WIDTH = 1  # of the parts around the LLM, whose vectors a prompt without slots never asks for
@@ -73,8 +72,7 @@ def words_ranker(data: PreparedData, args: ALLMRecTrainingArguments, name: str, 
         name: The ranker's name.
         setting: Its option `num_permutations`.
     """
-    options, trust = args.llm.loading_options(), setting.trust_remote_code
-    language_model, tokenizer = load_llm(str(args.llm.name), args.llm.revision, options, trust)
+    language_model, tokenizer = chosen_llm(args, setting)
     config = ALLMRecConfig(
         cf_config=SASRecConfig(num_items=data.num_items, hidden_size=UNUSED_WIDTH, num_layers=1),
         joint_dim=UNUSED_WIDTH,

@@ -21,6 +21,7 @@ from ..processing_allmrec import ALLMRecProcessor
 from ..prompt import PromptTemplate
 from ..training.arguments import FLAT_NAMES, ALLMRecTrainingArguments
 from ..training.devices import place, process_state
+from ..training.llms import load_llm
 from .method import Method, Setting
 from .shared import run_arguments
 
@@ -106,6 +107,11 @@ def own_prompt(args: ALLMRecTrainingArguments, data: PreparedData) -> PromptTemp
 def input_width(llm: str, revision: str | None = None, trust_remote_code: bool = False) -> int:
     """Return d_llm, the width of an LLM's input embeddings, by its config alone."""
     return config_width(load_config(find_llm(located(llm, LANGUAGE_MODEL_PART), revision), trust_remote_code))
+
+
+def chosen_llm(args: ALLMRecTrainingArguments, setting: Setting) -> tuple[Any, Any]:
+    """Return the LLM of the arguments and its tokenizer."""
+    return load_llm(str(args.llm.name), args.llm.revision, args.llm.loading_options(), setting.trust_remote_code)
 
 
 def on_device(model: Any) -> Any:

@@ -23,7 +23,6 @@ from ..projector import Projector
 from ..prompt import DOMAIN_WORDS, USER_SLOT, PromptTemplate
 from ..ranking import ndcg_at_k, target_ranks
 from ..training.arguments import ALLMRecTrainingArguments
-from ..training.llms import load_llm
 from ..training.loop import run_stage
 from ..training.pretrained_backbone import load_backbone
 from ..training.projection import CandidateTask
@@ -34,6 +33,7 @@ from ..training.warm_start import centre_inputs, start_near_words
 from .llm_parts import (
     LLM_OPTIONS,
     VectorRanker,
+    chosen_llm,
     llm_processor,
     on_device,
     required_llm,
@@ -286,8 +286,7 @@ class LLMSRec(Method):
         folder = run_until(data, setting, args, "backbone") / "backbone"
         backbone = load_backbone(folder)
         backbone.target_counts = load_target_counts(str(folder), data.catalog)
-        options, trust = args.llm.loading_options(), setting.trust_remote_code
-        language_model, tokenizer = load_llm(str(args.llm.name), args.llm.revision, options, trust)
+        language_model, tokenizer = chosen_llm(args, setting)
         known = target_counts(backbone, data) > 0
         with torch.random.fork_rng():
             torch.manual_seed(setting.seed)

@@ -13,7 +13,6 @@ from ..evaluation.llm_ranker import ALLMRecRanker
 from ..evaluation.protocol import Ranker
 from ..modeling_allmrec import ALLMRecModel
 from ..training.arguments import ALLMRecTrainingArguments
-from ..training.llms import load_llm
 from ..training.loop import run_stage
 from ..training.pretrained_backbone import load_backbone
 from ..training.projection import ProjectionModule, ProjectionTask
@@ -21,6 +20,7 @@ from ..training.warm_start import warm_start
 from .llm_parts import (
     LLM_OPTIONS,
     STAGE_2_OPTIONS,
+    chosen_llm,
     llm_processor,
     on_device,
     required_llm,
@@ -88,8 +88,7 @@ class MLPLLM(Method):
 def _untrained(data: PreparedData, setting: Setting, args: ALLMRecTrainingArguments) -> tuple[ALLMRecModel, Any]:
     """Return the model around the trained backbone and the LLM, with fresh projectors, and the LLM's tokenizer."""
     backbone = load_backbone(run_until(data, setting, args, "backbone") / "backbone")
-    options, trust = args.llm.loading_options(), setting.trust_remote_code
-    language_model, tokenizer = load_llm(str(args.llm.name), args.llm.revision, options, trust)
+    language_model, tokenizer = chosen_llm(args, setting)
     width = backbone.config.hidden_size
     config = ALLMRecConfig(
         cf_config=backbone.config,

@@ -13,6 +13,7 @@ from ..data.prepared import PreparedData
 from ..errors import ALLMRecError
 from ..evaluation.protocol import Ranker
 from ..ranking import Ranks, ndcg_at_k, target_ranks
+from ..training.samples import drawn_rows
 
 logger = logging.getLogger(__name__)
 R = TypeVar("R", bound=Ranker)
@@ -29,9 +30,7 @@ def validation_ndcg(ranker: Ranker, data: PreparedData, max_users: int | None = 
         seed: Draws the sample.
     """
     candidates = data.candidates("validation")
-    if max_users is not None and max_users < len(candidates):
-        rows = np.random.default_rng(seed).permutation(len(candidates))[:max_users]
-        candidates = candidates.take(np.sort(rows))
+    candidates = candidates.take(drawn_rows(len(candidates), max_users, seed))
     ranks = []
     for start in range(0, len(candidates), BATCH):
         part = candidates.take(np.arange(start, min(start + BATCH, len(candidates))))

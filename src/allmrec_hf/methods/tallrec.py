@@ -24,12 +24,11 @@ from ..prompt import NO_SLOT, PromptTemplate, domain_words
 from ..ranking import ndcg_at_k, target_ranks
 from ..slot_text import SlotText
 from ..training.arguments import ALLMRecTrainingArguments
-from ..training.llms import load_llm
 from ..training.loop import run_stage
 from ..training.projection import CandidateTask
 from ..training.stage_arguments import StageArguments
 from ..training.task import Batch
-from .llm_parts import LLM_OPTIONS, Scores, llm_processor, on_device, required_llm, reranked
+from .llm_parts import LLM_OPTIONS, Scores, chosen_llm, llm_processor, on_device, required_llm, reranked
 from .method import Method, Setting
 from .shared import check_same_settings, stage_arguments
 
@@ -240,8 +239,7 @@ class TALLRec(Method):
         """Tune the LLM's LoRA weights and return the ranker by yes or no."""
         args = required_llm(self, setting)
         check_same_settings(self, setting, args.llm.name)
-        options, trust = args.llm.loading_options(), setting.trust_remote_code
-        language_model, tokenizer = load_llm(str(args.llm.name), args.llm.revision, options, trust)
+        language_model, tokenizer = chosen_llm(args, setting)
         answers = tuple(setting.options.get("answers", ANSWERS))
         if len(answers) != 2 or answers[0] == answers[1]:
             raise ALLMRecError(f"answers of the method {self.name} must be two different words; got {list(answers)}")

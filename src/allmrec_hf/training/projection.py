@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import nn
 
-from ..data.prepared import PreparedData
+from ..data.prepared import CandidateSet, PreparedData
 from ..losses import listwise_loss
 from ..modeling_allmrec import ALLMRecModel
 from ..processing_allmrec import ALLMRecProcessor
@@ -142,6 +142,29 @@ class CandidateTask(StageTask):
         """The number of validation users."""
         return len(self.validation)
 
+    def drawn(self, examples: np.ndarray, generator: np.random.Generator) -> tuple[Samples, np.ndarray, np.ndarray]:
+        """Return samples, freshly drawn candidates `(B, C)` in a fresh order, and the targets' columns `(B,)`."""
+        samples = self.samples.take(examples)
+        candidates = self.sampler.candidates(samples, self.num_candidates, generator)
+        return samples, candidates, (candidates == samples.targets[:, None]).argmax(axis=1)
+
+    @torch.no_grad()
+    def validate(self, examples: np.ndarray, device: torch.device) -> dict[str, np.ndarray]:
+        """Return Hit@1, NDCG@10 and reciprocal rank of some validation users on their candidates."""
+        parts = []
+        for start in range(0, len(examples), self.batch_size):  # all at once would not fit a device's memory
+            rows = examples[start : start + self.batch_size]
+            candidates = self.validation_candidates.take(rows)
+            scores = self.scores(self.validation.take(rows).histories, candidates, device)
+            parts.append(target_ranks(scores.float().cpu().numpy(), candidates.target_columns))
+            self.progressed(min(start + self.batch_size, len(examples)))
+        ranks = Ranks.concatenate(parts)
+        return {"ndcg@10": ndcg_at_k(ranks, 10), "hit@1": hit_at_k(ranks, 1), "mrr": reciprocal_rank(ranks)}
+
+    def scores(self, histories: Sequence[np.ndarray], candidates: CandidateSet, device: torch.device) -> torch.Tensor:
+        """Return the scores `(B, C)` of candidates."""
+        raise NotImplementedError(f"{type(self).__name__} must implement scores, or validate")
+
 
 class ProjectionTask(CandidateTask):
     """Stage 2 for the training loop.
@@ -181,34 +204,19 @@ class ProjectionTask(CandidateTask):
 
     def collate(self, examples: np.ndarray, generator: np.random.Generator) -> Batch:
         """Return one training batch, with fresh negatives and a fresh order of the candidates."""
-        samples = self.samples.take(examples)
-        candidates = self.sampler.candidates(samples, self.num_candidates, generator)
+        samples, candidates, columns = self.drawn(examples, generator)
         histories = [history.tolist() for history in samples.histories]
         if self.module.loss == "lm":
             return dict(self.processor.training_batch(histories, candidates.tolist(), samples.targets.tolist()))
         permutation = int(generator.integers(2**31))
         batch = dict(self.processor(histories, candidates.tolist(), permutation=permutation))
-        columns = (candidates == samples.targets[:, None]).argmax(axis=1)
         return {**batch, "target_columns": torch.from_numpy(columns)}
 
     def loss_weight(self, batch: Batch) -> float:
         """Return the number of answer tokens, or of users for the listwise loss."""
         return float((batch["labels"] != -100).sum()) if "labels" in batch else super().loss_weight(batch)
 
-    @torch.no_grad()
-    def validate(self, examples: np.ndarray, device: torch.device) -> dict[str, np.ndarray]:
-        """Return Hit@1, NDCG@10 and reciprocal rank of some validation users on their candidates."""
-        starts = range(0, len(examples), self.batch_size)  # all at once would not fit a device's memory
-        parts = []
-        for start in starts:
-            parts.append(self._ranks(examples[start : start + self.batch_size], device))
-            self.progressed(min(start + self.batch_size, len(examples)))
-        ranks = Ranks.concatenate(parts)
-        return {"ndcg@10": ndcg_at_k(ranks, 10), "hit@1": hit_at_k(ranks, 1), "mrr": reciprocal_rank(ranks)}
-
-    def _ranks(self, examples: np.ndarray, device: torch.device) -> Ranks:
-        candidates = self.validation_candidates.take(examples)
-        histories = [history.tolist() for history in self.validation.take(examples).histories]
-        users = UserBatch.encode(self.model, self.processor, histories)
-        scores = self.ranker.score(users, candidates.items.tolist()).scores.float().cpu().numpy()
-        return target_ranks(scores, candidates.target_columns)
+    def scores(self, histories: Sequence[np.ndarray], candidates: CandidateSet, device: torch.device) -> torch.Tensor:
+        """Return the log-likelihoods `(B, C)` of the candidates' titles."""
+        users = UserBatch.encode(self.model, self.processor, [history.tolist() for history in histories])
+        return self.ranker.score(users, candidates.items.tolist()).scores

@@ -110,11 +110,16 @@ def validation_targets(data: PreparedData) -> Samples:
     return Samples(candidates.users, [data.history(int(u), "validation") for u in candidates.users], candidates.targets)
 
 
+def drawn_rows(total: int, count: int | None, seed: int) -> np.ndarray:
+    """Return at most `count` of the rows `0..total - 1`, drawn once with a seed, in order; all where it is None."""
+    if count is None or count >= total:
+        return np.arange(total)
+    return np.sort(np.random.default_rng(seed).permutation(total)[:count])
+
+
 def drawn(samples: Samples, count: int | None, seed: int) -> Samples:
     """Return at most `count` samples, drawn once with a seed, in their order; all where `count` is None."""
-    if count is None or count >= len(samples):
-        return samples
-    return samples.take(np.sort(np.random.default_rng(seed).permutation(len(samples))[:count]))
+    return samples.take(drawn_rows(len(samples), count, seed))
 
 
 def training_targets(data: PreparedData) -> np.ndarray:

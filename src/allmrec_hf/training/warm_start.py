@@ -16,14 +16,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ..data.prepared import PreparedData
+from ..data.prepared import CandidateSet, PreparedData
 from ..histories import pad_histories
 from ..language_model import token_table, token_vectors
 from ..losses import listwise_loss
 from ..modeling_allmrec import ALLMRecModel
 from ..processing_allmrec import ALLMRecProcessor
 from ..projector import AnyProjector
-from ..ranking import Ranks, ndcg_at_k, target_ranks
 from .devices import share_of_batch
 from .loop import run_stage
 from .projection import CandidateTask, ProjectionTask
@@ -163,9 +162,7 @@ class WarmStartTask(CandidateTask):
 
     def collate(self, examples: np.ndarray, generator: np.random.Generator) -> Batch:
         """Return histories, candidates `(B, C)` and the targets' columns `(B,)`."""
-        samples = self.samples.take(examples)
-        candidates = self.sampler.candidates(samples, self.num_candidates, generator)
-        columns = (candidates == samples.targets[:, None]).argmax(axis=1)
+        samples, candidates, columns = self.drawn(examples, generator)
         return {**self._histories(samples.histories), **_tensors(candidates, columns)}
 
     def loss_weight(self, batch: Batch) -> float:
@@ -176,21 +173,10 @@ class WarmStartTask(CandidateTask):
         ids, mask = pad_histories(histories, self.processor.max_history_length)
         return {"history_ids": ids, "history_mask": mask}
 
-    @torch.no_grad()
-    def validate(self, examples: np.ndarray, device: torch.device) -> dict[str, np.ndarray]:
-        """Return the NDCG@10 of the cosines of some validation users."""
-        starts = range(0, len(examples), self.batch_size)
-        ranks = Ranks.concatenate([self._ranks(examples[start : start + self.batch_size], device) for start in starts])
-        return {"ndcg@10": ndcg_at_k(ranks, 10)}
-
-    def _ranks(self, examples: np.ndarray, device: torch.device) -> Ranks:
-        candidates = self.validation_candidates.take(examples)
-        batch = {
-            **self._histories(self.validation.take(examples).histories),
-            **_tensors(candidates.items, candidates.target_columns),
-        }
-        cosines, _ = self.module.cosines({name: value.to(device) for name, value in batch.items()})
-        return target_ranks(cosines.float().cpu().numpy(), candidates.target_columns)
+    def scores(self, histories: Sequence[np.ndarray], candidates: CandidateSet, device: torch.device) -> torch.Tensor:
+        """Return the cosines `(B, C)` of what stands for users and candidates."""
+        batch = {**self._histories(histories), **_tensors(candidates.items, candidates.target_columns)}
+        return self.module.cosines({name: value.to(device) for name, value in batch.items()})[0]
 
 
 def warm_start(

@@ -52,10 +52,19 @@ def read_frames(
     rows = validate_interactions(_renamed(frame, names), "the interactions", rules)
     catalog, merged = None, 0
     if items is not None:
-        frame = _table(items, "the items")
-        names = item_names(frame.columns, columns, "the items")
-        catalog, merged = validate_items(_renamed(frame, names), "the items")
+        catalog, merged = items_of_frame(items, columns)
     return RawData(rows, catalog, "frames", merged_items=merged)
+
+
+def items_of_frame(items: Any, columns: Mapping[str, str]) -> tuple[pl.DataFrame, int]:
+    """Return items in memory with our names of columns, and how many rows of an item told already were merged.
+
+    Raises:
+        DataError: as `read_frames`.
+    """
+    frame = _table(items, "the items")
+    names = item_names(frame.columns, columns, "the items")
+    return validate_items(_renamed(frame, names), "the items")
 
 
 def _renamed(frame: pl.DataFrame, names: Mapping[str, str]) -> pl.DataFrame:

@@ -1,22 +1,42 @@
-"""Measure whether the LLM knows a user's favourite category, against the categories of the catalogue."""
+"""Measure whether the LLM knows a user's favourite category, on the demo's invented world or on prepared data.
+
+python examples/favourite_category.py --users 150 --seeds 0 1 2 --output docs/results
+python examples/favourite_category.py --model runs/games --data data/games --column genre
+"""
 
 from __future__ import annotations
 
+import argparse
+import json
+import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from transformers import AutoModel
 
-from ..catalog import ItemCatalog
-from ..data.prepared import PreparedData, TargetSplit
-from ..errors import ALLMRecError, DataError
-from ..modeling_allmrec import ALLMRecModel
-from ..processing_allmrec import ALLMRecProcessor
-from .tasks import TASKS, TextTask, answer_scores, choice_task, generate_answers
+from allmrec_hf import (
+    DEMO_CHECKPOINT,
+    TASKS,
+    ALLMRecError,
+    ALLMRecModel,
+    ALLMRecProcessor,
+    DataError,
+    ItemCatalog,
+    PreparedData,
+    SyntheticWorld,
+    TextTask,
+    answer_scores,
+    choice_task,
+    generate_answers,
+    prepare,
+)
 
+Split = Literal["validation", "test"]
 MOST_LISTED = 40
 SAME_NATS = 1e-6
 """Mean log-likelihoods this close are tied: less than what another batch changes, more than subtraction leaves."""
@@ -64,7 +84,7 @@ def favourite_category(
     processor: ALLMRecProcessor,
     data: PreparedData,
     column: str | None = None,
-    split: TargetSplit = "test",
+    split: Split = "test",
     task: TextTask = TASKS["favourite-category"],
     max_users: int | None = 200,
     seed: int = 0,
@@ -141,7 +161,11 @@ def favourite_category(
 
 
 def _questions(
-    data: PreparedData, categories: list[list[str]], split: TargetSplit, max_users: int | None, seed: int
+    data: PreparedData,
+    categories: list[list[str]],
+    split: Split,
+    max_users: int | None,
+    seed: int,
 ) -> tuple[NDArray[np.int64], list[list[int]], list[str], list[set[str]]]:
     candidates = data.candidates(split)
     rows = np.arange(len(candidates))
@@ -199,10 +223,57 @@ def _accuracy(answers: Sequence[Sequence[str]], right: Sequence[str], targets: S
     }
 
 
-def favourite_table(report: dict[str, Any]) -> str:
-    """Return a report of `favourite_category` as a Markdown table."""
-    lines = ["| answer by | favourite of the history | category of the target |", "| --- | ---: | ---: |"]
-    lines += [
-        f"| {name} | {value['history']:.3f} | {value['target']:.3f} |" for name, value in report["methods"].items()
-    ]
-    return "\n".join(lines)
+def invented_world(folder: str) -> PreparedData:
+    """Return the world that the demo checkpoint was trained on."""
+    world = SyntheticWorld()
+    choices: dict[str, Any] = {"filter": "none", "keep_items": "all", "name": "invented films", "domain": "movie"}
+    return prepare(world.interactions(), world.items(), output=Path(folder) / "data", **choices)
+
+
+def table(report: dict[str, Any]) -> str:
+    """Return the means over the seeds as Markdown, with the seeds' range."""
+    lines = []
+    for column, runs in report["columns"].items():
+        lines += [f"| {column} ({runs[0]['num_categories']}), answer by | favourite of the history | of the target |"]
+        lines += ["| --- | ---: | ---: |"]
+        for name in runs[0]["methods"]:
+            cells = []
+            for kind in ("history", "target"):
+                values = [run["methods"][name][kind] for run in runs]
+                cells.append(f"{np.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})")
+            lines.append(f"| {name} | {cells[0]} | {cells[1]} |")
+        lines.append("")
+    return "\n".join(lines).rstrip()
+
+
+def main() -> None:
+    """Measure, print the table and, with --output, write `free_text.json` and `free_text.md`."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default=DEMO_CHECKPOINT)
+    parser.add_argument("--data", type=Path, help="folder of `allmrec prepare`; the invented world by default")
+    parser.add_argument("--column", nargs="+", help="columns of categories")
+    parser.add_argument("--users", type=int, default=200)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the sample of users")
+    parser.add_argument("--output", type=Path, help="folder of the report")
+    parser.add_argument("--tiny", action="store_true", help="five users, one seed, one column")
+    options = parser.parse_args()
+    users, seeds = (5, [0]) if options.tiny else (options.users, options.seeds)
+    model, processor = AutoModel.from_pretrained(options.model), ALLMRecProcessor.from_pretrained(options.model)
+    with tempfile.TemporaryDirectory() as folder:
+        data = PreparedData.load(options.data) if options.data else invented_world(folder)
+        columns = options.column or ([None] if options.data or options.tiny else ["genre", "topic"])
+        runs: dict[str, list[dict[str, Any]]] = {}
+        for column in columns:
+            for seed in seeds:
+                found = favourite_category(model, processor, data, column, max_users=users, seed=seed)
+                runs.setdefault(found["column"], []).append(found)
+    report = {"data": data.name, "users_per_seed": users, "seeds": seeds, "columns": runs}
+    print(table(report))
+    if options.output:
+        options.output.mkdir(parents=True, exist_ok=True)
+        (options.output / "free_text.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        (options.output / "free_text.md").write_text(table(report) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
