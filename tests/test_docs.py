@@ -12,6 +12,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+import allmrec_hf
 import typer
 import yaml
 
@@ -115,6 +117,10 @@ def test_the_interface_page_names_what_there_is() -> None:
             continue
         module, _, attribute = name.rpartition(".")
         assert hasattr(importlib.import_module(module), attribute), name
+    told = set(re.findall(r"^::: \S+\.(\w+)$", page, re.MULTILINE))
+    models = {name for name in allmrec_hf._PUBLIC if name.endswith("Model") and name != "ALLMRecModel"}
+    missing = {name for name in set(allmrec_hf._PUBLIC) - models - told if not name.endswith("Error")}
+    assert not missing
 
 
 def test_links_out_of_the_documentation_lead_to_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
