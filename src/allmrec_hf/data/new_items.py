@@ -97,7 +97,8 @@ def check_empty(output: Path) -> None:
 def _loaded(model: str, loading: Mapping[str, Any]) -> RecommendationPipeline:
     from transformers import pipeline
 
-    return pipeline("recommendation", model=located(model, CHECKPOINT_PART), **loading)
+    task: Any = "recommendation"  # a task of this package, which no overload names
+    return pipeline(task, model=located(model, CHECKPOINT_PART), **loading)
 
 
 def _warn_of_untitled(pipe: RecommendationPipeline, added: list[str]) -> None:
