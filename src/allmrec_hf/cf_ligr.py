@@ -122,6 +122,7 @@ class LiGRModel(SequentialEncoder):
     An empty history has the user representation zeros, which scores every item 0.
 
     Example:
+        >>> import torch
         >>> model = LiGRModel(LiGRConfig(num_items=100, hidden_size=32)).eval()
         >>> users = model.encode_users(torch.tensor([[0, 5, 9], [3, 4, 8]]))
         >>> users.shape, model.score(users).shape

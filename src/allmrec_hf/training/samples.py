@@ -119,7 +119,8 @@ def drawn_rows(total: int, count: int | None, seed: int) -> np.ndarray:
 
 def drawn(samples: Samples, count: int | None, seed: int) -> Samples:
     """Return at most `count` samples, drawn once with a seed, in their order; all where `count` is None."""
-    return samples.take(drawn_rows(len(samples), count, seed))
+    rows = drawn_rows(len(samples), count, seed)
+    return samples if len(rows) == len(samples) else samples.take(rows)
 
 
 def training_targets(data: PreparedData) -> np.ndarray:
