@@ -30,7 +30,8 @@ def validation_ndcg(ranker: Ranker, data: PreparedData, max_users: int | None = 
         seed: Draws the sample.
     """
     candidates = data.candidates("validation")
-    candidates = candidates.take(drawn_rows(len(candidates), max_users, seed))
+    if max_users is not None and max_users < len(candidates):
+        candidates = candidates.take(drawn_rows(len(candidates), max_users, seed))
     ranks = []
     for start in range(0, len(candidates), BATCH):
         part = candidates.take(np.arange(start, min(start + BATCH, len(candidates))))
