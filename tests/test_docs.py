@@ -12,11 +12,10 @@ import sys
 from pathlib import Path
 
 import pytest
-
-import allmrec_hf
 import typer
 import yaml
 
+import allmrec_hf
 from allmrec_hf.cli.main import app
 
 ROOT = Path(__file__).resolve().parents[1]
