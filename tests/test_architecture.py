@@ -23,7 +23,7 @@ LAYERS = [
         "language_model",
         "cf_built_in",
     },
-    {"part_sources"},
+    {"part_sources", "gguf_files", "llm_memory"},
     {"sharing", "llm_files", "hub_upload"},
     {"cf_losses", "aligner", "projector", "losses", "scoring", "retrieval", "checkpoint_code", "item_table"}
     | {"language_model_checks", "slot_text"},

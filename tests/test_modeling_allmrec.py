@@ -231,12 +231,12 @@ def test_llm_arguments_reach_the_llm_and_not_the_light_part(checkpoint, monkeypa
 
     def load(name, **kwargs):
         seen.update(kwargs, name=name)
-        return tiny_llm("llama")
+        return tiny_llm("llama"), {"missing_keys": set()}
 
     monkeypatch.setattr("allmrec_hf.llm_files.AutoModelForCausalLM.from_pretrained", load)
     model = ALLMRecModel.from_pretrained(checkpoint, attn_implementation="eager", **given)
     expected = {"attn_implementation": "eager", "name": model.config.base_model_name_or_path}
-    assert seen == {**given, **expected, "trust_remote_code": False}
+    assert seen == {**given, **expected, "trust_remote_code": False, "output_loading_info": True}
 
 
 def test_attention_implementation_reaches_the_llm_through_the_auto_class(checkpoint):

@@ -23,6 +23,8 @@ class ALLMRecConfig(PreTrainedConfig):
             a path inside the checkpoint starts with `./`; where the checkpoint carries the LLM, `./NAME` is what its
             folder was called.
         base_model_revision: Its revision on the Hub.
+        base_model_gguf_file: Name of the GGUF file in that folder or repository that the LLM is; None for safetensors.
+        base_model_gguf_packed: Whether its weights stay packed where transformers has a kernel for them.
         language_model_included: Whether the checkpoint carries the LLM in `language_model/`.
         language_model_adapter: Whether the LLM that it carries has an adapter, in `language_model/adapter/`.
         text_encoder_name_or_path: The text encoder that stage 1 started from, in the same spelling.
@@ -62,6 +64,8 @@ class ALLMRecConfig(PreTrainedConfig):
     llm_dim: int | None = None
     base_model_name_or_path: str | None = None
     base_model_revision: str | None = None
+    base_model_gguf_file: str | None = None
+    base_model_gguf_packed: bool = False
     language_model_included: bool = False
     language_model_adapter: bool = False
     text_encoder_name_or_path: str | None = None

@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from huggingface_hub import HfApi
 from safetensors.torch import save_file
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, __version__
 from transformers.utils import cached_file
 
 from .errors import CheckpointError
-from .part_sources import LANGUAGE_MODEL_PART, is_hub_id, located, require_found
+from .gguf_files import GGUFFacts, gguf_facts, gguf_path, no_such_gguf
+from .llm_memory import check_memory
+from .part_sources import LANGUAGE_MODEL_PART, is_hub_id, located, one_line, require_found
 
 logger = logging.getLogger(__name__)
 
@@ -24,9 +27,11 @@ LOADING_OPTIONS = (
     *("attn_implementation", "device_map", "dtype", "max_memory", "offload_buffers", "offload_folder"),
     *("offload_state_dict", "quantization_config", "torch_dtype"),
 )
-"""Arguments that go to the LLM alone."""
+"""Arguments of `AutoModelForCausalLM.from_pretrained` that go to the LLM alone."""
+OWN_OPTIONS = ("gguf_file", "gguf_packed", "check_memory")
+"""Further ones, which `find_llm` and `load_llm_files` take."""
 _OTHER_OPTIONS = (
-    *("cache_dir", "code_revision", "force_download", "gguf_file", "key_mapping", "local_files_only", "proxies"),
+    *("cache_dir", "code_revision", "force_download", "key_mapping", "local_files_only", "proxies"),
     *("subfolder", "token", "tp_plan", "trust_remote_code", "use_kernels", "use_safetensors", "variant"),
     *("experts_implementation", "low_cpu_mem_usage"),
 )
@@ -36,28 +41,40 @@ _WEIGHTS = ("model*.safetensors", "model.safetensors.index.json", "pytorch_model
 
 
 class LLMSource(NamedTuple):
-    """The sources of an LLM: `base` and `adapter` are folders or Hub ids, `where` their further arguments."""
+    """The sources of an LLM: `base` and `adapter` are folders or Hub ids, `where` their further arguments.
+
+    Of an LLM in a GGUF file, `gguf` is that file's absolute path, and `base` holds what may be beside it.
+    """
 
     base: str
     base_where: dict[str, Any]
     adapter: str | None = None
     adapter_where: dict[str, Any] = {}
+    gguf: str | None = None
+
+    @property
+    def shown(self) -> str:
+        """What messages call it."""
+        return self.gguf or self.base
 
 
-def find_llm(name: str, revision: str | None = None, **hub: Any) -> LLMSource:
+def find_llm(name: str, revision: str | None = None, gguf_file: str | None = None, **hub: Any) -> LLMSource:
     """Return where the LLM of an id or folder is; of an adapter (PEFT), also where its base is.
 
     Args:
         name: What `part_sources.located` returned.
         revision: Its revision on the Hub; of an adapter, the adapter's.
+        gguf_file: Name of the GGUF file inside the folder or repository that holds the LLM.
         **hub: `token`, `cache_dir`, `local_files_only`, `force_download`.
 
     Raises:
         FileNotFoundError: when it, or the base of an adapter, cannot be found.
         CheckpointError: when PEFT is not installed, or the adapter is of a kind that has no place beside vectors.
     """
-    require_found(name, revision=revision, **hub)
     where = hub if revision is None else {**hub, "revision": revision}
+    if gguf_file is not None:
+        return _gguf_source(name, gguf_file, where)
+    require_found(name, revision=revision, **hub)
     beside = Path(name) / ADAPTER_FOLDER
     if (beside / ADAPTER_CONFIG).is_file():  # written by `save_llm_files`
         return LLMSource(name, hub, str(beside), hub)
@@ -87,26 +104,128 @@ def find_llm(name: str, revision: str | None = None, **hub: Any) -> LLMSource:
     return LLMSource(base, of_base, name, where)
 
 
+def _gguf_source(name: str, gguf_file: str, where: dict[str, Any]) -> LLMSource:
+    if Path(name).is_dir():
+        return LLMSource(name, where, gguf=gguf_path(name, gguf_file))
+    require_found(name, gguf_file, **where)
+    file = cached_file(name, gguf_file, **_quiet(where))
+    if file is None:
+        try:
+            files = HfApi(token=where.get("token")).list_repo_files(name, revision=where.get("revision"))
+        except OSError:
+            files = []
+        raise FileNotFoundError(no_such_gguf(name, gguf_file, files))
+    return LLMSource(name, where, gguf=str(Path(file).absolute()))
+
+
 def _quiet(where: dict[str, Any]) -> dict[str, Any]:
     names = ("missing_entries", "connection_errors", "gated_repo")
     return {**where, **{f"_raise_exceptions_for_{name}": False for name in names}}
 
 
-def load_llm_files(source: LLMSource, trust_remote_code: bool | None = None, **options: Any) -> Any:
+def load_llm_files(
+    source: LLMSource,
+    trust_remote_code: bool | None = None,
+    gguf_packed: bool = False,
+    check_memory: bool = True,
+    **options: Any,
+) -> Any:
     """Return a causal LM, its adapter injected where it has one.
 
     Args:
         source: Of `find_llm`.
         trust_remote_code: Run code that comes with the LLM; never asked for on a terminal.
+        gguf_packed: Keep the weights of a GGUF file in their blocks where transformers has a kernel for them; else
+            they are unpacked, in fp32 where no dtype is given.
+        check_memory: Refuse an LLM that does not fit into memory before it is loaded.
         **options: Passed to `AutoModelForCausalLM.from_pretrained`.
+
+    Raises:
+        CheckpointError: when a GGUF file cannot be read, weights are missing, or the LLM does not fit.
     """
     trust = bool(trust_remote_code)
-    llm: Any = AutoModelForCausalLM.from_pretrained(
-        source.base, trust_remote_code=trust, **source.base_where, **options
+    name, where, facts = source.base, source.base_where, None
+    if source.gguf is not None:
+        facts = gguf_facts(source.gguf)
+        name, where = str(Path(source.gguf).parent), _gguf_arguments(source, gguf_packed, options)
+        options.pop("quantization_config", None)
+    if check_memory:
+        require_memory(source, trust, facts, gguf_packed, options)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        name, trust_remote_code=trust, output_loading_info=True, **where, **options
     )
+    llm, info = loaded
+    missing = sorted(set(map(str, info["missing_keys"])) & {key for key, _ in llm.named_parameters()})
+    if missing and not has_adapter(llm):
+        raise CheckpointError(
+            f"{len(missing)} weights of {source.shown} are missing, such as {', '.join(missing[:3])}: it is damaged, "
+            "or no causal LM"
+        )
+    if facts is not None:
+        packed = any(parameter.dtype == torch.uint8 for parameter in llm.parameters())
+        size = sum(parameter.nbytes for parameter in llm.parameters()) / 1e9
+        how = "packed in their blocks" if packed else f"unpacked to {str(llm.dtype).removeprefix('torch.')}"
+        logger.info("%s: the weights of %s are %s (%.2f GB).", facts.architecture, source.gguf, how, size)
     if source.adapter is not None:
         add_adapter(llm, source.adapter, **source.adapter_where)
     return llm
+
+
+def _gguf_arguments(source: LLMSource, packed: bool, options: dict[str, Any]) -> dict[str, Any]:
+    if options.get("quantization_config") is not None:
+        raise CheckpointError(
+            f"{source.gguf} is a GGUF file, whose weights are quantized as they are; leave out quantization_config "
+            "(--llm.load-in-8bit), or give the LLM's folder or Hub id with safetensors"
+        )
+    from transformers import GgufConfig  # checked by `gguf_facts`
+
+    return {"gguf_file": source.gguf, "quantization_config": GgufConfig(dequantize=not packed)}
+
+
+def require_memory(
+    source: LLMSource,
+    trust_remote_code: bool,
+    facts: GGUFFacts | None,
+    gguf_packed: bool,
+    options: dict[str, Any],
+    device: Any = None,
+) -> None:
+    """Refuse an LLM whose weights do not fit into memory, see `llm_memory.check_memory`.
+
+    Args:
+        source: Of `find_llm`.
+        trust_remote_code: Run code that comes with it.
+        facts: Of a GGUF file.
+        gguf_packed: Whether its weights stay packed.
+        options: Loading options.
+        device: Where the LLM is put after loading.
+
+    Raises:
+        CheckpointError: when they do not fit.
+    """
+    dtype = options.get("dtype", options.get("torch_dtype"))
+    if facts is not None:
+        each = facts.file_bytes / facts.parameters if gguf_packed else _bytes_of(dtype, torch.float32)
+        check_memory(source.shown, facts.parameters, each, options, device)
+        return
+    try:
+        config = load_config(source, trust_remote_code)
+        empty = empty_llm(config, trust_remote_code)
+    except (OSError, ValueError, ImportError, RuntimeError, KeyError, TypeError, AttributeError):
+        return  # loading says what is wrong
+    parameters = sum(parameter.numel() for parameter in empty.parameters())
+    quantized = options.get("quantization_config") or getattr(config, "quantization_config", None)
+    own = getattr(config.get_text_config(), "dtype", None) or torch.float32
+    each = 0.5 if quantized is not None else _bytes_of(dtype, own)  # of quantized ones the least they can need
+    check_memory(source.shown, parameters, each, options, device)
+
+
+def _bytes_of(dtype: Any, own: Any) -> int:
+    """Return the bytes of a number of a dtype, by name or itself; of None and `auto`, of the LLM's own."""
+    found = own if dtype in (None, "auto") else dtype
+    if isinstance(found, str):
+        found = getattr(torch, found.removeprefix("torch."), torch.float32)
+    return found.itemsize if isinstance(found, torch.dtype) else 2
 
 
 def add_adapter(llm: Any, name: str, **where: Any) -> None:
@@ -132,16 +251,47 @@ def load_tokenizer(source: LLMSource, trust_remote_code: bool | None = None) -> 
     """Return the tokenizer of an LLM: the adapter's where that has one, else the base's."""
     trust = bool(trust_remote_code)
     name, where = source.base, source.base_where
-    if source.adapter is not None:
-        files = ("tokenizer_config.json", "tokenizer.json")
-        if any(cached_file(source.adapter, file, **_quiet(source.adapter_where)) for file in files):
-            name, where = source.adapter, source.adapter_where
+    files = ("tokenizer_config.json", "tokenizer.json")
+    if source.gguf is not None:
+        if gguf_facts(source.gguf).has_tokenizer:
+            folder = str(Path(source.gguf).parent)
+            try:
+                return AutoTokenizer.from_pretrained(folder, gguf_file=source.gguf, trust_remote_code=trust)
+            except (ValueError, KeyError) as error:
+                raise _unread(source.gguf, error) from error
+        if not any(cached_file(name, file, **_quiet(where)) for file in files):
+            raise CheckpointError(
+                f"{source.gguf} has no tokenizer, and none lies beside it; put the tokenizer.json of the LLM into its "
+                "folder, or give a GGUF file with its vocabulary"
+            )
+    if source.adapter is not None and any(
+        cached_file(source.adapter, file, **_quiet(source.adapter_where)) for file in files
+    ):
+        name, where = source.adapter, source.adapter_where
     return AutoTokenizer.from_pretrained(name, trust_remote_code=trust, **where)
 
 
 def load_config(source: LLMSource, trust_remote_code: bool | None = None) -> Any:
-    """Return the config of an LLM."""
+    """Return the config of an LLM.
+
+    Raises:
+        CheckpointError: when transformers cannot read its architecture from a GGUF file.
+    """
+    if source.gguf is not None:
+        gguf_facts(source.gguf)
+        try:
+            return AutoConfig.from_pretrained(str(Path(source.gguf).parent), gguf_file=source.gguf)
+        except (ValueError, KeyError) as error:
+            raise _unread(source.gguf, error) from error
     return AutoConfig.from_pretrained(source.base, trust_remote_code=bool(trust_remote_code), **source.base_where)
+
+
+def _unread(path: str, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"{path} holds an LLM of the architecture {gguf_facts(path).architecture!r}, which transformers {__version__} "
+        f"cannot read from a GGUF file, or whose tokenizer it cannot ({one_line(error)}); give the LLM's folder or Hub "
+        "id with safetensors"
+    )
 
 
 def empty_llm(config: Any, trust_remote_code: bool | None = None, attn_implementation: str | None = None) -> Any:
@@ -230,9 +380,16 @@ def save_llm_files(llm: Any, folder: str | os.PathLike[str]) -> None:
 
     Raises:
         CheckpointError: when its adapters cannot be told from its base: merged ones, several at once, or learned
-            tokens before the prompt.
+            tokens before the prompt; or when its weights are packed as in a GGUF file.
     """
     folder = Path(folder)
+    if type(getattr(llm, "hf_quantizer", None)).__name__ == "GgufHfQuantizer" and any(
+        parameter.dtype == torch.uint8 for parameter in llm.parameters()
+    ):
+        raise CheckpointError(
+            "the LLM's weights are packed as in its GGUF file, which cannot be written: load it unpacked "
+            "(gguf_packed=False), or save with include_llm=False, which names the file"
+        )
     if not has_adapter(llm):
         llm.save_pretrained(str(folder))
         return

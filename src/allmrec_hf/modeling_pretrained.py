@@ -31,10 +31,12 @@ from .checkpoint_code import (
 from .configuration_allmrec import ALLMRecConfig
 from .errors import CheckpointError
 from .files import folder_written_whole
+from .gguf_files import split_gguf
 from .item_table import ItemTable
 from .llm_files import (
     ADAPTER_FOLDER,
     LOADING_OPTIONS,
+    OWN_OPTIONS,
     LLMSource,
     find_llm,
     has_adapter,
@@ -196,6 +198,8 @@ class ALLMRecPreTrainedModel(PreTrainedModel):
                 "The saved checkpoint will not find its LLM again: set config.base_model_name_or_path, or save with "
                 "include_llm=True."
             )
+        if base != self.config.base_model_name_or_path:  # the LLM that the checkpoint carried, a plain folder
+            self.config.base_model_gguf_file, self.config.base_model_gguf_packed = None, False
         self.config.base_model_name_or_path = base
         self.config.language_model_included, self.config.code_exported = include_llm, export_code
         self.config.language_model_adapter = include_llm and has_adapter(self.language_model)
@@ -285,15 +289,17 @@ class ALLMRecPreTrainedModel(PreTrainedModel):
             pretrained_model_name_or_path: A folder, a Hub repository, or `demo`.
             config: An `ALLMRecConfig` to use instead of the saved one.
             language_model: `"auto"` loads the LLM that the checkpoint names; None loads none; a causal LM is attached;
-                a string is an LLM to load instead: the same one at another place. What is saved afterwards names that
-                place.
+                a string is an LLM to load instead: the same one at another place, a folder, a Hub id or a GGUF file.
+                What is saved afterwards names that place.
             text_encoder: A `SentenceTransformer`, or its id or path, instead of the one that the checkpoint names.
             trust_remote_code: Run code that comes with the LLM or the text encoder; refused where not given, never
                 asked for on a terminal and never stored.
             output_loading_info: Return the loading info too, as transformers does.
             allow_other_llm: Take an LLM that is not the one of the training, see `attach_language_model`.
             **kwargs: `dtype`, `device_map`, `quantization_config`, `attn_implementation`, `max_memory` and `offload_*`
-                go to the LLM; the rest, such as `subfolder` and `revision`, goes to transformers.
+                go to the LLM, and so do `gguf_file` (its name in the folder or repository), `gguf_packed` and
+                `check_memory` (False: load an LLM that seems too large all the same); the rest, such as `subfolder`
+                and `revision`, goes to transformers.
 
         Raises:
             CheckpointError: when a file is missing, damaged or of another model, or the LLM cannot be found.
@@ -316,7 +322,7 @@ class ALLMRecPreTrainedModel(PreTrainedModel):
         allow_other_llm: bool,
         **kwargs: Any,
     ) -> tuple[Any, dict[str, Any]]:
-        llm_kwargs = {key: kwargs.pop(key) for key in LOADING_OPTIONS if key in kwargs}
+        llm_kwargs = {key: kwargs.pop(key) for key in (*LOADING_OPTIONS, *OWN_OPTIONS) if key in kwargs}
         hub = {key: kwargs[key] for key in _HUB_KWARGS if kwargs.get(key)}
         within = {key: kwargs[key] for key in ("revision", "subfolder") if kwargs.get(key)}
         if config is not None and getattr(config, "_attn_implementation_internal", None):
@@ -379,6 +385,9 @@ class ALLMRecPreTrainedModel(PreTrainedModel):
 
     def _load_language_model(self, wanted: str, hub: dict[str, Any], options: dict[str, Any]) -> Any:
         name = self.config.base_model_name_or_path if wanted == "auto" else wanted
+        options = dict(options)
+        gguf_file, packed = options.pop("gguf_file", None), options.pop("gguf_packed", None)
+        packed = self.config.base_model_gguf_packed if packed is None else bool(packed)
         try:
             if wanted == "auto" and self.config.language_model_included:
                 source = self._carried_llm()
@@ -387,9 +396,13 @@ class ALLMRecPreTrainedModel(PreTrainedModel):
             else:
                 revision = self.config.base_model_revision if wanted == "auto" else None
                 hub = {key: value for key, value in hub.items() if key in _HUB_KWARGS}
+                if wanted == "auto":
+                    gguf_file = gguf_file or self.config.base_model_gguf_file
+                else:
+                    name, gguf_file = split_gguf(wanted, gguf_file)
                 name = located(name, LANGUAGE_MODEL_PART, self._folder)
-                source = find_llm(name, revision, **hub)
-            llm = load_llm_files(source, self._trusts_code, **options)
+                source = find_llm(name, revision, gguf_file, **hub)
+            llm = load_llm_files(source, self._trusts_code, gguf_packed=packed, **options)
         except (*_DAMAGED, ImportError) as error:
             of = "of this checkpoint " if wanted == "auto" else ""
             raise CheckpointError(
@@ -398,10 +411,12 @@ class ALLMRecPreTrainedModel(PreTrainedModel):
                 "the command line"
             ) from error
         if wanted != "auto":
-            self.config.base_model_name_or_path = recorded(wanted, LANGUAGE_MODEL_PART)
             self.config.base_model_revision = None
-        elif not self.config.language_model_included:  # as it is called wherever the process runs
-            self.config.base_model_name_or_path = recorded(str(name), LANGUAGE_MODEL_PART)
+        if wanted != "auto" or not self.config.language_model_included:  # as it is called wherever the process runs
+            known = name if wanted == "auto" or gguf_file is not None else wanted
+            self.config.base_model_name_or_path = recorded(str(known), LANGUAGE_MODEL_PART)
+            self.config.base_model_gguf_file = gguf_file
+            self.config.base_model_gguf_packed = packed and gguf_file is not None
         return llm
 
     def _carried_llm(self) -> LLMSource:

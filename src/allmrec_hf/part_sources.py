@@ -73,6 +73,8 @@ def recorded(name: str, part: str) -> str:
     A path that leads nowhere, a Hub id and `demo` are returned as they are.
     """
     path = Path(name).expanduser()
+    if name != DEMO and path.is_file():
+        return str(path.absolute())  # of a GGUF file; a link in a cache of the Hub keeps its name
     if name == DEMO or not path.is_dir():
         return name
     path = path.resolve()

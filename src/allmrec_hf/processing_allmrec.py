@@ -35,7 +35,10 @@ CACHED_TITLES = 2**16  # cleaned titles kept
 CACHED_TEXTS = 2**16  # tokenized pieces of prompts kept
 EQUAL_ANSWERS = "; titles cut so far are no longer all different, and equal ones cannot be told apart: lost are"
 LONGEST_CACHED_TEXT = 512  # characters; a longer piece names a user's whole history and hardly comes twice
-_MODEL_KWARGS = ("attn_implementation", "device_map", "dtype", "max_memory", "quantization_config", "torch_dtype")
+_MODEL_KWARGS = (
+    *("attn_implementation", "check_memory", "device_map", "dtype", "gguf_file", "gguf_packed", "max_memory"),
+    *("quantization_config", "torch_dtype"),
+)
 _COUNTS = ("history_in_prompt", "max_history_length", "max_length", "max_title_characters")
 _HUB_KWARGS = ("cache_dir", "revision", "token", "local_files_only", "subfolder")
 

@@ -79,15 +79,16 @@ def plan(suite: Suite) -> list[PlannedRun]:
 
 @cache
 def part_name(name: str) -> str:
-    """Return an id as it is, and for a folder its name with a digest of its files: paths differ between machines.
+    """Return an id as it is, and for a folder or file its name with a digest: paths differ between machines.
 
     Of each file the size and both ends count; trained weights that are others differ there too.
     """
     folder = Path(name)
-    if not folder.is_dir():
+    if not folder.exists():
         return name
     digest = hashlib.sha256()
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+    files = [folder] if folder.is_file() else sorted(path for path in folder.rglob("*") if path.is_file())
+    for path in files:
         size = path.stat().st_size
         digest.update(f"{path.relative_to(folder).as_posix()} {size}\n".encode())
         with path.open("rb") as file:

@@ -330,6 +330,8 @@ def _check_llms(planned_runs: Iterable[PlannedRun]) -> None:
     for planned in needing:
         options = planned.setting.options
         own = dict(options.get("llm_options") or {})
+        own |= {name: options[name] for name in ("gguf_file", "gguf_packed") if name in options}
+        own |= {"check_memory": False} if options.get("llm_check_memory") is False else {}
         asked = (str(planned.setting.llm), options.get("llm_revision"), own, planned.setting.trust_remote_code)
         if asked not in seen:
             seen.append(asked)

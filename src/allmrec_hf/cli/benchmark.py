@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..training.stage_arguments import LARGEST_SEED
-from .loading import TrustOption
+from .loading import GgufFileOption, TrustOption, named_llm
 from .options import ConfigOption, JsonOption, emit, say, setup_process, stderr, user_errors
 
 if TYPE_CHECKING:
@@ -38,7 +38,10 @@ def benchmark(
     datasets: Annotated[
         list[str] | None, typer.Option(help="Only these data sets of the suite, with commas or repeated.")
     ] = None,
-    llm: Annotated[str | None, typer.Option(help="Hub id or folder of the LLM; `demo` is a tiny one.")] = None,
+    llm: Annotated[
+        str | None, typer.Option(help="Hub id or folder of the LLM, or a .gguf file; `demo` is a tiny one.")
+    ] = None,
+    gguf_file: GgufFileOption = None,
     text_encoder: Annotated[str | None, typer.Option(help="sentence-transformers id or folder; `demo`.")] = None,
     seeds: Annotated[str | None, typer.Option(help="Seeds of the methods, such as 0,1,2.")] = None,
     max_users: Annotated[int | None, typer.Option(min=1, help="A seeded sample of test users.")] = None,
@@ -76,7 +79,15 @@ def benchmark(
         if list_runs and suite is None and data is None:
             emit({"suites": suite_names()}) if json_output else say("\n".join(suite_names()))
             return
-        chosen = _suite(suite, data, methods, datasets, seeds, max_users, {"llm": llm, "text_encoder": text_encoder})
+        chosen = _suite(
+            suite,
+            data,
+            methods,
+            datasets,
+            seeds,
+            max_users,
+            {"llm": named_llm(llm, gguf_file), "text_encoder": text_encoder},
+        )
         if list_runs:
             _list(chosen, output, json_output)
             return

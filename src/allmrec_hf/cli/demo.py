@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .loading import TrustOption, load_pipeline
+from .loading import GgufFileOption, TrustOption, load_pipeline, named_llm
 from .options import ConfigOption, JsonOption, SeedOption, emit, say, stderr, user_errors
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ MEANING = (
 def demo(
     output: Annotated[Path, typer.Option(help="Run folder; new or empty.")] = Path("allmrec-demo"),
     llm: Annotated[str | None, typer.Option(help="A real causal LM instead of the tiny one.")] = None,
+    gguf_file: GgufFileOption = None,
     text_encoder: Annotated[str | None, typer.Option(help="A real text encoder instead of the tiny one.")] = None,
     data: Annotated[
         Path | None, typer.Option(help="Folder of `allmrec prepare` instead of the invented world.")
@@ -57,6 +58,7 @@ def demo(
         from ..training.llms import check_llm
 
         started = time.monotonic()
+        llm = named_llm(llm, gguf_file)
         check_llm(llm or DEMO, None, {}, trust_remote_code)
         _clear(output, overwrite)
         tell = (lambda text: stderr.print(text, markup=False)) if json_output else say

@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from .loading import LlmOption, OtherLlmOption, TrustOption, an, checkpoint_errors, checkpoint_type, located_checkpoint
+from .loading import (
+    GgufFileOption,
+    LlmOption,
+    OtherLlmOption,
+    TrustOption,
+    an,
+    checkpoint_errors,
+    checkpoint_type,
+    located_checkpoint,
+    named_llm,
+)
 from .options import ConfigOption, JsonOption, PermutationsOption, SeedOption, emit, say, stderr, user_errors
 
 if TYPE_CHECKING:
@@ -164,6 +174,7 @@ def evaluate(
     per_user: Annotated[Path | None, typer.Option(help="Write every user's rank and ties here, as parquet.")] = None,
     update_card: Annotated[bool, typer.Option(help="Put the numbers into the run folder's model card.")] = False,
     llm: LlmOption = None,
+    gguf_file: GgufFileOption = None,
     allow_other_llm: OtherLlmOption = False,
     trust_remote_code: TrustOption = False,
     json_output: JsonOption = False,
@@ -211,7 +222,15 @@ def evaluate(
         prepared = PreparedData.load(data)
         whole, trust = protocol == "full", trust_remote_code
         rankers = load_rankers(
-            model, prepared, batch_size, num_permutations, fair_backbone, whole, llm, trust, allow_other_llm
+            model,
+            prepared,
+            batch_size,
+            num_permutations,
+            fair_backbone,
+            whole,
+            named_llm(llm, gguf_file),
+            trust,
+            allow_other_llm,
         )
         for ranker in rankers:
             if isinstance(ranker, ALLMRecRanker):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .loading import LlmOption, ModelOption, OtherLlmOption, TrustOption, load_pipeline
+from .loading import GgufFileOption, LlmOption, ModelOption, OtherLlmOption, TrustOption, load_pipeline, named_llm
 from .options import ConfigOption, JsonOption, emit, say, stderr, user_errors, visible
 from .recommend import CandidateTitlesOption, TitlesOption, as_titles
 
@@ -42,6 +42,7 @@ def explain(
         str | None, typer.Option(help="A free-text task instead: favourite-category, why-this, or a JSON file.")
     ] = None,
     llm: LlmOption = None,
+    gguf_file: GgufFileOption = None,
     allow_other_llm: OtherLlmOption = False,
     trust_remote_code: TrustOption = False,
     json_output: JsonOption = False,
@@ -78,7 +79,7 @@ def explain(
                 check_writable(path)
         if picture is not None and picture.suffix.lower() not in (".svg", ".png", ".html"):
             raise DataError(f"--picture {picture} must end in .svg, .png or .html")
-        pipe = load_pipeline(model, llm, None, trust_remote_code, allow_other_llm)
+        pipe = load_pipeline(model, named_llm(llm, gguf_file), None, trust_remote_code, allow_other_llm)
         named = as_titles(pipe.processor.catalog, titles)
         if task is not None:
             asked: dict[str, Any] = {"history": _ids(history), "titles": named, "item": item, "item_title": item_title}

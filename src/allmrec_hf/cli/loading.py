@@ -18,7 +18,13 @@ ModelOption = Annotated[
 ]
 LlmOption = Annotated[
     str | None,
-    typer.Option("--llm", help="Folder or Hub id of the checkpoint's LLM, where it is no longer where it was."),
+    typer.Option(
+        "--llm", help="Folder, Hub id or .gguf file of the checkpoint's LLM, where it is no longer where it was."
+    ),
+]
+GgufFileOption = Annotated[
+    str | None,
+    typer.Option("--gguf-file", help="Name of the GGUF file, where --llm is a folder or Hub id that has such files."),
 ]
 TextEncoderOption = Annotated[
     str | None,
@@ -92,6 +98,22 @@ def checkpoint_type(path: str) -> str | None:
 def an(noun: str) -> str:
     """Return a noun with its article."""
     return f"{'an' if noun[:1] in 'aeiou' else 'a'} {noun}"
+
+
+def named_llm(llm: str | None, gguf_file: str | None) -> str | None:
+    """Return the LLM of `--llm` and `--gguf-file` as one name.
+
+    Raises:
+        ALLMRecError: when there is a file without a folder or repository, or two files.
+    """
+    from ..errors import ALLMRecError
+    from ..gguf_files import split_gguf
+
+    if llm is None:
+        if gguf_file is not None:
+            raise ALLMRecError("--gguf-file names a file in a folder or repository; give that as --llm")
+        return None
+    return "/".join(part for part in split_gguf(llm, gguf_file) if part is not None)
 
 
 def load_pipeline(

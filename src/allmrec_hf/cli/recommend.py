@@ -13,6 +13,7 @@ import click
 import typer
 
 from .loading import (
+    GgufFileOption,
     LlmOption,
     ModelOption,
     OtherLlmOption,
@@ -20,6 +21,7 @@ from .loading import (
     TrustOption,
     load_pipeline,
     located_checkpoint,
+    named_llm,
 )
 from .options import (
     ColumnOption,
@@ -91,6 +93,7 @@ def recommend(
     num_permutations: PermutationsOption = 1,
     batch_size: Annotated[int, typer.Option(min=1, help="Requests that the LLM reads at once, with --requests.")] = 16,
     llm: LlmOption = None,
+    gguf_file: GgufFileOption = None,
     allow_other_llm: OtherLlmOption = False,
     trust_remote_code: TrustOption = False,
     json_output: JsonOption = False,
@@ -124,10 +127,10 @@ def recommend(
             raise DataError("the history is empty; give --history ID,ID,..., --titles TITLE or --requests FILE")
         settings: dict[str, Any] = {"top_k": top_k, "num_permutations": num_permutations, "on_error": on_error}
         if requests is not None:
-            pipe = load_pipeline(model, llm, None, trust_remote_code, allow_other_llm)
+            pipe = load_pipeline(model, named_llm(llm, gguf_file), None, trust_remote_code, allow_other_llm)
             _recommend_all(pipe, requests, output, batch_size, settings)
             return
-        pipe = load_pipeline(model, llm, None, trust_remote_code, allow_other_llm)
+        pipe = load_pipeline(model, named_llm(llm, gguf_file), None, trust_remote_code, allow_other_llm)
         catalog = pipe.processor.catalog
         request = {
             "history": None if history is None else _split(history),
@@ -224,6 +227,7 @@ def add_items(
     header: HeaderOption = True,
     quotes: QuotesOption = "auto",
     llm: LlmOption = None,
+    gguf_file: GgufFileOption = None,
     text_encoder: TextEncoderOption = None,
     allow_other_llm: OtherLlmOption = False,
     trust_remote_code: TrustOption = False,
@@ -251,7 +255,7 @@ def add_items(
         if output is not None:
             check_empty(output)
         rows = read_new_items(items, column_map(column), TextFormat(delimiter, encoding, header, None, quotes))
-        pipe = load_pipeline(model, llm, text_encoder, trust_remote_code, allow_other_llm)
+        pipe = load_pipeline(model, named_llm(llm, gguf_file), text_encoder, trust_remote_code, allow_other_llm)
         target = output or Path(model)
         added = add(pipe, rows)
         pipe.save_pretrained(target)
@@ -277,6 +281,7 @@ def push(
         str | None, typer.Option(help="Hub id of the text encoder, where the run has it from a folder.")
     ] = None,
     llm: LlmOption = None,
+    gguf_file: GgufFileOption = None,
     text_encoder: TextEncoderOption = None,
     trust_remote_code: TrustOption = False,
     json_output: JsonOption = False,
@@ -304,7 +309,7 @@ def push(
             llm_id=llm_id,
             include_text_encoder=include_text_encoder,
             text_encoder_id=text_encoder_id,
-            llm=llm,
+            llm=named_llm(llm, gguf_file),
             text_encoder=text_encoder,
             trust_remote_code=trust_remote_code,
         )

@@ -35,6 +35,7 @@ class ALLMRecCard:
         name: The model's name.
         base_model: Id or path of the frozen LLM.
         base_model_revision: Its revision.
+        base_model_file: The GGUF file in it that the LLM is.
         base_model_parameters: Its number of parameters.
         includes_base_model: Whether the checkpoint carries the LLM's weights.
         cf_backbone: The collaborative-filtering backbone, such as `sasrec`.
@@ -61,6 +62,7 @@ class ALLMRecCard:
     name: str
     base_model: str | None = None
     base_model_revision: str | None = None
+    base_model_file: str | None = None
     base_model_parameters: int | None = None
     includes_base_model: bool = False
     cf_backbone: str = "sasrec"
@@ -236,6 +238,8 @@ def _number(value: object, separator: str = ",") -> str:
 
 def _parts(card: ALLMRecCard) -> list[dict[str, str]]:
     llm = _shown_source(card.base_model)
+    if card.base_model_file:
+        llm += f", file {escape(card.base_model_file)}"
     if card.base_model_revision:
         llm += f", revision {escape(card.base_model_revision)}"
     parts = [

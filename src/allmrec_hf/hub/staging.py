@@ -14,6 +14,7 @@ from typing import Any
 
 from ..checkpoint_code import generated_card, update_json
 from ..errors import ALLMRecError, CheckpointError
+from ..gguf_files import split_gguf
 from ..modeling_allmrec import ALLMRecModel
 from ..part_sources import DEMO, is_hub_id
 from ..sharing import check_no_local_parts, check_no_machine_paths, local_parts
@@ -35,7 +36,7 @@ class Sharing:
 
     Attributes:
         include_llm: Put the LLM into the copy.
-        llm_id: The LLM's id on the Hub.
+        llm_id: The LLM's id on the Hub; of one in a GGUF file ORG/NAME/FILE.gguf.
         include_text_encoder: Put the text encoder into the copy.
         text_encoder_id: Its id on the Hub.
         llm: Where to read the LLM, where it is not where the checkpoint says.
@@ -53,7 +54,7 @@ class Sharing:
 
     def __post_init__(self) -> None:
         for option, name in (("--llm-id", self.llm_id), ("--text-encoder-id", self.text_encoder_id)):
-            if name is not None and (name == DEMO or not is_hub_id(name)):
+            if name is not None and (name == DEMO or not is_hub_id(split_gguf(name)[0])):
                 raise ALLMRecError(f"{option} takes an id of the Hub, such as ORG/NAME, not {name!r}")
 
 
@@ -128,10 +129,11 @@ def _change(directory: Path, folder: Path, config: dict[str, Any], sharing: Shar
         )
         model.config.text_encoder_included = adds_encoder or model.config.text_encoder_included
         model.save_pretrained(folder, include_llm=includes_llm)
-    ids = {"base_model_name_or_path": sharing.llm_id, "text_encoder_name_or_path": sharing.text_encoder_id}
-    ids = {name: value for name, value in ids.items() if value is not None}
+    named = {"base_model_name_or_path": sharing.llm_id, "text_encoder_name_or_path": sharing.text_encoder_id}
+    ids: dict[str, Any] = {name: value for name, value in named.items() if value is not None}
     if sharing.llm_id is not None and sharing.llm_id != config.get("base_model_name_or_path"):
-        ids["base_model_revision"] = None
+        name, gguf_file = split_gguf(sharing.llm_id)
+        ids |= {"base_model_name_or_path": name, "base_model_gguf_file": gguf_file, "base_model_revision": None}
     update_json(folder / "config.json", ids)
     _change_card(folder, before, json.loads((folder / "config.json").read_text(encoding="utf-8")))
 
@@ -144,6 +146,7 @@ def _change_card(folder: Path, before: dict[str, Any], after: dict[str, Any]) ->
         card = read_card(folder)
         rendered = render_card(card)
         card.base_model, card.base_model_revision = after["base_model_name_or_path"], after["base_model_revision"]
+        card.base_model_file = after.get("base_model_gguf_file")
         card.includes_base_model = after["language_model_included"]
         card.text_encoder = after["text_encoder_name_or_path"]
         write_card(card, folder)

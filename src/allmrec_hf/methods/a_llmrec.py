@@ -100,8 +100,10 @@ def facts(ranker: Ranker) -> dict[str, Any]:
     language_model = getattr(model, "language_model", None)
     if language_model is not None:
         name = getattr(model.config, "base_model_name_or_path", None)
+        gguf_file = getattr(model.config, "base_model_gguf_file", None)
+        name = f"{name}/{gguf_file}" if gguf_file else name
         found = {
-            "llm": Path(name).name if name and Path(name).is_dir() else name,
+            "llm": Path(name).name if name and Path(name).exists() else name,
             "llm_parameters": sum(p.numel() for n, p in language_model.named_parameters() if "lora_" not in n),
             "d_llm": input_width(language_model),
         }

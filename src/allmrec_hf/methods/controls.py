@@ -19,12 +19,11 @@ from ..evaluation.protocol import Ranker
 from ..evaluation.rankers import BackboneRanker
 from ..files import folder_written_whole
 from ..histories import pad_histories
-from ..llm_files import find_llm, load_config, load_tokenizer
+from ..llm_files import load_config, load_tokenizer
 from ..modeling_allmrec import ALLMRecModel
-from ..part_sources import LANGUAGE_MODEL_PART, located
 from ..training.arguments import ALLMRecTrainingArguments
 from ..training.devices import share_of_batch
-from ..training.llms import check_llm
+from ..training.llms import check_llm, llm_source
 from ..training.loop import run_stage
 from ..training.warm_start import (
     BATCH_SIZE,
@@ -122,7 +121,7 @@ class NoLLM(Method):
     def fit(self, data: PreparedData, setting: Setting) -> Ranker:
         """Train the two projectors without an LLM and return the ranker by cosine."""
         args = chosen_arguments(self, setting)
-        check_same_settings(self, setting, args.llm.name)
+        check_same_settings(self, setting, args.llm.source)
         folder = run_until(data, setting, args, "align")
         model = ALLMRecModel.from_pretrained(folder / "align", language_model=None)
         for name in ("item_embedding", "projector", "projector_tokens"):
@@ -151,7 +150,7 @@ class NoLLM(Method):
 
 
 def _width(args: ALLMRecTrainingArguments, setting: Setting) -> int:
-    return input_width(str(args.llm.name), args.llm.revision, setting.trust_remote_code)
+    return input_width(str(args.llm.source), args.llm.revision, setting.trust_remote_code)
 
 
 def with_random_llm(args: ALLMRecTrainingArguments, setting: Setting) -> ALLMRecTrainingArguments:
@@ -159,22 +158,23 @@ def with_random_llm(args: ALLMRecTrainingArguments, setting: Setting) -> ALLMRec
 
     It is kept in the setting's `common`, so that every control of every scenario takes the same one.
     """
-    facts = f"{args.llm.name}|{args.llm.revision}|{setting.seed}"
+    facts = f"{args.llm.source}|{args.llm.revision}|{setting.seed}"
     folder = (setting.common or setting.parts) / f"random-llm-{hashlib.sha256(facts.encode()).hexdigest()[:12]}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):
         if not (folder / "config.json").exists():
-            name = str(args.llm.name)
+            name = str(args.llm.source)
             trust = setting.trust_remote_code
             check_llm(name, args.llm.revision, {}, trust)
-            source = find_llm(located(name, LANGUAGE_MODEL_PART), args.llm.revision)
+            source = llm_source(name, args.llm.revision)
             with torch.random.fork_rng():
                 torch.manual_seed(setting.seed)
                 language_model = AutoModelForCausalLM.from_config(load_config(source, trust), trust_remote_code=trust)
             with folder_written_whole(folder) as temporary:
                 load_tokenizer(source, trust).save_pretrained(str(temporary))
                 language_model.save_pretrained(str(temporary))
-    return args.replaced(llm={"name": str(folder), "revision": None})
+    plain = {"revision": None, "gguf_file": None, "gguf_packed": False}
+    return args.replaced(llm={"name": str(folder), **plain})
 
 
 class RandomLLM(Method):

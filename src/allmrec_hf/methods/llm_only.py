@@ -78,6 +78,7 @@ def words_ranker(data: PreparedData, args: ALLMRecTrainingArguments, name: str, 
         joint_dim=UNUSED_WIDTH,
         text_dim=UNUSED_WIDTH,
         base_model_name_or_path=args.llm.name,
+        base_model_gguf_file=args.llm.gguf_file,
         score_normalization=args.project.score_normalization,
     )
     model = ALLMRecModel(config)

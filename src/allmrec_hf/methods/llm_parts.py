@@ -15,19 +15,18 @@ from ..evaluation.protocol import History, Ranker
 from ..evaluation.rankers import best_unseen, reranked_scores
 from ..indices import check_histories, check_padded
 from ..language_model import config_width, context_length
-from ..llm_files import find_llm, load_config
-from ..part_sources import LANGUAGE_MODEL_PART, located
+from ..llm_files import load_config
 from ..processing_allmrec import ALLMRecProcessor
 from ..prompt import PromptTemplate
 from ..training.arguments import FLAT_NAMES, ALLMRecTrainingArguments
 from ..training.devices import place, process_state
-from ..training.llms import load_llm
+from ..training.llms import llm_source, load_llm
 from .method import Method, Setting
 from .shared import run_arguments
 
 Scores = NDArray[np.floating[Any]]
 GIVEN_BY_SETTING = ("backbone_name", "text_encoder", "llm_name", "include_llm")  # the frozen LLM is never saved again
-LLM_OPTIONS = ("llm_revision", "llm_options")
+LLM_OPTIONS = ("llm_revision", "llm_options", "gguf_file", "gguf_packed", "llm_check_memory")
 STAGE_2_OPTIONS = (
     *("targets", "projection_loss", "listwise_temperature", "warm_start_steps", "history_in_prompt", "num_candidates"),
     *("prompt", "score_normalization", "gradient_checkpointing"),
@@ -106,7 +105,7 @@ def own_prompt(args: ALLMRecTrainingArguments, data: PreparedData) -> PromptTemp
 
 def input_width(llm: str, revision: str | None = None, trust_remote_code: bool = False) -> int:
     """Return d_llm, the width of an LLM's input embeddings, by its config alone."""
-    return config_width(load_config(find_llm(located(llm, LANGUAGE_MODEL_PART), revision), trust_remote_code))
+    return config_width(load_config(llm_source(llm, revision), trust_remote_code))
 
 
 def chosen_llm(args: ALLMRecTrainingArguments, setting: Setting) -> tuple[Any, Any]:

@@ -282,7 +282,7 @@ class LLMSRec(Method):
     def fit(self, data: PreparedData, setting: Setting) -> Ranker:
         """Train what stands around the LLM and return the ranker by dot product."""
         args = required_llm(self, setting)
-        check_same_settings(self, setting, args.llm.name)
+        check_same_settings(self, setting, args.llm.source)
         folder = run_until(data, setting, args, "backbone") / "backbone"
         backbone = load_backbone(folder)
         backbone.target_counts = load_target_counts(str(folder), data.catalog)
@@ -291,7 +291,7 @@ class LLMSRec(Method):
         with torch.random.fork_rng():
             torch.manual_seed(setting.seed)
             width = int(setting.options.get("width", WIDTH))
-            module = LLMSRecModule(language_model, backbone, known, width, args.llm.name)
+            module = LLMSRecModule(language_model, backbone, known, width, args.llm.source)
         centre_inputs(module.item_projector, module.item_inputs[known])
         start_near_words(
             module.item_projector, token_table(language_model), torch.Generator().manual_seed(setting.seed)

@@ -63,7 +63,7 @@ class MLPLLM(Method):
     def fit(self, data: PreparedData, setting: Setting) -> Ranker:
         """Train the projectors and return the ranker by title likelihood."""
         args = required_llm(self, setting)
-        check_same_settings(self, setting, args.llm.name)
+        check_same_settings(self, setting, args.llm.source)
         template = args.project.template(data.domain, data.verbs)
         model, tokenizer = _untrained(data, setting, args)
         processor = llm_processor(
@@ -98,6 +98,7 @@ def _untrained(data: PreparedData, setting: Setting, args: ALLMRecTrainingArgume
         projector=args.project.projector,
         projector_tokens=args.project.projector_tokens,
         base_model_name_or_path=args.llm.name,
+        base_model_gguf_file=args.llm.gguf_file,
         score_normalization=args.project.score_normalization,
     )
     with torch.random.fork_rng():

@@ -238,7 +238,7 @@ class TALLRec(Method):
     def fit(self, data: PreparedData, setting: Setting) -> Ranker:
         """Tune the LLM's LoRA weights and return the ranker by yes or no."""
         args = required_llm(self, setting)
-        check_same_settings(self, setting, args.llm.name)
+        check_same_settings(self, setting, args.llm.source)
         language_model, tokenizer = chosen_llm(args, setting)
         answers = tuple(setting.options.get("answers", ANSWERS))
         if len(answers) != 2 or answers[0] == answers[1]:
@@ -248,7 +248,7 @@ class TALLRec(Method):
         processor = llm_processor(tokenizer, language_model, template, data, args, reserved=reserved)
         prompts = YesNoPrompts(processor, answers)
         language_model = with_lora(language_model, setting)
-        module = YesNoModule(language_model, prompts, args.llm.name)
+        module = YesNoModule(language_model, prompts, args.llm.source)
         arguments = stage_arguments(setting, "project")
         task = TALLRecTask(module, prompts, data, args, int(setting.options.get("negatives", 1)), arguments)
         run_stage(task, arguments, setting.folder / "tallrec", resume=True)

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from ..errors import ALLMRecError
+from ..gguf_files import is_gguf, split_gguf
 from .option_fields import unknown_options
 from .presets import resolved
 from .stage_arguments import RUN_WIDE, SECTIONS, STAGES, StageArguments
@@ -22,7 +23,8 @@ def _flat_names() -> dict[str, tuple[str, str]]:
     names = {}
     for section, kind in SECTIONS.items():
         for name in kind.own_names():
-            alone = section in ("align", "project") or name in ("missing_items", "include_llm", "load_in_8bit")
+            own = ("missing_items", "include_llm", "load_in_8bit", "gguf_file", "gguf_packed")
+            alone = section in ("align", "project") or name in own
             names[name if alone else f"{section}_{name}"] = (section, name)
     return names
 
@@ -152,10 +154,13 @@ def _as_mapping(section: str, value: Any) -> dict[str, Any]:
     if value is None:
         return {}
     if isinstance(value, kind):
-        return {name: getattr(value, name) for name in kind.names()}
-    if isinstance(value, (str, Path)) and "name" in kind.names():
-        return {"name": str(value)}
+        value = {name: getattr(value, name) for name in kind.names()}
+    elif isinstance(value, (str, Path)) and "name" in kind.names():
+        value = {"name": str(value)}
     if not isinstance(value, Mapping):
         raise ALLMRecError(f"the section {section} must be a mapping of option names to values, got {value!r}")
     kind.check_names(map(str, value), f"the section {section}")
+    if section == "llm" and value.get("name") is not None and is_gguf(str(value["name"])):
+        name, gguf_file = split_gguf(str(value["name"]), value.get("gguf_file"))
+        return {**value, "name": name, **({} if gguf_file is None else {"gguf_file": gguf_file})}
     return dict(value)

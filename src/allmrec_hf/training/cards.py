@@ -60,6 +60,7 @@ def model_card(
     return ALLMRecCard(
         name=f"{backbone if model is None else 'A-LLMRec'} on {data.name}",
         base_model=None if model is None or llm is None else public_name(model.config.base_model_name_or_path),
+        base_model_file=None if model is None or llm is None else model.config.base_model_gguf_file,
         base_model_revision=None if model is None else model.config.base_model_revision,
         base_model_parameters=None if llm is None else _count(llm),
         includes_base_model=model is not None and model.config.language_model_included,

@@ -214,7 +214,8 @@ def _check_parts(run: Run, stages: tuple[str, ...]) -> None:
     if run.parts.llm is None:
         if llm.name is None:
             raise ALLMRecError("stage project needs an LLM: --llm ID_OR_PATH (llm=), such as facebook/opt-1.3b")
-        check_llm(llm.name, llm.revision, llm.loading_options(), run.trust, words)
+        device = process_state().device
+        check_llm(llm.name, llm.revision, llm.loading_options(), run.trust, words, device)
     samples, _ = candidate_samples(run.data, project.targets, project)
     known = len(candidate_items(run.data, samples))
     if project.num_candidates > known:

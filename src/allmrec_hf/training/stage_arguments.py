@@ -370,9 +370,20 @@ class LLMArguments(Checked):
     """Hold what is said of the frozen LLM."""
 
     name: str | None = option(
-        None, "Hub id or folder of a causal LM or of its adapter; demo: the package's tiny one.", flag="--llm"
+        None,
+        "Hub id or folder of a causal LM or of its adapter, or a .gguf file; demo: the package's tiny one.",
+        flag="--llm",
     )
     revision: str | None = option(None, "Its revision on the Hub.", flag="--llm-revision")
+    gguf_file: str | None = option(
+        None, "Name of the GGUF file, where --llm is a folder or a Hub id that has such files.", flag="--gguf-file"
+    )
+    gguf_packed: bool = option(
+        False,
+        "Keep a GGUF file's weights packed where transformers has a kernel for them (a GPU, and the package kernels), "
+        "which takes no gradient through prompts of 8 tokens or less; else they are unpacked.",
+        free_on_resume=True,
+    )
     dtype: str | None = option(None, "Its dtype, such as bfloat16.", free_on_resume=True)
     device_map: str | None = option(None, "Its device map, such as auto.", free_on_resume=True)
     load_in_8bit: bool = option(False, "Quantize it to 8 bits (extra quantization).")
@@ -383,9 +394,19 @@ class LLMArguments(Checked):
         False, "Save its weights in the run folder too.", flag="--include-llm", free_on_resume=True
     )
 
+    check_memory: bool = option(
+        True, "Refuse an LLM whose weights do not fit into memory before it is loaded.", free_on_resume=True
+    )
+
+    @property
+    def source(self) -> str | None:
+        """The LLM's name, of one in a GGUF file that file's."""
+        return self.name if self.gguf_file is None else f"{self.name}/{self.gguf_file}"
+
     def loading_options(self) -> dict[str, Any]:
-        """Return the options of `AutoModelForCausalLM.from_pretrained`."""
-        named = {"dtype": self.dtype, "device_map": self.device_map}
+        """Return the options of `training.llms.load_llm`: those of transformers, and those of GGUF files and memory."""
+        named: dict[str, Any] = {"dtype": self.dtype, "device_map": self.device_map, "gguf_file": self.gguf_file}
+        named |= {"gguf_packed": self.gguf_packed or None, "check_memory": None if self.check_memory else False}
         found = {**{name: value for name, value in named.items() if value is not None}, **(self.options or {})}
         if self.load_in_8bit:
             from transformers import BitsAndBytesConfig

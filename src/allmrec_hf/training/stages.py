@@ -136,6 +136,8 @@ def _attach_llm(run: Run, model: ALLMRecModel) -> ALLMRecProcessor:
     torch.manual_seed(arguments.seed)
     model.config.base_model_name_or_path = run.args.llm.name
     model.config.base_model_revision = run.args.llm.revision
+    model.config.base_model_gguf_file = run.args.llm.gguf_file
+    model.config.base_model_gguf_packed = run.args.llm.gguf_packed and run.args.llm.gguf_file is not None
     for name in ("item_embedding", "score_normalization", "projector", "projector_tokens"):
         setattr(model.config, name, getattr(arguments, name))
     model.config.item_embedding_seed = arguments.seed

@@ -37,8 +37,8 @@ class ALLMRecTrainer:
     """Train A-LLMRec on prepared data: the backbone, the alignment, and the projection around the frozen LLM.
 
     Args:
-        llm: The LLM: a Hub id, a folder, `"demo"`, or a loaded causal LM. It may stay away where stage `project` is not
-            trained.
+        llm: The LLM: a Hub id, a folder, a GGUF file, `"demo"`, or a loaded causal LM. It may stay away where stage
+            `project` is not trained.
         backbone: The name of a backbone that is trained, the folder or Hub id of a trained one, or a trained
             `CFEncoder` whose items are those of the data, in their order. SASRec where not given.
         args: Every option, see `ALLMRecTrainingArguments`.
@@ -84,7 +84,7 @@ class ALLMRecTrainer:
             if isinstance(value, (str, Path)):
                 changes[section] = {name: str(value)}
         if isinstance(llm, PreTrainedModel):
-            changes["llm"] = self._loaded_llm(llm, tokenizer)
+            changes["llm"] = self._loaded_llm(llm, tokenizer, args.llm.gguf_file)
         elif llm is not None and "llm" not in changes:
             raise ALLMRecError(f"llm must be {PART_KINDS}; got {type(llm).__name__}")
         if isinstance(backbone, CFEncoder):
@@ -103,8 +103,10 @@ class ALLMRecTrainer:
         self.args = args if options == (args.llm.options or {}) else args.replaced(llm={"options": options or None})
         self.callbacks = tuple(callbacks)
 
-    def _loaded_llm(self, llm: PreTrainedModel, tokenizer: Any) -> dict[str, Any]:
+    def _loaded_llm(self, llm: PreTrainedModel, tokenizer: Any, gguf_file: str | None) -> dict[str, Any]:
         source = getattr(llm.config, "name_or_path", "") or None
+        if source is not None and gguf_file is None and Path(source).is_dir():
+            source = source if (Path(source) / "config.json").exists() else None  # the folder of a GGUF file
         if tokenizer is None and source is None:
             raise ALLMRecError("the LLM given does not say where it came from; give its tokenizer too (tokenizer=)")
         self.parts.llm = llm
