@@ -27,12 +27,14 @@ LAYERS = [
     {"sharing", "llm_files", "hub_upload"},
     {"cf_losses", "aligner", "projector", "losses", "scoring", "retrieval", "checkpoint_code", "item_table"}
     | {"language_model_checks", "slot_text"},
+    {"retrieval_head"},
     {"cf_encoder"},
     {"cf_user_vectors", "cf_sequential"},
     {"configuration_allmrec"},  # and every backbone
     {"modeling_pretrained", "processing_allmrec", "item_lookup"},
     {"modeling_allmrec"},
     {"ranker"},
+    {"ranker_retrieval"},
     {"ranker_built_in"},
     {"pipeline_recommendation"},
 ]

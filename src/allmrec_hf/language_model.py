@@ -7,6 +7,7 @@ LLM's config or table directly.
 
 from __future__ import annotations
 
+import copy
 import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -207,6 +208,53 @@ def token_table(language_model: Any) -> torch.Tensor:
 
 
 # -- passes
+
+
+def num_layers(source: Any) -> int:
+    """Return how many layers an LLM's decoder has, by its config."""
+    return int(text_config(source).num_hidden_layers)
+
+
+def first_layers(language_model: Any, count: int | None = None) -> Any:
+    """Return an LLM's decoder cut to its first layers, the final norm behind them; the weights are shared.
+
+    Args:
+        language_model: A causal LM.
+        count: Layers; all of them where not given.
+
+    Returns:
+        A module that takes `inputs_embeds` and returns `last_hidden_state`, without vocabulary logits.
+
+    Raises:
+        CheckpointError: when the LLM has fewer layers, or its layers cannot be told.
+    """
+    model = base_language_model(language_model)
+    decoder, whole = model.get_decoder(), num_layers(language_model)
+    count = whole if count is None else count
+    if not 1 <= count <= whole:
+        raise CheckpointError(f"num_llm_layers must be between 1 and the {whole} layers of this LLM, got {count}")
+    if count == whole:
+        return decoder
+    lists = [n for n, m in decoder.named_children() if isinstance(m, nn.ModuleList) and len(m) == whole]
+    if len(lists) != 1 or "forward" in vars(decoder):
+        raise CheckpointError(
+            f"the layers of this LLM ({type(model).__name__}) cannot be cut; leave num_llm_layers out to take them all"
+        )
+    cut = copy.copy(decoder)
+    cut._modules = dict(decoder._modules)
+    cut._modules[lists[0]] = nn.ModuleList(list(getattr(decoder, lists[0]))[:count])
+    cut.config = copy.deepcopy(decoder.config)
+    cut.config.num_hidden_layers = count
+    kinds = getattr(cut.config, "layer_types", None)
+    if isinstance(kinds, (list, tuple)):
+        cut.config.layer_types = list(kinds)[:count]
+    return cut
+
+
+def last_states(decoder: Any, keep: int, **inputs: Any) -> torch.Tensor:
+    """Return the states `(B, keep, d)` of the last places of a decoder, see `first_layers`."""
+    found = decoder(**inputs, **accepted(decoder, {"use_cache": False}))
+    return found.last_hidden_state[:, -keep:]
 
 
 def positions(mask: torch.Tensor) -> torch.Tensor:

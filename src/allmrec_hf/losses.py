@@ -155,3 +155,46 @@ def listwise_loss(scores: torch.Tensor, target_positions: torch.Tensor, temperat
     starts far above log C.
     """
     return F.cross_entropy(scores / temperature, target_positions)
+
+
+def catalogue_contrast(
+    users: torch.Tensor,
+    items: torch.Tensor,
+    target_columns: torch.Tensor,
+    log_rates: torch.Tensor,
+    seen: torch.Tensor,
+    chunk: int | None = None,
+) -> torch.Tensor:
+    """Return the softmax cross entropy of each user's target among the items of a batch.
+
+    What was drawn more often than others would count as a negative more often: the logarithm of its expected times in
+    a batch is taken off its logit (logQ correction, Yi et al., RecSys 2019), so that the softmax is that of the whole
+    catalogue.
+
+    Args:
+        users: `(B, d)`, with the temperature in their length.
+        items: `(M, d)`, targets and drawn negatives, each once.
+        target_columns: `(B,)` places of the targets among the items.
+        log_rates: `(M,)` logarithms of the expected times in a batch; zeros where all items of the catalogue stand.
+        seen: `(B, M)` True where an item is no negative of the user.
+        chunk: Items whose logits are held at once; all where not given.
+    """
+    own = torch.arange(len(users), device=users.device)
+    target = (users * items[target_columns]).sum(dim=-1) - log_rates[target_columns]
+    steps = range(0, len(items), chunk or len(items))
+    sums = []
+    for start in steps:
+        stop = start + (chunk or len(items))
+        logits = users @ items[start:stop].T - log_rates[start:stop]
+        blocked = seen[:, start:stop].clone()
+        inside = (target_columns >= start) & (target_columns < stop)
+        blocked[own[inside], target_columns[inside] - start] = False
+        sums.append(logits.masked_fill(blocked, float("-inf")).logsumexp(dim=-1))
+    return (torch.stack(sums).logsumexp(dim=0) - target).mean()
+
+
+def uniformity_loss(vectors: torch.Tensor) -> torch.Tensor:
+    """Return how far unit vectors `(B, d)` are from spread out evenly (Wang and Isola, ICML 2020); 0 at worst."""
+    if len(vectors) < 2:
+        return vectors.sum() * 0
+    return torch.pdist(vectors).pow(2).mul(-2).exp().mean().log()

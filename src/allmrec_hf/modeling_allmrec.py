@@ -30,6 +30,7 @@ from .modeling_pretrained import ALLMRecPreTrainedModel
 from .outputs import ALLMRecOutput, RetrievalOutput
 from .projector import build_projector
 from .prompt import NO_SLOT, USER_SLOT
+from .retrieval_head import RetrievalHead
 from .scoring import METHODS, check_method, check_on, packed_length, unreached_limit, verified_method
 
 logger = logging.getLogger(__name__)
@@ -61,6 +62,9 @@ class ALLMRecModel(ALLMRecPreTrainedModel):
         self.item_projector: Any = None
         if config.llm_dim is not None:
             self._build_projectors(config.llm_dim)
+        self.retrieval_head: RetrievalHead | None = None
+        if "retrieval" in (config.rankers or {}):
+            self.retrieval_head = self.new_retrieval_head()
         self.language_model: Any = None
         self.scoring_method = "naive"
         self.pads_left = True  # whether the LLM reads left-padded prompts as it reads them alone
@@ -77,6 +81,12 @@ class ALLMRecModel(ALLMRecPreTrainedModel):
         user_dim = self.cf_encoder.config.hidden_size
         self.user_projector = build_projector(kind, user_dim, llm_dim, "leaky_relu", tokens)
         self.item_projector = build_projector(kind, self.config.joint_dim, llm_dim, "gelu", tokens)
+
+    def new_retrieval_head(self) -> RetrievalHead:
+        """Return a head of the ranker `retrieval` of the widths that the config names."""
+        config, settings = self.config, (self.config.rankers or {})["retrieval"]
+        widths = (self.cf_encoder.config.hidden_size, config.joint_dim, config.llm_dim, settings["state_dim"])
+        return RetrievalHead(self.cf_encoder.num_items, *widths, settings["dim"])
 
     def get_input_embeddings(self) -> nn.Module:
         """Return what embeds `input_ids`: the LLM's token embeddings, or without an LLM the backbone's item table."""
@@ -143,8 +153,9 @@ class ALLMRecModel(ALLMRecPreTrainedModel):
         elif is_offloaded(language_model):
             self.hf_device_map = {"": str(device)}  # so that nobody moves what has its weights elsewhere
         parts: tuple[nn.Module, ...] = (self.cf_encoder, self.aligner, self.item_table)
-        for part in (*parts, self.user_projector, self.item_projector):
-            part.to(device)
+        for part in (*parts, self.user_projector, self.item_projector, self.retrieval_head):
+            if part is not None:
+                part.to(device)
         self.pads_left = facts.pads_left
         self.scoring_method = verified_method(language_model, scoring_method)
         self._unreached_limit = None if self.scoring_method == "naive" else unreached_limit(language_model)
@@ -277,7 +288,7 @@ class ALLMRecModel(ALLMRecPreTrainedModel):
         return table
 
     @torch.no_grad()
-    def encode_users(self, history_ids: torch.Tensor, history_mask: torch.Tensor) -> torch.Tensor:
+    def encode_users(self, history_ids: torch.Tensor | None, history_mask: torch.Tensor | None) -> torch.Tensor:
         """Return the user representations `(B, d_cf)` of histories `(B, L)`, left-padded, by the CF encoder."""
         return self.cf_encoder.encode_users(history_ids, history_mask)
 
@@ -285,9 +296,10 @@ class ALLMRecModel(ALLMRecPreTrainedModel):
         self,
         input_ids: torch.Tensor,
         slot_ids: torch.Tensor,
-        history_ids: torch.Tensor,
-        history_mask: torch.Tensor,
+        history_ids: torch.Tensor | None = None,
+        history_mask: torch.Tensor | None = None,
         user_representations: torch.Tensor | None = None,
+        projectors: tuple[nn.Module, nn.Module] | None = None,
     ) -> torch.Tensor:
         """Return what the LLM reads, `(B, T, d_llm)`: its own token embeddings, and projected vectors in the slots.
 
@@ -297,6 +309,7 @@ class ALLMRecModel(ALLMRecPreTrainedModel):
             history_ids: `(B, L)` left-padded histories for the backbone.
             history_mask: `(B, L)` True at real items.
             user_representations: `(B, d_cf)`, what the histories come to, where `encode_users` was called already.
+            projectors: Of users and of items; those of stage 2 where not given.
 
         Raises:
             DataError: when a catalogue index is out of range.
@@ -311,6 +324,7 @@ class ALLMRecModel(ALLMRecPreTrainedModel):
             )
         embeds = language_model.get_input_embeddings()(tokens)
         items, users = slot_ids > 0, slot_ids == USER_SLOT
+        user_projector, item_projector = projectors or (self.user_projector, self.item_projector)
         lowest, highest = torch.stack(slot_ids.aminmax()).tolist() if slot_ids.numel() else (NO_SLOT, NO_SLOT)
         check_bounds(0 if lowest == USER_SLOT else lowest, highest, self.cf_encoder.num_items, "slot_ids")
         if highest > 0:
@@ -318,12 +332,12 @@ class ALLMRecModel(ALLMRecPreTrainedModel):
             with torch.no_grad():
                 joint = self._item_vectors(unique)
             # A look-up whose gradient is summed in a fixed order; that of indexing is not, on several threads.
-            projected = F.embedding(inverse, self.item_projector(joint))
+            projected = F.embedding(inverse, item_projector(joint))
             embeds = embeds.masked_scatter(items.unsqueeze(-1), projected.to(embeds.dtype))
         if lowest == USER_SLOT:
             if user_representations is None:
                 user_representations = self.encode_users(history_ids, history_mask)
-            projected = self.user_projector(user_representations[users.any(dim=1)])
+            projected = user_projector(user_representations[users.any(dim=1)])
             embeds = embeds.masked_scatter(users.unsqueeze(-1), projected.to(embeds.dtype))
         return embeds
 
@@ -552,6 +566,8 @@ class ALLMRecModel(ALLMRecPreTrainedModel):
         joint = self.aligner.encode_texts(text_embeddings.to(self.device, torch.float32))
         self.item_table.append(joint)
         self.cf_encoder.append_items(self.aligner.decode_items(joint))
+        if self.retrieval_head is not None:
+            self.retrieval_head.append_items(len(joint))
         self._random_items = None
         return list(range(first, first + len(joint)))
 

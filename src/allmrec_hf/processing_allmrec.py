@@ -24,7 +24,7 @@ from .files import folder_written_whole
 from .histories import pad_histories, seen_items
 from .indices import checked_index, checked_indices
 from .part_sources import CHECKPOINT_PART, located, one_line, require_found
-from .prompt import NO_SLOT, Context, ForbiddenTexts, PromptTemplate, Segment, Title, clean_title
+from .prompt import NO_SLOT, Context, ForbiddenTexts, HistoryTemplate, PromptTemplate, Segment, Title, clean_title
 from .slot_text import SlotText
 
 logger = logging.getLogger(__name__)
@@ -317,6 +317,33 @@ class ALLMRecProcessor(ProcessorMixin):
         if context != "whole":
             tokens, slots = self._assemble(self._template.render(self._titles_of(named, limit), listed, context))
         return EncodedPrompt(tokens, slots, note, limit)
+
+    def encode_history(self, template: HistoryTemplate, history: Sequence[int]) -> EncodedPrompt:
+        """Return the prompt of a history without candidates; items that the LLM's context cannot hold go, oldest first.
+
+        Args:
+            template: The words around it.
+            history: Catalogue indices in time order, all of which the prompt names where there is room.
+
+        Raises:
+            DataError: when an index is not in 1..N, or not even the last item fits.
+        """
+        named = checked_indices(history, len(self.catalog), "the history")
+        limit = self.max_title_characters
+        for first in range(len(named)):
+            tokens, slots = self._assemble(template.render(self._titles_of(named[first:], limit)))
+            if len(tokens) < self.max_length:  # one place is left for the learned token
+                return EncodedPrompt(tokens, slots, None, limit)
+        raise DataError(f"the LLM's context of {self.max_length} tokens holds no prompt of this history")
+
+    def encode_item(self, template: HistoryTemplate, item: int) -> EncodedPrompt:
+        """Return the prompt of one item, its title cut where the LLM's context cannot hold it."""
+        limit = self.max_title_characters
+        while True:
+            tokens, slots = self._assemble(template.render_item(self._titles_of([item], limit)[0]))
+            if len(tokens) < self.max_length or limit <= SHORTEST_TITLE:
+                return EncodedPrompt(tokens, slots, None, limit)
+            limit = max(SHORTEST_TITLE, limit // 2)
 
     # -- batches
 

@@ -209,6 +209,48 @@ class PromptTemplate:
         return self.answer.replace("{title}", title)
 
 
+_HISTORY_PROMPT = "{user}This user has {verb_past} {{history}} in the previous. The next {noun} for this user is"
+
+
+@dataclass(frozen=True)
+class HistoryTemplate:
+    """The words of the ranker `retrieval`, which reads a user's history, and an item, without a list of candidates.
+
+    Attributes:
+        prompt: Text with `{history}` once, and `{user}` at most once.
+        item: As in `PromptTemplate`; the LLM reads an item by itself in the same form.
+        separator: As in `PromptTemplate`.
+    """
+
+    prompt: str
+    item: str = '"{title}"{vector}'
+    separator: str = ","
+
+    def __post_init__(self) -> None:
+        self._whole()
+
+    def _whole(self) -> PromptTemplate:
+        return PromptTemplate(self.prompt + "{candidates}", self.item, self.separator)
+
+    @classmethod
+    def for_domain(cls, domain: str, verbs: tuple[str, str] | None = None) -> HistoryTemplate:
+        """Return the template in the words of a domain, see `PromptTemplate.for_domain`."""
+        noun, _, verb_past = domain_words(domain, verbs)
+        return cls(_HISTORY_PROMPT.format(user=_PAPER_USER, noun=noun, verb_past=verb_past))
+
+    def to_dict(self) -> dict[str, str]:
+        """Return the form that goes into JSON."""
+        return asdict(self)
+
+    def render(self, history: Sequence[Title]) -> list[Segment]:
+        """Return the prompt of a user as text segments and slots, in reading order."""
+        return self._whole().render(history, ())
+
+    def render_item(self, item: Title) -> list[Segment]:
+        """Return the prompt of one item."""
+        return replace(self._whole(), prompt="{history}{candidates}").render([item], ())
+
+
 class ForbiddenTexts:
     """Texts that a title must not hold, such as a tokenizer's thousands of added tokens, found without trying each.
 

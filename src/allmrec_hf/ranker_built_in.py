@@ -8,8 +8,9 @@ from .errors import CheckpointError
 from .modeling_allmrec import ALLMRecModel
 from .processing_allmrec import ALLMRecProcessor
 from .ranker import CFScore, ModelRanker, TitleLikelihood
+from .ranker_retrieval import RetrievalRanker
 
-RANKERS: dict[str, type[ModelRanker]] = {kind.kind: kind for kind in (TitleLikelihood, CFScore)}
+RANKERS: dict[str, type[ModelRanker]] = {kind.kind: kind for kind in (TitleLikelihood, RetrievalRanker, CFScore)}
 
 
 def rankers_of(config: Any) -> list[str]:

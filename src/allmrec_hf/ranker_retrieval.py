@@ -1,0 +1,150 @@
+"""The ranker `retrieval`: the LLM turns a user into one vector and an item into another, and cosines rank."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .language_model import first_layers, last_states, padded_pass, token_vectors
+from .modeling_allmrec import ALLMRecModel
+from .outputs import RetrievalOutput
+from .processing_allmrec import ALLMRecProcessor, EncodedPrompt, left_padded
+from .prompt import HistoryTemplate
+from .ranker import ModelRanker, RankerScores, UserBatch, padded_candidates
+from .retrieval import exact_top_items
+from .retrieval_head import RetrievalHead
+
+ITEMS_AT_ONCE = 64  # whose vectors one pass of the LLM makes
+
+
+@torch.no_grad()
+def add_retrieval_head(model: ALLMRecModel, settings: dict[str, Any]) -> RetrievalHead:
+    """Give a model with its LLM attached a fresh head; an earlier one is dropped.
+
+    Args:
+        model: The model.
+        settings: What `config.rankers["retrieval"]` is to hold: `dim`, `num_llm_layers` (None: all), `prompt` (fields
+            of `HistoryTemplate`) and `history_in_prompt`; the width of the LLM's states is added.
+
+    Raises:
+        CheckpointError: when the LLM has fewer layers.
+    """
+    decoder = first_layers(model.language_model, settings["num_llm_layers"])
+    table = next(token_vectors(model.language_model))
+    width = last_states(decoder, 1, inputs_embeds=table[:8].unsqueeze(0)).shape[-1]
+    model.config.rankers = {**(model.config.rankers or {}), "retrieval": {**settings, "state_dim": width}}
+    head = model.retrieval_head = model.new_retrieval_head()
+    for projector in (head.user_projector, head.item_projector):
+        projector.apply(model._init_weights)
+    for token in (head.user_token, head.item_token):  # of the scale of the LLM's own
+        token.copy_(table.float().mean(dim=0) + torch.randn(table.shape[1]) * table.float().std())
+    return head.to(model.device)
+
+
+class RetrievalRanker(ModelRanker):
+    """Rank by the cosine of the user's vector with the item's, both read from the LLM's state at a learned token.
+
+    One pass of the LLM serves a user, whatever the number of candidates; the items' vectors are made once and stored.
+    The LLM may be cut to its first layers, see `config.rankers["retrieval"]["num_llm_layers"]`.
+    """
+
+    kind = "retrieval"
+    ranks_catalogue = True
+
+    def __init__(self, model: ALLMRecModel, processor: ALLMRecProcessor) -> None:
+        super().__init__(model, processor)
+        settings = model.config.rankers["retrieval"]
+        self.head = model.retrieval_head
+        self.decoder = first_layers(model.language_model, settings["num_llm_layers"])
+        self.template = HistoryTemplate(**settings["prompt"])
+        self.history_in_prompt = int(settings["history_in_prompt"])
+
+    @classmethod
+    def lacks(cls, config: Any) -> str | None:
+        """Return what a checkpoint lacks."""
+        missing = "its head is not trained: allmrec train --stage retrieve"
+        return super().lacks(config) or (missing if "retrieval" not in (config.rankers or {}) else None)
+
+    # -- vectors
+
+    def user_prompt(self, history: Sequence[int]) -> EncodedPrompt:
+        """Return the prompt of a user by the last items of a history; its learned token is not among the tokens."""
+        return self.processor.encode_history(self.template, history[-self.history_in_prompt :])
+
+    def item_prompt(self, item: int) -> EncodedPrompt:
+        """Return the prompt of an item: its title and the slot of its joint embedding."""
+        return self.processor.encode_item(self.template, item)
+
+    def states(self, rows: Mapping[str, Tensor], token: Tensor, representations: Tensor | None = None) -> Tensor:
+        """Return the LLM's states `(B, d)` at a learned token behind each prompt.
+
+        Args:
+            rows: `input_ids`, `attention_mask` and `slot_ids` `(B, T)`, left-padded.
+            token: `(d_llm,)` the learned token.
+            representations: `(B, d_cf)` of the users, where the prompts have a slot for them.
+        """
+        own = (self.head.user_projector, self.head.item_projector)
+        embeds = self.model.embed_prompts(
+            rows["input_ids"], rows["slot_ids"], user_representations=representations, projectors=own
+        )
+        embeds = torch.cat([embeds, token.to(embeds.dtype).expand(len(embeds), 1, -1)], dim=1)
+        mask = torch.cat([rows["attention_mask"], rows["attention_mask"].new_ones(len(embeds), 1)], dim=1)
+        return padded_pass(self._run, embeds, mask, 1, self.model.pads_left)[:, -1]
+
+    def _rows(self, prompts: Sequence[EncodedPrompt]) -> dict[str, Tensor]:
+        rows = left_padded([(prompt.tokens, prompt.slots) for prompt in prompts])
+        return {name: value.to(self.model.device) for name, value in rows.items()}
+
+    def _run(self, keep: int, **inputs: Tensor) -> Tensor:
+        return last_states(self.decoder, keep, **inputs)
+
+    @torch.no_grad()
+    def user_vectors(self, users: UserBatch) -> Tensor:
+        """Return unit vectors `(B, dim)` of users."""
+        rows = self._rows([self.user_prompt(history) for history in users.histories])
+        return self.head.user_vectors(self.states(rows, self.head.user_token, users.representations))
+
+    @torch.no_grad()
+    def vectors_of_items(self, items: Sequence[int]) -> Tensor:
+        """Return unit vectors `(k, dim)` of items, made anew."""
+        order = sorted(range(len(items)), key=lambda row: len(self.processor.title(items[row])))  # little padding
+        found = torch.empty(len(items), self.head.item_vectors.shape[1], device=self.model.device)
+        for start in range(0, len(order), ITEMS_AT_ONCE):
+            part = order[start : start + ITEMS_AT_ONCE]
+            rows = self._rows([self.item_prompt(items[row]) for row in part])
+            found[part] = self.head.item_vectors_of(self.states(rows, self.head.item_token))
+        return found
+
+    @torch.no_grad()
+    def item_table(self) -> Tensor:
+        """Return the vectors `(N + 1, dim)` of all items; those that are not stored yet are made and stored."""
+        table = self.head.item_vectors
+        missing = table.isnan().any(dim=1).nonzero().flatten().tolist()
+        if missing:
+            table[missing] = self.vectors_of_items(missing).to(table)
+        return table
+
+    # -- ranking
+
+    @torch.no_grad()
+    def score(self, users: UserBatch, candidates: Sequence[Sequence[int]], num_permutations: int = 1) -> RankerScores:
+        """Return the cosines of users and candidates."""
+        table, vectors = self.item_table(), self.user_vectors(users)
+        items = padded_candidates(candidates, vectors.device)
+        scores = torch.einsum("bd,bcd->bc", vectors, table[items]).masked_fill(items == 0, float("-inf"))
+        return RankerScores(scores, {"retrieval": scores})
+
+    @torch.no_grad()
+    def retrieve(self, users: UserBatch, top_k: int, exclude: Tensor | None = None) -> RetrievalOutput:
+        """Return the best items of the whole catalogue."""
+        table, vectors = self.item_table(), self.user_vectors(users)
+        out = users.seen_ids if exclude is None else exclude
+
+        def score_range(rows: Tensor, start: int, stop: int) -> Tensor:
+            return rows @ table[start:stop].T
+
+        items, scores = exact_top_items(score_range, vectors, len(table) - 1, top_k, out)
+        return RetrievalOutput(item_indices=items, scores=scores)
