@@ -35,6 +35,7 @@ LAYERS = [
     {"modeling_allmrec"},
     {"ranker"},
     {"ranker_retrieval"},
+    {"ranker_fusion"},
     {"ranker_built_in"},
     {"pipeline_recommendation"},
 ]

@@ -3,25 +3,33 @@
 import numpy as np
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 
 class ItemTable(nn.Module):
     """The joint embedding and interaction count of every item, so that inference needs no text encoder.
 
     Buffers: `text_joint_embeddings (N + 1, d_joint)` `q_i`, and `interaction_counts (N + 1,)` how often each was a
-    target in an epoch of the backbone's training. Row 0 is padding.
+    target in an epoch of the backbone's training; where `text_dim` is given, `text_directions (N + 1, d_text)`, the
+    text embeddings at unit length in half precision, which the rankers `text` and `fusion` read. Row 0 is padding.
     """
 
     text_joint_embeddings: torch.Tensor
     interaction_counts: torch.Tensor
+    text_directions: torch.Tensor | None
 
-    def __init__(self, num_items: int, joint_dim: int) -> None:
+    def __init__(self, num_items: int, joint_dim: int, text_dim: int | None = None) -> None:
         super().__init__()
+        kept = None if text_dim is None else torch.zeros(num_items + 1, text_dim, dtype=torch.float16)
+        self.register_buffer("text_directions", kept)
         self.register_buffer("text_joint_embeddings", torch.zeros(num_items + 1, joint_dim))
         self.register_buffer("interaction_counts", torch.zeros(num_items + 1, dtype=torch.long))
 
-    def append(self, text_joint_embeddings: torch.Tensor) -> None:
-        """Add rows `(k, d_joint)` for items without interactions."""
+    def append(self, text_joint_embeddings: torch.Tensor, text_embeddings: torch.Tensor) -> None:
+        """Add items without interactions by `(k, d_joint)` and `(k, d_text)`."""
+        if self.text_directions is not None:
+            new = F.normalize(text_embeddings.float(), dim=-1).to(self.text_directions)
+            self.text_directions = torch.cat([self.text_directions, new])
         joint = text_joint_embeddings.to(self.text_joint_embeddings)
         self.text_joint_embeddings = torch.cat([self.text_joint_embeddings, joint])
         self.interaction_counts = torch.cat([self.interaction_counts, self.interaction_counts.new_zeros(len(joint))])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Literal, NamedTuple
 
@@ -181,28 +181,12 @@ class PromptTemplate:
             candidates: The items that it names as candidates; they keep their vectors in every context.
             context: What of the user is left out; the words around stay.
         """
-        segments: list[Segment] = []
-        text = ""
-        shown = history if context != "no_user" else ()
-        for piece in re.split(r"(\{user\}|\{history\}|\{candidates\})", self.prompt):
-            if piece == "{user}":
-                if context == "whole":
-                    segments.append(Segment(text, USER_SLOT))
-                    text = ""
-            elif piece in ("{history}", "{candidates}"):
-                form = self.item
-                if piece == "{history}" and context != "whole":
-                    form = form.replace("{vector}", "")
-                for number, item in enumerate(shown if piece == "{history}" else candidates):
-                    before, vector, after = form.partition("{vector}")
-                    text += (self.separator if number else "") + before.replace("{title}", item.text)
-                    if vector:
-                        segments.append(Segment(text, item.item))
-                        text = after.replace("{title}", item.text)
-            else:
-                text += piece
-        segments.append(Segment(text, NO_SLOT))
-        return segments
+        form = self.item if context == "whole" else self.item.replace("{vector}", "")
+        lists = {
+            "{history}": (() if context == "no_user" else history, form),
+            "{candidates}": (candidates, self.item),
+        }
+        return _rendered(self.prompt, lists, self.separator, user=context == "whole")
 
     def render_answer(self, title: str) -> str:
         """Return the answer that names a title (harmless form)."""
@@ -218,25 +202,37 @@ class HistoryTemplate:
 
     Attributes:
         prompt: Text with `{history}` once, and `{user}` at most once.
-        item: As in `PromptTemplate`; the LLM reads an item by itself in the same form.
+        item: As in `PromptTemplate`, of an item that the LLM reads by itself.
+        history_item: The same of an item in a history; `{vector}` alone makes prompts some five times shorter.
         separator: As in `PromptTemplate`.
     """
 
     prompt: str
     item: str = '"{title}"{vector}'
+    history_item: str = '"{title}"{vector}'
     separator: str = ","
 
     def __post_init__(self) -> None:
-        self._whole()
-
-    def _whole(self) -> PromptTemplate:
-        return PromptTemplate(self.prompt + "{candidates}", self.item, self.separator)
+        PromptTemplate(self.prompt, self.item, self.separator)
+        if set(_FIELD.findall(self.history_item)) - {"title", "vector"} or not _FIELD.findall(self.history_item):
+            raise DataError(
+                f"history template: 'history_item' needs {{title}}, {{vector}} or both; got {self.history_item!r}"
+            )
 
     @classmethod
-    def for_domain(cls, domain: str, verbs: tuple[str, str] | None = None) -> HistoryTemplate:
-        """Return the template in the words of a domain, see `PromptTemplate.for_domain`."""
+    def for_domain(
+        cls, domain: str, verbs: tuple[str, str] | None = None, history_titles: bool = True
+    ) -> HistoryTemplate:
+        """Return the template in the words of a domain, see `PromptTemplate.for_domain`.
+
+        Args:
+            domain: What an item is called.
+            verbs: What a user does with an item, and has done.
+            history_titles: Whether a history names titles, or shows vectors alone.
+        """
         noun, _, verb_past = domain_words(domain, verbs)
-        return cls(_HISTORY_PROMPT.format(user=_PAPER_USER, noun=noun, verb_past=verb_past))
+        prompt = _HISTORY_PROMPT.format(user=_PAPER_USER, noun=noun, verb_past=verb_past)
+        return cls(prompt) if history_titles else cls(prompt, history_item="{vector}")
 
     def to_dict(self) -> dict[str, str]:
         """Return the form that goes into JSON."""
@@ -244,11 +240,43 @@ class HistoryTemplate:
 
     def render(self, history: Sequence[Title]) -> list[Segment]:
         """Return the prompt of a user as text segments and slots, in reading order."""
-        return self._whole().render(history, ())
+        return _rendered(self.prompt, {"{history}": (history, self.history_item)}, self.separator)
 
     def render_item(self, item: Title) -> list[Segment]:
         """Return the prompt of one item."""
-        return replace(self._whole(), prompt="{history}{candidates}").render([item], ())
+        return _rendered("{history}", {"{history}": ([item], self.item)}, self.separator)
+
+
+def _rendered(
+    prompt: str, lists: Mapping[str, tuple[Sequence[Title], str]], separator: str, user: bool = True
+) -> list[Segment]:
+    """Return a prompt as text segments and slots.
+
+    Args:
+        prompt: Text with `{user}` and the names of lists.
+        lists: Items and the text of one item, by the name in the prompt.
+        separator: Text between two items.
+        user: Whether the user's slot is kept.
+    """
+    segments: list[Segment] = []
+    text = ""
+    for piece in re.split(r"(\{user\}|\{history\}|\{candidates\})", prompt):
+        if piece == "{user}":
+            if user:
+                segments.append(Segment(text, USER_SLOT))
+                text = ""
+        elif piece in lists:
+            items, form = lists[piece]
+            before, vector, after = form.partition("{vector}")
+            for number, item in enumerate(items):
+                text += (separator if number else "") + before.replace("{title}", item.text)
+                if vector:
+                    segments.append(Segment(text, item.item))
+                    text = after.replace("{title}", item.text)
+        else:
+            text += piece
+    segments.append(Segment(text, NO_SLOT))
+    return segments
 
 
 class ForbiddenTexts:

@@ -19,6 +19,7 @@ from .modeling_allmrec import ALLMRecModel
 from .outputs import RetrievalOutput
 from .processing_allmrec import ALLMRecProcessor
 from .prompt import Context
+from .retrieval import exact_top_items
 
 CACHED_PRIORS = 2**20  # log-likelihoods of titles without a user, kept where a prompt lists no candidates
 CONTEXT_OF: dict[str, Context] = {"calibrated": "no_user", "vector_gain": "no_vectors"}
@@ -136,19 +137,109 @@ class ModelRanker(ABC):
         return RetrievalOutput(item_indices=items, scores=scores)
 
 
-class CFScore(ModelRanker):
-    """Rank by the CF backbone, whose cold items have vectors decoded from their texts: the LLM is not asked."""
+class CatalogueRanker(ModelRanker):
+    """Rank by vectors: what is known of a user goes into one vector, so that the whole catalogue can be scored."""
 
-    kind = "cf"
-    needs_llm = False
     ranks_catalogue = True
+
+    @property
+    @abstractmethod
+    def width(self) -> int:
+        """The length d of a user's vector."""
+
+    @abstractmethod
+    def vectors(self, users: UserBatch) -> Tensor:
+        """Return what is known of users as `(B, d)`."""
+
+    @abstractmethod
+    def score_range(self, vectors: Tensor, start: int, stop: int) -> Tensor:
+        """Score the items `start..stop - 1` for users' vectors `(B, d)`, giving `(B, stop - start)`."""
+
+    @abstractmethod
+    def score_items(self, vectors: Tensor, items: Tensor) -> Tensor:
+        """Score items `(B, C)`, catalogue indices or 0, for users' vectors `(B, d)`."""
 
     @torch.no_grad()
     def score(self, users: UserBatch, candidates: Sequence[Sequence[int]], num_permutations: int = 1) -> RankerScores:
-        """Return the backbone's scores."""
-        items = padded_candidates(candidates, users.representations.device)
-        scores = self.model.cf_encoder.score(users.representations, items).float()
-        return RankerScores(scores, {"cf": scores})
+        """Return the scores of candidates; no prompt lists them, so there are no orders to average over."""
+        vectors = self.vectors(users)
+        items = padded_candidates(candidates, vectors.device)
+        scores = self.score_items(vectors, items).float().masked_fill(items == 0, float("-inf"))
+        return RankerScores(scores, {self.kind: scores})
+
+    @torch.no_grad()
+    def retrieve(self, users: UserBatch, top_k: int, exclude: Tensor | None = None) -> RetrievalOutput:
+        """Return the best items of the whole catalogue, without what the user has seen, or `exclude`."""
+        out = users.seen_ids if exclude is None else exclude
+        items, scores = exact_top_items(
+            self.score_range, self.vectors(users), self.model.cf_encoder.num_items, top_k, out
+        )
+        return RetrievalOutput(item_indices=items, scores=scores)
+
+
+class CFScore(CatalogueRanker):
+    """Rank by the backbone, whose cold items have vectors decoded from their texts: the LLM is not asked."""
+
+    kind = "cf"
+    needs_llm = False
+    retrieve = ModelRanker.retrieve  # by the backbone's own search, which may have an index
+
+    @property
+    def width(self) -> int:
+        """The width of user representations."""
+        return int(self.model.cf_encoder.config.hidden_size)
+
+    def vectors(self, users: UserBatch) -> Tensor:
+        """Return the user representations."""
+        return users.representations
+
+    def score_range(self, vectors: Tensor, start: int, stop: int) -> Tensor:
+        """Score a part of the catalogue."""
+        return self.model.cf_encoder.score_range(vectors, start, stop)
+
+    def score_items(self, vectors: Tensor, items: Tensor) -> Tensor:
+        """Score items."""
+        return self.model.cf_encoder.score(vectors, items)
+
+
+class TextSimilarity(CatalogueRanker):
+    """Rank by text alone: the mean cosine of an item's text embedding with those of the last history items."""
+
+    kind = "text"
+    needs_llm = False
+
+    def __init__(self, model: ALLMRecModel, processor: ALLMRecProcessor, last_items: int | None = None) -> None:
+        super().__init__(model, processor)
+        stored = (model.config.rankers or {})["text"]["last_items"]
+        self.last_items = int(last_items or stored)
+
+    @classmethod
+    def lacks(cls, config: Any) -> str | None:
+        """Return what a checkpoint lacks."""
+        missing = "it keeps no text embeddings: allmrec train --stage fuse"
+        return None if "text" in (config.rankers or {}) else missing
+
+    @property
+    def _table(self) -> Tensor:
+        return self.model.item_table.text_directions
+
+    @property
+    def width(self) -> int:
+        """The width of text embeddings."""
+        return int(self._table.shape[1])
+
+    def vectors(self, users: UserBatch) -> Tensor:
+        """Return the mean directions `(B, d_text)` of the texts of the last history items."""
+        rows = [self._table[history[-self.last_items :]].float().mean(dim=0) for history in users.histories]
+        return torch.stack(rows)
+
+    def score_range(self, vectors: Tensor, start: int, stop: int) -> Tensor:
+        """Score a part of the catalogue."""
+        return vectors @ self._table[start:stop].float().T
+
+    def score_items(self, vectors: Tensor, items: Tensor) -> Tensor:
+        """Score items."""
+        return torch.einsum("bd,bcd->bc", vectors, self._table[items].float())
 
 
 class TitleLikelihood(ModelRanker):

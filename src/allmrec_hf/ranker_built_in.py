@@ -7,10 +7,14 @@ from typing import Any
 from .errors import CheckpointError
 from .modeling_allmrec import ALLMRecModel
 from .processing_allmrec import ALLMRecProcessor
-from .ranker import CFScore, ModelRanker, TitleLikelihood
+from .ranker import CFScore, ModelRanker, TextSimilarity, TitleLikelihood
+from .ranker_fusion import Fusion, ReciprocalRanks, WeightedSum
 from .ranker_retrieval import RetrievalRanker
 
-RANKERS: dict[str, type[ModelRanker]] = {kind.kind: kind for kind in (TitleLikelihood, RetrievalRanker, CFScore)}
+RANKERS: dict[str, type[ModelRanker]] = {
+    kind.kind: kind
+    for kind in (TitleLikelihood, RetrievalRanker, Fusion, WeightedSum, ReciprocalRanks, TextSimilarity, CFScore)
+}
 
 
 def rankers_of(config: Any) -> list[str]:

@@ -10,11 +10,9 @@ from torch import Tensor
 
 from .language_model import first_layers, last_states, padded_pass, token_vectors
 from .modeling_allmrec import ALLMRecModel
-from .outputs import RetrievalOutput
 from .processing_allmrec import ALLMRecProcessor, EncodedPrompt, left_padded
 from .prompt import HistoryTemplate
-from .ranker import ModelRanker, RankerScores, UserBatch, padded_candidates
-from .retrieval import exact_top_items
+from .ranker import CatalogueRanker, UserBatch
 from .retrieval_head import RetrievalHead
 
 ITEMS_AT_ONCE = 64  # whose vectors one pass of the LLM makes
@@ -44,7 +42,7 @@ def add_retrieval_head(model: ALLMRecModel, settings: dict[str, Any]) -> Retriev
     return head.to(model.device)
 
 
-class RetrievalRanker(ModelRanker):
+class RetrievalRanker(CatalogueRanker):
     """Rank by the cosine of the user's vector with the item's, both read from the LLM's state at a learned token.
 
     One pass of the LLM serves a user, whatever the number of candidates; the items' vectors are made once and stored.
@@ -52,7 +50,6 @@ class RetrievalRanker(ModelRanker):
     """
 
     kind = "retrieval"
-    ranks_catalogue = True
 
     def __init__(self, model: ALLMRecModel, processor: ALLMRecProcessor) -> None:
         super().__init__(model, processor)
@@ -101,8 +98,13 @@ class RetrievalRanker(ModelRanker):
     def _run(self, keep: int, **inputs: Tensor) -> Tensor:
         return last_states(self.decoder, keep, **inputs)
 
+    @property
+    def width(self) -> int:
+        """The width of the space in which users and items are compared."""
+        return int(self.head.item_vectors.shape[1])
+
     @torch.no_grad()
-    def user_vectors(self, users: UserBatch) -> Tensor:
+    def vectors(self, users: UserBatch) -> Tensor:
         """Return unit vectors `(B, dim)` of users."""
         rows = self._rows([self.user_prompt(history) for history in users.histories])
         return self.head.user_vectors(self.states(rows, self.head.user_token, users.representations))
@@ -129,22 +131,10 @@ class RetrievalRanker(ModelRanker):
 
     # -- ranking
 
-    @torch.no_grad()
-    def score(self, users: UserBatch, candidates: Sequence[Sequence[int]], num_permutations: int = 1) -> RankerScores:
-        """Return the cosines of users and candidates."""
-        table, vectors = self.item_table(), self.user_vectors(users)
-        items = padded_candidates(candidates, vectors.device)
-        scores = torch.einsum("bd,bcd->bc", vectors, table[items]).masked_fill(items == 0, float("-inf"))
-        return RankerScores(scores, {"retrieval": scores})
+    def score_range(self, vectors: Tensor, start: int, stop: int) -> Tensor:
+        """Score a part of the catalogue by cosine."""
+        return vectors @ self.item_table()[start:stop].T
 
-    @torch.no_grad()
-    def retrieve(self, users: UserBatch, top_k: int, exclude: Tensor | None = None) -> RetrievalOutput:
-        """Return the best items of the whole catalogue."""
-        table, vectors = self.item_table(), self.user_vectors(users)
-        out = users.seen_ids if exclude is None else exclude
-
-        def score_range(rows: Tensor, start: int, stop: int) -> Tensor:
-            return rows @ table[start:stop].T
-
-        items, scores = exact_top_items(score_range, vectors, len(table) - 1, top_k, out)
-        return RetrievalOutput(item_indices=items, scores=scores)
+    def score_items(self, vectors: Tensor, items: Tensor) -> Tensor:
+        """Score items by cosine."""
+        return torch.einsum("bd,bcd->bc", vectors, self.item_table()[items])

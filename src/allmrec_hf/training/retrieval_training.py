@@ -183,7 +183,7 @@ class RetrievalTask(StageTask):
             rows = slice(start, start + self.batch_size)
             users = UserBatch.encode(self.module.model, self.processor, [h.tolist() for h in histories[rows]])
             listed = items[torch.from_numpy(places.reshape(candidates.items.shape)[rows]).to(items.device)]
-            scores = torch.einsum("bd,bcd->bc", self.ranker.user_vectors(users), listed)
+            scores = torch.einsum("bd,bcd->bc", self.ranker.vectors(users), listed)
             parts.append(target_ranks(scores.float().cpu().numpy(), candidates.target_columns[rows]))
             self.progressed(min(start + self.batch_size, len(examples)))
         ranks = Ranks.concatenate(parts)

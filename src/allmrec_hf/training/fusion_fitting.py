@@ -1,0 +1,181 @@
+"""Fit the ranker `fusion`: the weights of its parts and the pivot of its gate, on validation users."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..data.candidates import sample_candidates, title_groups
+from ..data.prepared import PreparedData
+from ..errors import ALLMRecError
+from ..modeling_allmrec import ALLMRecModel
+from ..processing_allmrec import ALLMRecProcessor
+from ..ranker import TextSimilarity, UserBatch
+from ..ranker_fusion import FusionParts, gates
+from .samples import Samples
+
+logger = logging.getLogger(__name__)
+
+PIVOTS = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0)
+LAST_ITEMS = (1, 2, 3, 5, 10, 50)
+FOLDS = 5
+PENALTY = 1e-3
+USERS_AT_ONCE = 128
+
+
+@dataclass(frozen=True)
+class FusionSamples:
+    """What a fusion is fitted on.
+
+    Attributes:
+        scores: `(P, B, C)` standardized scores of the parts.
+        counts: `(B, C)` how often each candidate was a target in the backbone's training.
+        columns: `(B,)` places of the targets.
+    """
+
+    scores: Tensor
+    counts: Tensor
+    columns: Tensor
+
+    def features(self, pivot: float | None) -> Tensor:
+        """Return `(B, C, F)`: each part times (1 - g), each times g, and g; without a pivot the parts alone."""
+        if pivot is None:
+            return self.scores.movedim(0, -1)
+        gate = gates(self.counts, pivot).unsqueeze(0)
+        return torch.cat([self.scores * (1 - gate), self.scores * gate, gate]).movedim(0, -1)
+
+
+def fitted_weights(features: Tensor, columns: Tensor) -> Tensor:
+    """Return the weights `(F,)` of the best softmax over candidates, by L-BFGS on a convex loss.
+
+    Args:
+        features: `(B, C, F)`.
+        columns: `(B,)` places of the targets.
+    """
+    weights = torch.zeros(features.shape[-1], dtype=torch.float64, requires_grad=True)
+    rows = features.double()
+    optimizer = torch.optim.LBFGS([weights], max_iter=100, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(rows @ weights, columns) + PENALTY * weights.square().sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)  # type: ignore[arg-type]
+    return weights.detach()
+
+
+def held_out_loss(features: Tensor, columns: Tensor, seed: int) -> float:
+    """Return the mean loss of each fold of users under the weights of the others."""
+    folds = np.random.default_rng(seed).permutation(len(columns)) % FOLDS
+    losses = []
+    for fold in range(min(FOLDS, len(columns))):
+        inside = torch.from_numpy(folds != fold)
+        if not inside.any() or inside.all():
+            continue
+        weights = fitted_weights(features[inside], columns[inside])
+        logits = features[~inside].double() @ weights
+        losses.append(F.cross_entropy(logits, columns[~inside], reduction="sum").item())
+    return sum(losses) / len(columns)
+
+
+def fit_fusion(found: FusionSamples, names: Sequence[str], seed: int = 0) -> dict[str, Any]:
+    """Return what `config.rankers["fusion"]` holds: parts, pivot, weights with the gate and without.
+
+    Args:
+        found: Scores of the parts on users that none of the parts was trained on.
+        names: The parts, in the order of the scores.
+        seed: Of the folds, by which the pivot is chosen.
+    """
+    losses = {pivot: held_out_loss(found.features(pivot), found.columns, seed) for pivot in PIVOTS}
+    pivot = min(losses, key=lambda value: losses[value])
+    gated = fitted_weights(found.features(pivot), found.columns).tolist()
+    plain = fitted_weights(found.features(None), found.columns).tolist()
+    count = len(names)
+    return {
+        "parts": list(names),
+        "pivot": pivot,
+        "users": len(found.columns),
+        "held_out_loss": {"gated": losses[pivot], "sum": held_out_loss(found.features(None), found.columns, seed)},
+        "gated": {
+            "parts": {name: [gated[i], gated[count + i]] for i, name in enumerate(names)},
+            "popularity": gated[-1],
+        },
+        "sum": {"parts": {name: [plain[i]] * 2 for i, name in enumerate(names)}, "popularity": 0.0},
+    }
+
+
+def fusion_candidates(data: PreparedData, samples: Samples, count: int, seed: int) -> np.ndarray:
+    """Return `(S, count)` the target and unseen items drawn from the whole catalogue, or fewer where it is small."""
+    from ..data.candidates import SeenItems
+
+    sequences = data.sequences("train+validation")
+    users = np.repeat(np.arange(len(sequences)), [len(sequence) for sequence in sequences])
+    seen = SeenItems(users, np.concatenate(sequences), data.num_items)
+    longest = max(len(sequences[user]) for user in samples.users)
+    count = min(count, data.num_items - longest)
+    if count < 2:
+        raise ALLMRecError(f"{data.name}: a user has seen nearly every item, so there is nothing to fit a fusion on")
+    drawn = sample_candidates(
+        samples.users,
+        samples.targets,
+        seen,
+        title_groups(data.catalog.frame["title"]),
+        count,
+        seed=seed,
+        split="validation",
+        user_ids=data.user_ids,
+    )
+    return drawn.items
+
+
+def best_last_items(model: ALLMRecModel, processor: ALLMRecProcessor, samples: Samples, candidates: np.ndarray) -> int:
+    """Return how many of a history's last items the ranker `text` does best with on validation users."""
+    columns = torch.from_numpy((candidates == samples.targets[:, None]).argmax(axis=1))
+    losses = {}
+    for last in LAST_ITEMS:
+        scores = torch.cat(
+            [
+                TextSimilarity(model, processor, last).score(users, rows).scores.cpu()
+                for users, rows in _batches(model, processor, samples, candidates)
+            ]
+        )
+        losses[last] = -(scores.gather(1, columns[:, None]) > scores).float().mean().item()
+    return min(losses, key=lambda last: losses[last])
+
+
+def _batches(model: ALLMRecModel, processor: ALLMRecProcessor, samples: Samples, candidates: np.ndarray) -> Any:
+    for start in range(0, len(samples), USERS_AT_ONCE):
+        histories = [history.tolist() for history in samples.histories[start : start + USERS_AT_ONCE]]
+        yield UserBatch.encode(model, processor, histories), candidates[start : start + USERS_AT_ONCE].tolist()
+
+
+@torch.no_grad()
+def fusion_samples(
+    model: ALLMRecModel, processor: ALLMRecProcessor, names: Sequence[str], samples: Samples, candidates: np.ndarray
+) -> FusionSamples:
+    """Return the parts' scores of validation users on their candidates.
+
+    Args:
+        model: The model.
+        processor: Its processor.
+        names: The parts.
+        samples: Validation users.
+        candidates: `(S, C)` catalogue indices, each target once in its row.
+    """
+    parts = FusionParts(model, processor, names)
+    scores = torch.cat(
+        [parts.of_lists(users, rows, 1).cpu() for users, rows in _batches(model, processor, samples, candidates)],
+        dim=1,
+    )
+    counts = model.item_table.interaction_counts.cpu()[torch.from_numpy(candidates)].float()
+    columns = torch.from_numpy((candidates == samples.targets[:, None]).argmax(axis=1))
+    return FusionSamples(scores, counts, columns)
