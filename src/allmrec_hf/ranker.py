@@ -216,7 +216,7 @@ class TextSimilarity(CatalogueRanker):
     @classmethod
     def lacks(cls, config: Any) -> str | None:
         """Return what a checkpoint lacks."""
-        missing = "it keeps no text embeddings: allmrec train --stage fuse"
+        missing = "it keeps no text embeddings: allmrec train --stage rank"
         return None if "text" in (config.rankers or {}) else missing
 
     @property
@@ -246,6 +246,14 @@ class TitleLikelihood(ModelRanker):
     """Rank by the LLM's log-likelihood of the titles (the paper), see `ALLMRecConfig.score_normalization`."""
 
     kind = "likelihood"
+
+    @classmethod
+    def lacks(cls, config: Any) -> str | None:
+        """Return what a checkpoint lacks."""
+        trained = (config.rankers or {}).get("likelihood", {}).get("trained", True)
+        return super().lacks(config) or (
+            None if trained else "its stage 2 is not trained: allmrec train --stage project"
+        )
 
     def __init__(self, model: ALLMRecModel, processor: ALLMRecProcessor) -> None:
         super().__init__(model, processor)

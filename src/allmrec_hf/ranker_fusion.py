@@ -125,7 +125,7 @@ class Fusion(CatalogueRanker):
         if sorted(fitted["parts"]) != sorted(self.parts.names):
             raise CheckpointError(
                 f"the fusion's weights are for {sorted(fitted['parts'])} and its parts are {sorted(self.parts.names)}; "
-                "fit it again: allmrec train --stage fuse"
+                "fit it again: allmrec train --stage rank"
             )
         pairs = [fitted["parts"][name] for name in self.parts.names]
         self.cold, self.warm = (torch.tensor([float(pair[side]) for pair in pairs]) for side in (0, 1))
@@ -134,7 +134,7 @@ class Fusion(CatalogueRanker):
     @classmethod
     def lacks(cls, config: Any) -> str | None:
         """Return what a checkpoint lacks."""
-        missing = "its weights are not fitted: allmrec train --stage fuse"
+        missing = "its weights are not fitted: allmrec train --stage rank"
         return None if "fusion" in (config.rankers or {}) else missing
 
     def _gates(self) -> Tensor:

@@ -23,18 +23,20 @@ from typer.core import TyperCommand
 
 from ..errors import ALLMRecError
 from ..training.option_fields import Checked, choices_of
-from ..training.stage_arguments import SECTIONS, STAGES, StageArguments
+from ..training.stage_arguments import SECTIONS, STAGES, STEPS, StageArguments
 
 SEPARATOR = "__"  # in the name of a parameter, between section and option
 PANELS = {
     "backbone": "Stage 0: the backbone (--backbone.OPTION)",
     "align": "Stage 1: the alignment (--align.OPTION)",
     "project": "Stage 2: the projection into the LLM (--project.OPTION)",
+    "retrieve": "The ranker retrieval (--retrieve.OPTION)",
+    "rank": "What the checkpoint ranks by (--rank.OPTION)",
     "llm": "The frozen LLM",
 }
 _KIND_WORDS = {int: "number", float: "number", Path: "path"}
 _SIGNATURES: dict[str, dict[str, Any]] = {}
-LOOP_PANEL = "The training of each stage (STAGE: backbone, align or project)"
+LOOP_PANEL = "The training of each stage (STAGE: backbone, align, project or retrieve)"
 
 
 def with_declared_options(function: Callable[..., None]) -> Callable[..., None]:
@@ -150,7 +152,7 @@ class SectionedCommand(TyperCommand):
             if not owners:
                 raise
             flags = ", ".join(f"--{section}.{name.replace('_', '-')}" for section in owners)
-            what = "a stage" if all(owner in STAGES for owner in owners) else "a section"
+            what = "a stage" if all(owner in STEPS for owner in owners) else "a section"
             raise typer.BadParameter(f"--{name.replace('_', '-')} belongs to {what}: {flags}", ctx) from error
 
     def format_help(self, ctx: Any, formatter: Any) -> None:

@@ -20,7 +20,8 @@ def train(
     data: Annotated[Path, typer.Option(help="Folder of `allmrec prepare`.")],
     output: Annotated[Path, typer.Option(help="Run folder; it becomes a loadable checkpoint.")],
     stage: Annotated[
-        Literal["backbone", "align", "project", "all"], typer.Option(help="One stage, or all three in order.")
+        Literal["backbone", "align", "project", "retrieve", "rank", "all"],
+        typer.Option(help="One stage, or all that the rankers need, in order."),
     ] = "all",
     preset: Annotated[
         Literal["default", "paper", "quick"],
@@ -38,7 +39,7 @@ def train(
     """Train the backbone, the alignment and the projection; the LLM stays frozen.
 
     An option that is not given has the preset's value. `--config FILE` takes a YAML file with the sections `data`,
-    `backbone`, `align`, `project` and `llm`.
+    `backbone`, `align`, `project`, `retrieve`, `rank` and `llm`.
 
     **Examples**
 
@@ -51,13 +52,15 @@ def train(
     `allmrec train --data data/games --backbone runs/backbone/backbone --llm facebook/opt-1.3b --output runs/games`
 
     `allmrec train --data data/games --llm facebook/opt-1.3b --output runs/games --project.learning-rate 1e-4`
+
+    `allmrec train --data data/games --llm facebook/opt-1.3b --output runs/games --rankers retrieval,fusion`
     """
     with user_errors():
         from ..data.prepared import PreparedData
         from ..evaluation.scenarios import scenario
         from ..training.arguments import ALLMRecTrainingArguments
         from ..training.devices import process_state
-        from ..training.stage_arguments import RUN_WIDE, STAGES
+        from ..training.stage_arguments import RUN_WIDE
         from ..training.trainer import ALLMRecTrainer
 
         sections = sections_of(options)
@@ -66,7 +69,7 @@ def train(
         run_wide = {name: options[name] for name in RUN_WIDE}
         values: dict[str, Any] = {**sections, **run_wide}
         args = ALLMRecTrainingArguments(output, preset, **values)
-        stages = STAGES if stage == "all" else (stage,)
+        stages = args.rank.steps() if stage == "all" else (stage,)
         _check_together(args, stages)
         share = None if train_share is None else scenario("share", share=train_share)
         prepared = PreparedData.load(data)
@@ -92,14 +95,15 @@ def _check_together(args: Any, stages: tuple[str, ...]) -> None:
     from ..errors import ALLMRecError
     from ..training.devices import check_possible_here
 
-    if "project" in stages:
+    with_llm = [stage for stage in stages if stage in ("project", "retrieve")]
+    if with_llm:
         if args.llm.name is None:
             raise ALLMRecError(
-                "stage project needs an LLM: --llm ID_OR_PATH, such as facebook/opt-1.3b; without one give "
+                f"stage {with_llm[0]} needs an LLM: --llm ID_OR_PATH, such as facebook/opt-1.3b; without one give "
                 "--stage backbone or --stage align"
             )
         args.project.template("item")  # which domain does not matter to the slots
-    elif args.llm.include_llm:
+    elif args.llm.include_llm and stages != ("rank",):
         raise ALLMRecError("--include-llm saves the LLM that stage project trains with; it needs that stage")
     if args.backbone.trained is not None and args.backbone.options:
         raise ALLMRecError(
@@ -120,7 +124,7 @@ def _check_together(args: Any, stages: tuple[str, ...]) -> None:
         if name in args.given[section] and getattr(getattr(args, section), needs) != wanted:
             flag, other = name.replace("_", "-"), needs.replace("_", "-")
             raise ALLMRecError(f"--{section}.{flag} is for --{section}.{other} {wanted}, which is not given")
-    for stage in stages:
+    for stage in (stage for stage in stages if stage in args.stages):
         steps = args.stages[stage]
         least, most = steps.min_steps, steps.max_steps
         if "min_steps" in args.given[stage] and least is not None and most is not None and least > most:

@@ -15,7 +15,7 @@ from ..errors import ALLMRecError
 from ..gguf_files import is_gguf, split_gguf
 from .option_fields import unknown_options
 from .presets import resolved
-from .stage_arguments import RUN_WIDE, SECTIONS, STAGES, StageArguments
+from .stage_arguments import LOOPS, RUN_WIDE, SECTIONS, StageArguments
 
 
 def _flat_names() -> dict[str, tuple[str, str]]:
@@ -34,7 +34,7 @@ FLAT_NAMES = _flat_names()
 
 @dataclass(frozen=True)
 class ALLMRecTrainingArguments:
-    """Hold every option of a run: three stages and the LLM, each a section.
+    """Hold every option of a run: its stages, its rankers and the LLM, each a section.
 
     Args:
         output_dir: The run folder; it becomes a loadable checkpoint.
@@ -43,6 +43,8 @@ class ALLMRecTrainingArguments:
         backbone: Stage 0: values of `BackboneArguments` that replace the preset's, or the backbone's name.
         align: Stage 1: values of `AlignArguments`.
         project: Stage 2: values of `ProjectArguments`.
+        retrieve: The ranker `retrieval`: values of `RetrieveArguments`.
+        rank: What the checkpoint ranks by: values of `RankArguments`, or names of rankers with commas between.
         llm: Values of `LLMArguments`, or the LLM's name.
         seed: Seed of every stage that gives none of its own.
         report_to: Tracker of every stage that gives none of its own.
@@ -63,6 +65,8 @@ class ALLMRecTrainingArguments:
     backbone: Any = None
     align: Any = None
     project: Any = None
+    retrieve: Any = None
+    rank: Any = None
     llm: Any = None
     seed: int | None = None
     report_to: str | None = None
@@ -73,8 +77,9 @@ class ALLMRecTrainingArguments:
         given = {section: _as_mapping(section, getattr(self, section)) for section in SECTIONS}
         for name in RUN_WIDE:
             if getattr(self, name) is not None:
-                for stage in STAGES:
-                    given[stage].setdefault(name, getattr(self, name))
+                for section, kind in SECTIONS.items():
+                    if name in kind.names():
+                        given[section].setdefault(name, getattr(self, name))
         object.__setattr__(self, "given", given)
         for section, value in resolved(self.preset, given).items():
             object.__setattr__(self, section, value)
@@ -94,7 +99,7 @@ class ALLMRecTrainingArguments:
         for section in SECTIONS:
             before = dict(self.given[section])
             for name in RUN_WIDE:  # what the whole run gave is not the section's own
-                if name in changes and section in STAGES and before.get(name) == getattr(self, name):
+                if name in changes and before.get(name) == getattr(self, name):
                     before.pop(name, None)
             values[section] = before | _as_mapping(section, changes.get(section))
         return ALLMRecTrainingArguments(**values)
@@ -134,7 +139,7 @@ class ALLMRecTrainingArguments:
     @cached_property
     def stages(self) -> dict[str, StageArguments]:
         """The settings of each stage's loop."""
-        return {stage: getattr(self, stage) for stage in STAGES}
+        return {stage: getattr(self, stage) for stage in LOOPS}
 
     def to_dict(self) -> dict[str, Any]:
         """Return every section as JSON can hold it."""
@@ -143,7 +148,7 @@ class ALLMRecTrainingArguments:
 
 def _no_flat_name(name: str) -> ALLMRecError:
     if name in StageArguments.names():
-        stages = ", ".join(f"{stage}.{name}" for stage in STAGES)
+        stages = ", ".join(f"{stage}.{name}" for stage in LOOPS)
         return ALLMRecError(f"{name} belongs to a stage: {stages}")
     return unknown_options([name], FLAT_NAMES, "a run")
 
@@ -155,8 +160,8 @@ def _as_mapping(section: str, value: Any) -> dict[str, Any]:
         return {}
     if isinstance(value, kind):
         value = {name: getattr(value, name) for name in kind.names()}
-    elif isinstance(value, (str, Path)) and "name" in kind.names():
-        value = {"name": str(value)}
+    elif isinstance(value, (str, Path)) and {"name", "rankers"} & set(kind.names()):
+        value = {"name" if "name" in kind.names() else "rankers": str(value)}
     if not isinstance(value, Mapping):
         raise ALLMRecError(f"the section {section} must be a mapping of option names to values, got {value!r}")
     kind.check_names(map(str, value), f"the section {section}")

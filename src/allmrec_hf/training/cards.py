@@ -13,6 +13,7 @@ from ..data.versions import library_versions
 from ..hub.card import ALLMRecCard
 from ..modeling_allmrec import ALLMRecModel
 from ..part_sources import public_name
+from ..ranker_built_in import rankers_of
 from .stage_arguments import StageArguments
 
 CARD_COUNTS = ("users", "items", "interactions")
@@ -45,9 +46,10 @@ def model_card(
         arguments: The loop's settings of each stage.
     """
     llm = None if model is None else model.language_model
-    stages = (
-        ["backbone"] if model is None else ["backbone", "align"] if llm is None else ["backbone", "align", "project"]
-    )
+    stages = ["backbone"] if model is None else ["backbone", "align"]
+    if model is not None and llm is not None:
+        has = rankers_of(model.config)
+        stages += [stage for stage, ranker in (("project", "likelihood"), ("retrieve", "retrieval")) if ranker in has]
     backbone = cf_encoder.config.model_type.removeprefix(MODEL_TYPE_PREFIX)
     trained = {}
     if model is not None:
@@ -55,6 +57,7 @@ def model_card(
             "aligner": model.aligner,
             "user projector": model.user_projector,
             "item projector": model.item_projector,
+            "retrieval head": model.retrieval_head,
         }
         trained = {name: _count(part) for name, part in parts.items() if part is not None}
     return ALLMRecCard(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,14 +12,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..data.candidates import sample_candidates, title_groups
+from ..data.candidates import SeenItems, sample_candidates, title_groups
 from ..data.prepared import PreparedData
 from ..errors import ALLMRecError
 from ..modeling_allmrec import ALLMRecModel
 from ..processing_allmrec import ALLMRecProcessor
-from ..ranker import TextSimilarity, UserBatch
-from ..ranker_fusion import FusionParts, gates
-from .samples import Samples
+from ..ranker import ModelRanker, TextSimilarity, UserBatch
+from ..ranker_built_in import build_ranker, rankers_of
+from ..ranker_fusion import LIST_PARTS, FusionParts, ReciprocalRanks, WeightedSum, gates
+from ..ranking import ndcg_at_k, target_ranks
+from .projection import candidate_samples
+from .samples import Samples, validation_targets
+from .stage_arguments import ProjectArguments, RankArguments, split_names
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +32,8 @@ LAST_ITEMS = (1, 2, 3, 5, 10, 50)
 FOLDS = 5
 PENALTY = 1e-3
 USERS_AT_ONCE = 128
+SCORED_AT_ONCE = 16  # users whose prompts the LLM reads at once
+COMPARISONS = (WeightedSum.kind, ReciprocalRanks.kind)
 
 
 @dataclass(frozen=True)
@@ -115,8 +121,6 @@ def fit_fusion(found: FusionSamples, names: Sequence[str], seed: int = 0) -> dic
 
 def fusion_candidates(data: PreparedData, samples: Samples, count: int, seed: int) -> np.ndarray:
     """Return `(S, count)` the target and unseen items drawn from the whole catalogue, or fewer where it is small."""
-    from ..data.candidates import SeenItems
-
     sequences = data.sequences("train+validation")
     users = np.repeat(np.arange(len(sequences)), [len(sequence) for sequence in sequences])
     seen = SeenItems(users, np.concatenate(sequences), data.num_items)
@@ -152,10 +156,16 @@ def best_last_items(model: ALLMRecModel, processor: ALLMRecProcessor, samples: S
     return min(losses, key=lambda last: losses[last])
 
 
-def _batches(model: ALLMRecModel, processor: ALLMRecProcessor, samples: Samples, candidates: np.ndarray) -> Any:
-    for start in range(0, len(samples), USERS_AT_ONCE):
-        histories = [history.tolist() for history in samples.histories[start : start + USERS_AT_ONCE]]
-        yield UserBatch.encode(model, processor, histories), candidates[start : start + USERS_AT_ONCE].tolist()
+def _batches(
+    model: ALLMRecModel,
+    processor: ALLMRecProcessor,
+    samples: Samples,
+    candidates: np.ndarray,
+    at_once: int = USERS_AT_ONCE,
+) -> Iterator[tuple[UserBatch, list[list[int]]]]:
+    for start in range(0, len(samples), at_once):
+        histories = [history.tolist() for history in samples.histories[start : start + at_once]]
+        yield UserBatch.encode(model, processor, histories), candidates[start : start + at_once].tolist()
 
 
 @torch.no_grad()
@@ -179,3 +189,89 @@ def fusion_samples(
     counts = model.item_table.interaction_counts.cpu()[torch.from_numpy(candidates)].float()
     columns = torch.from_numpy((candidates == samples.targets[:, None]).argmax(axis=1))
     return FusionSamples(scores, counts, columns)
+
+
+def held_out_samples(data: PreparedData, project: ProjectArguments | None, arguments: RankArguments) -> Samples:
+    """Return validation users that no ranker was trained on.
+
+    Args:
+        data: Prepared data.
+        project: The settings of stage 2, where it was trained: it may have learnt from validation items.
+        arguments: The most users, and the seed.
+    """
+    every = validation_targets(data)
+    rows = np.arange(len(every))
+    if project is not None and project.targets == "validation":
+        rows = candidate_samples(data, project.targets, project.loop())[1]
+    drawn = np.random.default_rng(arguments.seed).permutation(rows)[: arguments.max_validation_users]
+    return every.take(np.sort(drawn))
+
+
+def fit_rankers(
+    model: ALLMRecModel,
+    processor: ALLMRecProcessor,
+    data: PreparedData,
+    text_embeddings: Tensor,
+    arguments: RankArguments,
+    project: ProjectArguments | None,
+) -> None:
+    """Give a model the rankers `text` and `fusion`, and choose what ranks by default, by NDCG@10 on validation users.
+
+    Args:
+        model: The model; its config and item table are changed.
+        processor: Its processor.
+        data: Prepared data.
+        text_embeddings: `(N + 1, d_text)` by the checkpoint's text encoder.
+        arguments: The settings.
+        project: Those of stage 2, where it was trained.
+
+    Raises:
+        ALLMRecError: when a part of the fusion is none that the checkpoint has, or there are too few users.
+    """
+    model.eval()
+    samples = held_out_samples(data, project, arguments)
+    if len(samples) < FOLDS:
+        raise ALLMRecError(
+            f"a fusion is fitted on validation users that stage 2 has not seen; {len(samples)} are too few"
+        )
+    model.config.rankers = {name: value for name, value in (model.config.rankers or {}).items() if name != "fusion"}
+    model.keep_text_embeddings(text_embeddings, 1)
+    drawn = fusion_candidates(data, samples, arguments.num_candidates, arguments.seed)
+    model.config.rankers["text"] = {"last_items": best_last_items(model, processor, samples, drawn)}
+    has = rankers_of(model.config)
+    language = ["retrieval"] if "retrieval" in has else ["likelihood"] if "likelihood" in has else []
+    parts = split_names(arguments.fusion_parts or "") or ["cf", "text", *language]
+    unknown = [name for name in parts if name not in has]
+    if unknown:
+        raise ALLMRecError(f"rank.fusion_parts names {unknown}, but this checkpoint has {', '.join(has)}")
+    stored = _stored_candidates(data, samples)
+    listed = any(name in LIST_PARTS for name in parts)
+    found = fusion_samples(model, processor, parts, samples, stored if listed else drawn)
+    model.config.rankers["fusion"] = fit_fusion(found, parts, arguments.seed)
+    scores = {
+        name: _validation_ndcg(build_ranker(name, model, processor), model, processor, samples, stored)
+        for name in rankers_of(model.config)
+        if name not in COMPARISONS
+    }
+    best = max(scores, key=lambda name: scores[name])
+    model.config.ranker = arguments.ranker or best
+    build_ranker(None, model, processor)  # a name that the checkpoint lacks is refused
+    told = ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
+    logger.info("NDCG@10 on %d validation users: %s; the default ranker is %s", len(samples), told, model.config.ranker)
+
+
+def _stored_candidates(data: PreparedData, samples: Samples) -> np.ndarray:
+    candidates = data.candidates("validation")
+    place = {int(user): row for row, user in enumerate(candidates.users)}
+    return candidates.items[[place[int(user)] for user in samples.users]]
+
+
+def _validation_ndcg(
+    ranker: ModelRanker, model: ALLMRecModel, processor: ALLMRecProcessor, samples: Samples, candidates: np.ndarray
+) -> float:
+    columns = (candidates == samples.targets[:, None]).argmax(axis=1)
+    scores = [
+        ranker.score(users, rows).scores.cpu().numpy()
+        for users, rows in _batches(model, processor, samples, candidates, SCORED_AT_ONCE)
+    ]
+    return float(ndcg_at_k(target_ranks(np.concatenate(scores), columns), 10).mean())

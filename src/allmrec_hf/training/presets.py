@@ -7,7 +7,7 @@ from typing import Any
 
 from ..cf_encoder import MODEL_TYPE_PREFIX
 from ..errors import ALLMRecError
-from .stage_arguments import DEFAULT_BACKBONE, PRESETS, SECTIONS, STAGES, StageArguments, is_backbone_name, recipe_of
+from .stage_arguments import DEFAULT_BACKBONE, LOOPS, PRESETS, SECTIONS, StageArguments, is_backbone_name, recipe_of
 
 _OURS: dict[str, dict[str, Any]] = {
     "align": {"cross_reconstruction_weight": 1.0},
@@ -32,6 +32,17 @@ _VALUES: dict[str, dict[str, dict[str, Any]]] = {
             "warmup_steps": 0.03,
             "max_grad_norm": 1.0,
             "early_stopping_patience": 2,
+        },
+        "retrieve": {
+            "num_train_epochs": 20,
+            "min_steps": 1_000,
+            "per_device_train_batch_size": 32,
+            "learning_rate": 1e-3,
+            "weight_decay": 0.01,
+            "warmup_steps": 0.03,
+            "max_grad_norm": 1.0,
+            "early_stopping_patience": 2,
+            "max_validation_users": 1_000,
         },
     },
     # The values of arXiv 2404.11343 and of the program published with it.
@@ -77,6 +88,20 @@ _VALUES: dict[str, dict[str, dict[str, Any]]] = {
             "max_seconds": 90,
             "save_steps": 100,
         },
+        "retrieve": {
+            "num_train_epochs": 5,
+            "min_steps": 300,
+            "per_device_train_batch_size": 32,
+            "learning_rate": 1e-3,
+            "weight_decay": 0.01,
+            "warmup_steps": 10,
+            "max_grad_norm": 1.0,
+            "max_validation_users": 200,
+            "max_seconds": 300,
+            "eval_epochs": 5,
+            "history_titles": False,
+            "history_in_prompt": 8,
+        },
     },
     # For the invented world: three minutes of training on one core. With fewer users, as many steps as with all 3,000.
     "demo": {
@@ -105,6 +130,18 @@ _VALUES: dict[str, dict[str, dict[str, Any]]] = {
             "lr_scheduler_type": "linear",
             "warmup_steps": 10,
             "max_grad_norm": 1.0,
+            "max_validation_users": 300,
+        },
+        "retrieve": {
+            "num_train_epochs": 2,
+            "min_steps": 300,
+            "max_steps": 300,
+            "per_device_train_batch_size": 32,
+            "learning_rate": 2e-3,
+            "weight_decay": 0.01,
+            "warmup_steps": 10,
+            "max_grad_norm": 1.0,
+            "positions": 3,
             "max_validation_users": 300,
         },
         "llm": {"include_llm": True},
@@ -164,9 +201,9 @@ def preset(name: str, stage: str, backbone: str | None = None) -> StageArguments
         >>> preset("paper", "project").per_device_train_batch_size
         4
     """
-    if name not in PRESETS or stage not in STAGES:
+    if name not in PRESETS or stage not in LOOPS:
         raise ALLMRecError(
-            f"no preset {name!r} of stage {stage!r}; presets: {', '.join(PRESETS)}; stages: {', '.join(STAGES)}"
+            f"no preset {name!r} of stage {stage!r}; presets: {', '.join(PRESETS)}; stages: {', '.join(LOOPS)}"
         )
     given: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
     if stage == "backbone" and backbone is not None:

@@ -33,9 +33,11 @@ from .llms import load_llm
 from .loop import CHECKPOINTS_FOLDER
 from .provenance import write_record
 from .run_record import RUN_FILE, SECTIONS_OF_STAGE, data_record, read_run
-from .stage_arguments import STAGES
+from .stage_arguments import STEPS
 from .text_encoders import load_text_encoder
 from .trained import load_target_counts
+
+DONE_FILE = "done"
 
 
 @dataclass
@@ -116,8 +118,14 @@ class Run:
 
     def is_done(self, stage: str) -> bool:
         """Tell whether the folder holds a finished stage; `config.json` is the last file of a stage to be written."""
-        where = self.output / stage if stage != "project" else self.output / "project" / "done"
-        return (where / "config.json").exists() or where.is_file()
+        return any((self.output / stage / name).is_file() for name in ("config.json", DONE_FILE))
+
+    def mark_done(self, stage: str) -> None:
+        """Say that a stage has changed the checkpoint of the folder itself, and that what was built on it is void."""
+        for later in STEPS[STEPS.index(stage) + 1 :]:
+            (self.output / later / DONE_FILE).unlink(missing_ok=True)
+        (self.output / stage).mkdir(exist_ok=True)
+        (self.output / stage / DONE_FILE).touch()
 
     def has_begun(self, stage: str) -> bool:
         """Tell whether something of a stage was trained that can be gone on with."""
@@ -140,7 +148,7 @@ class Run:
             return
         before, own = self.record().get("arguments", {}), self.args.to_dict()
         sections = {}
-        for other in STAGES:
+        for other in STEPS:
             for section in SECTIONS_OF_STAGE[other]:
                 if other == stage:
                     sections[section] = own[section]

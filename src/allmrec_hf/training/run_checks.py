@@ -33,7 +33,7 @@ from .run_record import (
     check_same_data,
     with_absolute_paths,
 )
-from .stage_arguments import SECTIONS, STAGES, is_backbone_name
+from .stage_arguments import LOOPS, SECTIONS, STEPS, is_backbone_name
 from .trained import load_target_counts
 
 
@@ -64,9 +64,9 @@ def check_run(run: Run, stages: tuple[str, ...]) -> tuple[str, ...]:
 
 def _inherit(run: Run, stages: tuple[str, ...]) -> tuple[str, ...]:
     """Take over the folder's arguments of the stages before the first one to be trained; return the stages to train."""
-    unknown = set(stages) - set(STAGES)
+    unknown = set(stages) - set(STEPS)
     if unknown or not stages:
-        raise ALLMRecError(f"unknown stages {sorted(unknown)}; known are {', '.join(STAGES)}, in this order")
+        raise ALLMRecError(f"unknown stages {sorted(unknown)}; known are {', '.join(STEPS)}, in this order")
     if run.output.exists() and not run.output.is_dir():
         raise ALLMRecError(f"the output {run.output} is a file; give a folder")
     if run.args.backbone.module is not None:
@@ -76,7 +76,7 @@ def _inherit(run: Run, stages: tuple[str, ...]) -> tuple[str, ...]:
     elsewhere = run.args.backbone.trained is not None or run.parts.backbone is not None
     if elsewhere and "align" in stages and not (run.output / "backbone" / "config.json").exists():
         stages = ("backbone", *(stage for stage in stages if stage != "backbone"))
-    earlier = STAGES[: min(map(STAGES.index, stages))] if before else ()
+    earlier = STEPS[: min(map(STEPS.index, stages))] if before else ()
     if "backbone" in earlier and "backbone" in before["arguments"] and "name" in run.args.given["backbone"]:
         name = run.args.backbone.name
         kind = name if is_backbone_name(name) else None
@@ -113,8 +113,13 @@ def _model_type(run: Run, before: dict[str, Any]) -> str:
 
 def _check(run: Run, stages: tuple[str, ...]) -> None:
     _check_backbone(run, stages)
-    first = min(stages, key=STAGES.index)
-    needed = {"backbone": None, "align": "backbone", "project": "align"}[first]
+    first = min(stages, key=STEPS.index)
+    needed = {"backbone": None, "align": "backbone"}.get(first, "align")
+    if first == "rank" and not any(run.is_done(stage) for stage in ("project", "retrieve")):
+        raise ALLMRecError(
+            f"stage rank puts together what stage project or retrieve trains, and {run.output} holds neither; run one "
+            "into the same folder first"
+        )
     if needed is not None and not (run.output / needed / "config.json").exists():
         raise ALLMRecError(
             f"stage {first} builds on stage {needed}, which {run.output} does not hold; "
@@ -129,13 +134,14 @@ def _check(run: Run, stages: tuple[str, ...]) -> None:
         )
     _check_resumed(run, stages)
     _check_parts(run, stages)
-    for stage in stages:
-        check_possible_here(run.args.stages[stage])
+    for stage in LOOPS:
+        if stage in stages:
+            check_possible_here(run.args.stages[stage])
 
 
 def _check_resumed(run: Run, stages: tuple[str, ...]) -> None:
     before = run.record()
-    begun = {stage: run.is_done(stage) for stage in STAGES if run.has_begun(stage)}
+    begun = {stage: run.is_done(stage) for stage in STEPS if run.has_begun(stage)}
     if before:
         check_same_data(run.output, before, run.data, list(begun))
     if run.resume and "backbone" in begun and (run.output / "backbone" / "config.json").exists():
@@ -207,15 +213,18 @@ def _check_parts(run: Run, stages: tuple[str, ...]) -> None:
     """Check text encoder, LLM and candidates of later stages."""
     if "align" in stages and not run.is_behind("align"):
         run.load_text_encoder()
-    if "project" not in stages:
+    if not {"project", "retrieve"} & set(stages):
         return
     llm, project = run.args.llm, run.args.project
     words = run.prompt.to_dict().values()
     if run.parts.llm is None:
         if llm.name is None:
-            raise ALLMRecError("stage project needs an LLM: --llm ID_OR_PATH (llm=), such as facebook/opt-1.3b")
+            first = "project" if "project" in stages else "retrieve"
+            raise ALLMRecError(f"stage {first} needs an LLM: --llm ID_OR_PATH (llm=), such as facebook/opt-1.3b")
         device = process_state().device
         check_llm(llm.name, llm.revision, llm.loading_options(), run.trust, words, device)
+    if "project" not in stages:
+        return
     samples, _ = candidate_samples(run.data, project.targets, project)
     known = len(candidate_items(run.data, samples))
     if project.num_candidates > known:

@@ -15,10 +15,16 @@ from ..data.prepared import PreparedData
 from ..errors import ALLMRecError
 from ..part_sources import CHECKPOINT_PART, LANGUAGE_MODEL_PART, TEXT_ENCODER_PART, recorded, same_source
 from .arguments import ALLMRecTrainingArguments
-from .stage_arguments import SECTIONS, STAGES, StageArguments
+from .stage_arguments import SECTIONS, STEPS, StageArguments
 
 RUN_FILE = "run.json"
-SECTIONS_OF_STAGE = {"backbone": ("backbone",), "align": ("align",), "project": ("project", "llm")}
+SECTIONS_OF_STAGE = {
+    "backbone": ("backbone",),
+    "align": ("align",),
+    "project": ("project", "llm"),
+    "retrieve": ("retrieve", "llm"),
+    "rank": ("rank",),
+}
 # Options that name a folder or a Hub id.
 SOURCES = {
     ("backbone", "name"): CHECKPOINT_PART,
@@ -30,6 +36,8 @@ DATA_OF_STAGE = {
     "backbone": ("items", "interactions", "candidates"),
     "align": ("items", "texts", "interactions", "candidates"),
     "project": ("items", "texts", "interactions", "candidates", "domain"),
+    "retrieve": ("items", "texts", "interactions", "candidates", "domain"),
+    "rank": ("items", "texts", "interactions", "candidates", "domain"),
 }
 
 
@@ -68,7 +76,7 @@ def read_run(path: Path) -> dict[str, Any]:
 
 def begun_stages(record: Mapping[str, Any]) -> list[str]:
     """Return the stages whose sections a record holds."""
-    return [stage for stage in STAGES if stage in record.get("arguments", {})]
+    return [stage for stage in STEPS if stage in record.get("arguments", {})]
 
 
 def data_record(data: PreparedData) -> dict[str, Any]:

@@ -13,7 +13,9 @@ from ..errors import ALLMRecError
 from ..prompt import PromptTemplate
 from .option_fields import Checked, option
 
-STAGES = ("backbone", "align", "project")
+STAGES = ("backbone", "align", "project")  # the paper's
+LOOPS = (*STAGES, "retrieve")  # stages that train in the loop
+STEPS = (*LOOPS, "rank")  # everything that a run can do, in order
 PRESETS = ("default", "paper", "quick", "demo")
 LARGEST_SEED = 2**32 - 1  # the largest that NumPy, PyTorch and every library of the stages take
 DEFAULT_BACKBONE = "sasrec"
@@ -366,6 +368,80 @@ class ProjectArguments(StageArguments):
 
 
 @dataclass(frozen=True)
+class RetrieveArguments(StageArguments):
+    """Hold the settings of the ranker `retrieval`, whose head is trained around the frozen LLM."""
+
+    dim: int = option(128, "Width of the space in which users and items are compared.", at_least=1)
+    num_llm_layers: int | None = option(
+        None, "The LLM's first layers that are run; the cost falls with them. All where not given.", at_least=1
+    )
+    history_in_prompt: int = option(10, "The latest history items that a prompt holds.", at_least=1)
+    history_titles: bool = option(
+        True, "Whether a history names titles, or shows vectors alone, which is some five times cheaper."
+    )
+    positions: int | None = option(
+        None, "The latest positions of a user's sequence that are targets; all where not given.", at_least=1
+    )
+    num_negatives: int = option(32, "Items drawn for each batch, beside the targets of its other users.", at_least=1)
+    distillation_weight: float = option(1.0, "Weight of the distance to the user representation.", at_least=0)
+    uniformity_weight: float = option(0.1, "Weight of the uniformity of users and items.", at_least=0)
+
+
+RANKER_STAGES = {"likelihood": "project", "retrieval": "retrieve", "fusion": "rank"}
+
+
+@dataclass(frozen=True)
+class RankArguments(Checked):
+    """Hold what the checkpoint ranks by, and how its fusion is fitted."""
+
+    rankers: str = option(
+        "likelihood",
+        "Rankers that are trained, with commas between: likelihood (the paper), retrieval, fusion. The backbone's own "
+        "is always there.",
+        flag="--rankers",
+    )
+    ranker: str | None = option(
+        None, "What ranks where a request asks for none; the best on validation users where not given."
+    )
+    fusion_parts: str | None = option(
+        None, "What the fusion is made of, such as cf,text,retrieval; all that the checkpoint has where not given."
+    )
+    num_candidates: int = option(
+        500,
+        "Items that a fusion is fitted on for each user, drawn from the whole catalogue; the prepared candidates where "
+        "a part asks the LLM for each.",
+        at_least=2,
+    )
+    max_validation_users: int = option(2_000, "Validation users that it is fitted on at most.", at_least=20)
+    seed: int = option(0, "Seed of the users, their items and the folds.", at_least=0, at_most=LARGEST_SEED)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        names = split_names(self.rankers)
+        unknown = sorted(set(names) - set(RANKER_STAGES))
+        if unknown or not set(names) - {"fusion"}:
+            raise ALLMRecError(
+                f"rankers are of {', '.join(RANKER_STAGES)}, with commas between, and a fusion needs one of the "
+                f"others; got {self.rankers!r}"
+            )
+
+    def steps(self) -> tuple[str, ...]:
+        """Return the steps of a run that gives these rankers.
+
+        Example:
+            >>> RankArguments(rankers="retrieval,fusion").steps()
+            ('backbone', 'align', 'retrieve', 'rank')
+        """
+        needed = {"backbone", "align", *(RANKER_STAGES[name] for name in split_names(self.rankers))}
+        return tuple(step for step in STEPS if step in needed)
+
+
+def split_names(text: str) -> list[str]:
+    """Return names that were written with commas between."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+@dataclass(frozen=True)
 class LLMArguments(Checked):
     """Hold what is said of the frozen LLM."""
 
@@ -419,6 +495,8 @@ SECTIONS: dict[str, type[Checked]] = {
     "backbone": BackboneArguments,
     "align": AlignArguments,
     "project": ProjectArguments,
+    "retrieve": RetrieveArguments,
+    "rank": RankArguments,
     "llm": LLMArguments,
 }
 

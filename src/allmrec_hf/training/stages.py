@@ -11,15 +11,19 @@ from ..configuration_allmrec import ALLMRecConfig
 from ..language_model import context_length
 from ..modeling_allmrec import ALLMRecModel
 from ..processing_allmrec import ALLMRecProcessor
-from .alignment import AlignmentModule, AlignmentTask, check_text_table
+from ..prompt import HistoryTemplate
+from ..ranker_retrieval import add_retrieval_head
+from .alignment import AlignmentModule, AlignmentTask, check_text_table, text_embedding_table
 from .backbone_training import train_backbone
 from .cold_items import fill_item_table
 from .cost import projection_cost, tell_projection_cost, warn_of_few_steps
 from .devices import place, process_state
+from .fusion_fitting import fit_rankers
 from .loop import run_stage
 from .presets import preset
 from .pretrained_backbone import save_backbone
 from .projection import ProjectionModule, ProjectionTask
+from .retrieval_training import RetrievalModule, RetrievalTask
 from .run import Run
 from .run_checks import backbone_config
 from .stage_arguments import recipe_of
@@ -124,9 +128,70 @@ def run_projection(run: Run) -> None:
         processor.save_pretrained(run.output)
         model.save_pretrained(run.output, include_llm=run.args.llm.include_llm)
         run.write_card(model.cf_encoder, model)
-        (run.output / "project").mkdir(exist_ok=True)
-        (run.output / "project" / "done").touch()
+        run.mark_done("project")
     process_state().wait_for_everyone()
+
+
+def run_retrieval(run: Run) -> None:
+    """Train the head of the ranker `retrieval` around the frozen LLM, beside what the checkpoint has already."""
+    if run.is_behind("retrieve"):
+        return
+    run.note("retrieve")
+    arguments = run.args.retrieve
+    model = ALLMRecModel.from_pretrained(run.output, language_model=None)
+    if run.is_done("project"):
+        model.attach_language_model(run.load_llm()[0])
+        processor = ALLMRecProcessor.from_pretrained(run.output, trust_remote_code=run.trust)
+    else:
+        processor = _attach_llm(run, model)
+        model.config.rankers = {**(model.config.rankers or {}), "likelihood": {"trained": False}}
+    rankers = dict(model.config.rankers or {})
+    for stale in ("fusion", "retrieval"):
+        rankers.pop(stale, None)
+    model.config.rankers, model.config.ranker = rankers, "likelihood" if run.is_done("project") else "retrieval"
+    template = HistoryTemplate.for_domain(run.data.domain, run.data.verbs, arguments.history_titles)
+    settings = {name: getattr(arguments, name) for name in ("dim", "num_llm_layers", "history_in_prompt")}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(arguments.seed)
+        add_retrieval_head(model, {**settings, "prompt": template.to_dict()})
+    loop = arguments.loop()
+    module = RetrievalModule(model, processor, arguments.distillation_weight, arguments.uniformity_weight)
+    task = RetrievalTask(module, run.data, loop, arguments.positions, arguments.num_negatives)
+    place(module, process_state().device)
+    run_stage(task, loop, run.stage_folder("retrieve"), run.resume, callbacks=run.callbacks)
+    if run.writes:
+        model.eval()
+        module.ranker.item_table()  # every item once; a request makes its user's vector only
+        _save(run, model, processor, "retrieve")
+    process_state().wait_for_everyone()
+
+
+def run_ranking(run: Run) -> None:
+    """Fit the ranker `fusion` on validation users, and choose what ranks by default."""
+    if run.is_behind("rank"):
+        return
+    run.note("rank")
+    if run.writes:
+        model = ALLMRecModel.from_pretrained(run.output, language_model=None, trust_remote_code=run.trust)
+        model.attach_language_model(run.load_llm()[0])
+        processor = ALLMRecProcessor.from_pretrained(run.output, trust_remote_code=run.trust)
+        if run.parts.text_encoder is not None:
+            model.attach_text_encoder(run.parts.text_encoder)
+        place(model, process_state().device)
+        texts = None if run.args.align.fine_tune_text_encoder else run.parts.text_table
+        if texts is None:
+            texts = text_embedding_table(model.text_encoder, run.data.catalog.texts())
+        project = run.args.project if run.is_done("project") else None
+        fit_rankers(model, processor, run.data, texts, run.args.rank, project)
+        _save(run, model, processor, "rank")
+    process_state().wait_for_everyone()
+
+
+def _save(run: Run, model: ALLMRecModel, processor: ALLMRecProcessor, stage: str) -> None:
+    processor.save_pretrained(run.output)
+    model.save_pretrained(run.output, include_llm=run.args.llm.include_llm)
+    run.write_card(model.cf_encoder, model)
+    run.mark_done(stage)
 
 
 def _attach_llm(run: Run, model: ALLMRecModel) -> ALLMRecProcessor:
@@ -155,4 +220,10 @@ def _attach_llm(run: Run, model: ALLMRecModel) -> ALLMRecProcessor:
     return processor
 
 
-TRAIN = {"backbone": run_backbone, "align": run_alignment, "project": run_projection}
+TRAIN = {
+    "backbone": run_backbone,
+    "align": run_alignment,
+    "project": run_projection,
+    "retrieve": run_retrieval,
+    "rank": run_ranking,
+}

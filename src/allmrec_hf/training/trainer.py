@@ -26,7 +26,7 @@ from .llms import without_trust
 from .pretrained_backbone import load_backbone
 from .run import LoadedParts, Run
 from .run_checks import check_run
-from .stage_arguments import STAGES
+from .stage_arguments import STEPS
 from .stages import TRAIN
 
 logger = logging.getLogger(__name__)
@@ -118,12 +118,15 @@ class ALLMRecTrainer:
         """The run folder, a checkpoint."""
         return Path(self.args.output_dir)
 
-    def train(self, stages: str | Sequence[str] = STAGES, *, resume_from_checkpoint: bool = False) -> ALLMRecTrainer:
+    def train(
+        self, stages: str | Sequence[str] | None = None, *, resume_from_checkpoint: bool = False
+    ) -> ALLMRecTrainer:
         """Train stages in order and leave a loadable checkpoint in the run folder.
 
         Args:
-            stages: Of `"backbone"`, `"align"`, `"project"`; a later stage alone builds on what the folder holds, and
-                may have other options than it was trained with before.
+            stages: Of `"backbone"`, `"align"`, `"project"`, `"retrieve"` and `"rank"`; by default those that
+                `args.rank.rankers` need. A later stage alone builds on what the folder holds, and may have other
+                options than it was trained with before.
             resume_from_checkpoint: Go on where an interrupted run stopped, or start where there is none; finished
                 stages are not trained again.
 
@@ -131,13 +134,14 @@ class ALLMRecTrainer:
             ALLMRecError: when the folder is not empty or another trainer is at work in it, an earlier stage is missing,
                 a part cannot be loaded, options changed since the run was interrupted, or a callback raised.
         """
+        stages = self.args.rank.steps() if stages is None else stages
         wanted = (stages,) if isinstance(stages, str) else tuple(stages)
         run = Run(
             self.data, self.args, bool(resume_from_checkpoint), self.trust_remote_code, self.parts, self.callbacks
         )
         with run.locked():
             wanted = check_run(run, wanted)
-            for stage in STAGES:
+            for stage in STEPS:
                 if stage in wanted:
                     logger.info("stage %s", stage)
                     TRAIN[stage](run)

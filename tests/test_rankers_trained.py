@@ -1,0 +1,247 @@
+"""Rankers that are trained or fitted: retrieval by the LLM's states, and fusions; their checkpoint and added items."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModel, pipeline
+
+from allmrec_hf import ALLMRecProcessor, CheckpointError
+from allmrec_hf.errors import ALLMRecError
+from allmrec_hf.language_model import first_layers, last_states, num_layers
+from allmrec_hf.losses import catalogue_contrast
+from allmrec_hf.ranker import UserBatch
+from allmrec_hf.ranker_built_in import build_ranker, rankers_of
+from allmrec_hf.ranker_fusion import gates, standardized
+from allmrec_hf.ranker_retrieval import RetrievalRanker
+from allmrec_hf.training.fusion_fitting import FusionSamples, fit_fusion, fitted_weights
+from allmrec_hf.training.trainer import ALLMRecTrainer
+from tests import small_run
+from tests.tiny import FAMILIES, tiny_llm
+
+RETRIEVE = {
+    "dim": 8,
+    "num_llm_layers": 1,
+    "num_train_epochs": 1,
+    "max_steps": 8,
+    "per_device_train_batch_size": 16,
+    "num_negatives": 8,
+    "positions": 2,
+    "max_validation_users": 40,
+}
+HISTORY = [3, 1, 7]
+
+
+@pytest.fixture(scope="module")
+def run(finished_run, small_parts, small_data, tmp_path_factory):
+    """Return the folder of a run that carries every ranker."""
+    folder = tmp_path_factory.mktemp("rankers") / "run"
+    shutil.copytree(finished_run, folder)
+    trainer_of(folder, small_parts, small_data).train(("retrieve", "rank"))
+    return folder
+
+
+def trainer_of(folder, parts, data, **sections):
+    args = small_run.run_arguments(folder, small_run.settings(parts)).replaced(
+        retrieve=RETRIEVE, rank={"num_candidates": 20, "max_validation_users": 60}, **sections
+    )
+    return ALLMRecTrainer(args=args, data=data)
+
+
+@pytest.fixture(scope="module")
+def loaded(run):
+    return AutoModel.from_pretrained(run), ALLMRecProcessor.from_pretrained(run)
+
+
+def test_one_checkpoint_carries_every_ranker_and_loads_them_again(loaded):
+    model, processor = loaded
+    names = rankers_of(model.config)
+    assert names == ["likelihood", "retrieval", "fusion", "fusion_sum", "fusion_ranks", "text", "cf"]
+    users = UserBatch.encode(model, processor, [HISTORY])
+    for name in names:
+        found = build_ranker(name, model, processor).score(users, [[4, 11, 30]])
+        assert found.scores.shape == (1, 3)
+        assert found.scores.isfinite().all()
+        assert found.parts
+    assert model.config.ranker in names
+
+
+def test_a_checkpoint_ranks_as_the_model_that_was_trained(run, loaded, small_parts, small_data):
+    trainer = trainer_of(run, small_parts, small_data)
+    model, processor = trainer.model, trainer.processor
+    for name in ("retrieval", "fusion"):
+        scores = [
+            build_ranker(name, *parts).score(UserBatch.encode(*parts, [HISTORY]), [[4, 11]]).scores
+            for parts in ((model, processor), loaded)
+        ]
+        assert torch.equal(*scores)
+
+
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name != "lfm2"])
+def test_the_llm_at_full_depth_is_the_llm_and_cut_it_is_its_first_layers(family):
+    llm = tiny_llm(family)
+    inputs = {"inputs_embeds": llm.get_input_embeddings()(torch.arange(1, 9).unsqueeze(0))}
+    whole = llm(**inputs, output_hidden_states=True)
+    with torch.no_grad():
+        full = last_states(first_layers(llm), 8, **inputs)
+        assert torch.allclose(full, last_states(first_layers(llm, num_layers(llm)), 8, **inputs))
+        logits = llm.get_output_embeddings()(full)
+        assert torch.allclose(logits, whole.logits, atol=1e-4)
+        cut = first_layers(llm, 1)
+        assert not torch.allclose(last_states(cut, 8, **inputs), full, atol=1e-3)
+        assert next(cut.parameters()) is next(first_layers(llm).parameters())
+    assert num_layers(llm) == 2  # the LLM itself is as it was
+
+
+def test_the_first_layer_alone_by_hand():
+    llm = tiny_llm("llama")
+    embeds = llm.get_input_embeddings()(torch.arange(1, 9).unsqueeze(0))
+    with torch.no_grad():
+        states = llm(inputs_embeds=embeds, output_hidden_states=True).hidden_states[1]
+        assert torch.allclose(
+            last_states(first_layers(llm, 1), 8, inputs_embeds=embeds), llm.model.norm(states), atol=1e-5
+        )
+
+
+def test_more_layers_than_the_llm_has_are_refused():
+    with pytest.raises(CheckpointError, match="between 1 and the 2 layers"):
+        first_layers(tiny_llm(), 3)
+
+
+def test_the_item_side_is_made_once(loaded, monkeypatch):
+    model, processor = loaded
+    ranker = RetrievalRanker(model, processor)
+    made = []
+    monkeypatch.setattr(RetrievalRanker, "vectors_of_items", lambda self, items: made.append(items))
+    for _ in range(2):
+        ranker.retrieve(UserBatch.encode(model, processor, [HISTORY]), 5)
+    assert made == []
+
+
+def test_retrieval_ranks_the_catalogue_as_it_scores_candidates(loaded):
+    model, processor = loaded
+    for name in ("retrieval", "fusion", "text"):
+        ranker, users = build_ranker(name, model, processor), UserBatch.encode(model, processor, [HISTORY, [5]])
+        found = ranker.retrieve(users, 10)
+        again = ranker.score(users, found.item_indices.tolist()).scores
+        assert torch.allclose(found.scores, again, atol=1e-5)
+        assert not set(HISTORY) & set(found.item_indices[0].tolist())
+
+
+def test_added_items_are_ranked_at_once_by_every_ranker(run):
+    recommend = pipeline("recommendation", model=str(run))
+    before = recommend.model.cf_encoder.num_items
+    added = recommend.add_items([{"item_id": "new", "title": "A Brand New River", "description": "silent and lonely"}])
+    history = recommend.processor.catalog.item_ids[:3]
+    for name in rankers_of(recommend.model.config):
+        row = recommend(
+            {"history": history, "candidates": [*added, recommend.processor.catalog.item_ids[9]]}, ranker=name
+        )
+        assert {item["item_id"] for item in row} >= set(added)
+        assert all(np.isfinite(item["score"]) for item in row)
+    assert recommend.model.retrieval_head.item_vectors.shape[0] == before + 2
+    assert recommend.model.retrieval_head.item_vectors.isfinite().all()
+
+
+def test_the_parts_of_a_fusion_add_up_to_its_score(loaded):
+    model, processor = loaded
+    found = build_ranker("fusion", model, processor).score(UserBatch.encode(model, processor, [HISTORY]), [[4, 11, 30]])
+    assert list(found.parts) == ["cf", "text", "retrieval", "popularity"]
+    assert torch.allclose(torch.stack(list(found.parts.values())).sum(0), found.scores, atol=1e-5)
+
+
+def test_the_gate_is_closed_at_popularity_0_and_open_at_infinity():
+    assert gates(torch.tensor([0.0, 5.0, 1e12]), 5.0).tolist() == pytest.approx([0.0, 0.5, 1.0])
+
+
+def test_a_fusion_does_not_change_when_a_part_is_shifted_and_scaled(loaded, monkeypatch):
+    model, processor = loaded
+    users = UserBatch.encode(model, processor, [HISTORY])
+    before = build_ranker("fusion", model, processor).score(users, [[4, 11, 30]]).scores
+    encoder = type(model.cf_encoder)
+    plain = encoder.score
+    monkeypatch.setattr(encoder, "score", lambda self, vectors, items=None: 3 * plain(self, vectors, items) + 7)
+    after = build_ranker("fusion", model, processor).score(users, [[4, 11, 30]]).scores
+    assert torch.allclose(before, after, atol=1e-4)
+
+
+def test_standardized_scores_by_hand():
+    found = standardized(
+        torch.tensor([[1.0, 3.0, 99.0], [2.0, 2.0, 2.0]]), torch.tensor([[True, True, False], [True] * 3])
+    )
+    assert found.tolist() == [[-1.0, 1.0, 0.0], [0.0, 0.0, 0.0]]
+
+
+def test_fitting_finds_the_part_that_tells_the_target():
+    generator = torch.Generator().manual_seed(0)
+    good, noise = torch.randn(2, 200, 10, generator=generator)
+    columns = good.argmax(dim=1)
+    samples = FusionSamples(torch.stack([good, noise]), torch.ones(200, 10), columns)
+    fitted = fit_fusion(samples, ["good", "noise"])
+    assert fitted["sum"]["parts"]["good"][0] > 5 * abs(fitted["sum"]["parts"]["noise"][0])
+    assert fitted["users"] == 200
+
+
+def test_fitted_weights_are_those_of_the_convex_optimum():
+    features = torch.tensor([[[1.0], [0.0]]] * 3 + [[[0.0], [1.0]]])
+    columns = torch.zeros(4, dtype=torch.long)
+    weight = fitted_weights(features, columns).item()
+    assert weight == pytest.approx(np.log(3), abs=0.05)  # three of four: odds of 3
+
+
+def test_the_contrast_in_chunks_is_the_contrast_and_over_the_whole_catalogue_the_softmax():
+    torch.manual_seed(0)
+    users, items, columns = torch.randn(4, 6), torch.randn(9, 6), torch.tensor([0, 3, 8, 3])
+    none = torch.zeros(4, 9, dtype=torch.bool)
+    full = catalogue_contrast(users, items, columns, torch.zeros(9), none)
+    assert torch.allclose(full, torch.nn.functional.cross_entropy(users @ items.T, columns))
+    rates, seen = torch.randn(9), torch.rand(4, 9) < 0.3
+    whole = catalogue_contrast(users, items, columns, rates, seen)
+    assert torch.allclose(whole, catalogue_contrast(users, items, columns, rates, seen, chunk=2), atol=1e-6)
+
+
+def test_a_ranker_that_is_not_trained_is_refused_with_what_to_do(finished_run):
+    model, processor = AutoModel.from_pretrained(finished_run), ALLMRecProcessor.from_pretrained(finished_run)
+    for name, stage in (("retrieval", "retrieve"), ("fusion", "rank"), ("text", "rank")):
+        with pytest.raises(CheckpointError, match=f"--stage {stage}.*it has likelihood, cf"):
+            build_ranker(name, model, processor)
+
+
+def test_retrieval_can_be_trained_without_stage_2(finished_run, small_parts, small_data, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(finished_run, folder)
+    shutil.rmtree(folder / "project")
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(folder / "align" / name, folder / name)
+    trainer_of(folder, small_parts, small_data).train(("retrieve", "rank"))
+    config = AutoModel.from_pretrained(folder).config
+    assert "likelihood" not in rankers_of(config)
+    assert {"retrieval", "fusion"} <= set(rankers_of(config))
+    assert config.ranker in ("retrieval", "fusion", "text", "cf")
+
+
+def test_a_rank_stage_with_nothing_to_put_together_is_refused(small_parts, small_data, tmp_path):
+    trainer = trainer_of(tmp_path / "run", small_parts, small_data)
+    trainer.train(("backbone", "align"))
+    with pytest.raises(ALLMRecError, match="holds neither"):
+        trainer.train("rank")
+
+
+def test_a_fusion_of_a_part_that_the_checkpoint_lacks_is_refused(finished_run, small_parts, small_data, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(finished_run, folder)
+    trainer = trainer_of(folder, small_parts, small_data)
+    args = trainer.args.replaced(rank={"fusion_parts": "cf,retrieval"})
+    with pytest.raises(ALLMRecError, match=r"\['retrieval'\], but this checkpoint has"):
+        ALLMRecTrainer(args=args, data=small_data).train("rank")
+
+
+def test_rankers_and_their_steps():
+    from allmrec_hf import ALLMRecTrainingArguments
+
+    args = ALLMRecTrainingArguments("runs/x", rank="retrieval,fusion")
+    assert args.rank.steps() == ("backbone", "align", "retrieve", "rank")
+    for wrong in ("fusion", "luck"):
+        with pytest.raises(ALLMRecError, match="rankers are of likelihood, retrieval, fusion"):
+            ALLMRecTrainingArguments("runs/x", rank=wrong)
