@@ -98,7 +98,8 @@ class ALLMRecModel(ALLMRecPreTrainedModel):
 
     def new_retrieval_head(self) -> RetrievalHead:
         """Return a head of the ranker `retrieval` of the widths that the config names."""
-        config, settings = self.config, (self.config.rankers or {})["retrieval"]
+        config: Any = self.config
+        settings = config.rankers["retrieval"]
         widths = (self.cf_encoder.config.hidden_size, config.joint_dim, config.llm_dim, settings["state_dim"])
         return RetrievalHead(self.cf_encoder.num_items, *widths, settings["dim"])
 
@@ -302,7 +303,7 @@ class ALLMRecModel(ALLMRecPreTrainedModel):
         return table
 
     @torch.no_grad()
-    def encode_users(self, history_ids: torch.Tensor | None, history_mask: torch.Tensor | None) -> torch.Tensor:
+    def encode_users(self, history_ids: torch.Tensor, history_mask: torch.Tensor) -> torch.Tensor:
         """Return the user representations `(B, d_cf)` of histories `(B, L)`, left-padded, by the CF encoder."""
         return self.cf_encoder.encode_users(history_ids, history_mask)
 
@@ -350,6 +351,8 @@ class ALLMRecModel(ALLMRecPreTrainedModel):
             embeds = embeds.masked_scatter(items.unsqueeze(-1), projected.to(embeds.dtype))
         if lowest == USER_SLOT:
             if user_representations is None:
+                if history_ids is None or history_mask is None:
+                    raise ALLMRecError("prompts with a user's slot need history_ids and history_mask, or the users")
                 user_representations = self.encode_users(history_ids, history_mask)
             projected = user_projector(user_representations[users.any(dim=1)])
             embeds = embeds.masked_scatter(users.unsqueeze(-1), projected.to(embeds.dtype))

@@ -40,7 +40,7 @@ class UserBatch:
     seen_ids: Tensor
 
     @classmethod
-    def encode(cls, model: ALLMRecModel, processor: ALLMRecProcessor, histories: Sequence[Sequence[int]]) -> UserBatch:
+    def encode(cls, model: ALLMRecModel, processor: ALLMRecProcessor, histories: Sequence[Any]) -> UserBatch:
         """Return users by their histories.
 
         Args:
@@ -220,7 +220,7 @@ class TextSimilarity(CatalogueRanker):
         return None if "text" in (config.rankers or {}) else missing
 
     @property
-    def _table(self) -> Tensor:
+    def _table(self) -> Any:
         return self.model.item_table.text_directions
 
     @property

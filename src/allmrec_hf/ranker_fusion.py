@@ -117,7 +117,7 @@ class Fusion(CatalogueRanker):
 
     def __init__(self, model: ALLMRecModel, processor: ALLMRecProcessor) -> None:
         super().__init__(model, processor)
-        settings = model.config.rankers["fusion"]
+        settings = (model.config.rankers or {})["fusion"]
         self.parts = FusionParts(model, processor, settings["parts"])
         self.ranks_catalogue = not self.parts.listed
         self.pivot = float(settings["pivot"])

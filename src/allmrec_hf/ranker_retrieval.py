@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .errors import CheckpointError
 from .language_model import first_layers, last_states, padded_pass, token_vectors
 from .modeling_allmrec import ALLMRecModel
 from .processing_allmrec import ALLMRecProcessor, EncodedPrompt, left_padded
@@ -53,7 +54,9 @@ class RetrievalRanker(CatalogueRanker):
 
     def __init__(self, model: ALLMRecModel, processor: ALLMRecProcessor) -> None:
         super().__init__(model, processor)
-        settings = model.config.rankers["retrieval"]
+        if model.retrieval_head is None:
+            raise CheckpointError("this model has no head of the ranker retrieval")
+        settings = (model.config.rankers or {})["retrieval"]
         self.head = model.retrieval_head
         self.decoder = first_layers(model.language_model, settings["num_llm_layers"])
         self.template = HistoryTemplate(**settings["prompt"])

@@ -237,7 +237,8 @@ def fit_rankers(
     model.config.rankers = {name: value for name, value in (model.config.rankers or {}).items() if name != "fusion"}
     model.keep_text_embeddings(text_embeddings, 1)
     drawn = fusion_candidates(data, samples, arguments.num_candidates, arguments.seed)
-    model.config.rankers["text"] = {"last_items": best_last_items(model, processor, samples, drawn)}
+    last_items = best_last_items(model, processor, samples, drawn)
+    model.config.rankers = {**model.config.rankers, "text": {"last_items": last_items}}
     has = rankers_of(model.config)
     language = ["retrieval"] if "retrieval" in has else ["likelihood"] if "likelihood" in has else []
     parts = split_names(arguments.fusion_parts or "") or ["cf", "text", *language]
@@ -247,7 +248,7 @@ def fit_rankers(
     stored = _stored_candidates(data, samples)
     listed = any(name in LIST_PARTS for name in parts)
     found = fusion_samples(model, processor, parts, samples, stored if listed else drawn)
-    model.config.rankers["fusion"] = fit_fusion(found, parts, arguments.seed)
+    model.config.rankers = {**model.config.rankers, "fusion": fit_fusion(found, parts, arguments.seed)}
     scores = {
         name: _validation_ndcg(build_ranker(name, model, processor), model, processor, samples, stored)
         for name in rankers_of(model.config)
