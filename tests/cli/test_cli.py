@@ -212,7 +212,7 @@ def test_recommend_prints_ranks_titles_and_reports_unknown_items(finished_run, s
     report = json.loads(succeeded("recommend", "--model", finished_run, "--history", history, "--json").stdout)
     assert report["unknown_history"] == ["Nowhere"]
     assert len(report["recommendations"]) == 10
-    assert set(report["recommendations"][0]) == {"item_id", "title", "score", "rank"}
+    assert set(report["recommendations"][0]) == {"item_id", "title", "score", "rank", "parts"}
 
 
 def test_items_are_named_by_id_or_by_title_and_never_one_for_the_other(finished_run, small_data):

@@ -22,7 +22,7 @@ from allmrec_hf.errors import DataError
 from allmrec_hf.evaluation.evaluator import evaluate
 from allmrec_hf.evaluation.rankers import PopularityRanker
 from allmrec_hf.evaluation.scenarios import scenario
-from allmrec_hf.training.backbone_training import train_cf_encoder
+from allmrec_hf.training.backbone_training import train_backbone
 from allmrec_hf.training.samples import validation_targets
 from allmrec_hf.training.stage_arguments import StageArguments
 
@@ -255,7 +255,7 @@ def test_what_is_after_the_date_changes_no_weight(
     for number, data in enumerate(two_futures):
         config = cf_config_from_dict({"model_type": f"{MODEL_TYPE_PREFIX}{backbone}", "num_items": data.num_items})
         arguments = StageArguments(num_train_epochs=1, per_device_train_batch_size=256)
-        weights.append(train_cf_encoder(data, config, arguments, tmp_path / str(number), split=part).state_dict())
+        weights.append(train_backbone(data, config, arguments, tmp_path / str(number), split=part).state_dict())
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 

@@ -189,10 +189,10 @@ def test_arguments_merge_preset_recipe_and_what_is_given():
     args = ALLMRecTrainingArguments("runs/x", "quick", backbone="bprmf", project={"learning_rate": "1e-4"}, seed=7)
     assert (args.backbone.name, args.backbone.per_device_train_batch_size) == ("bprmf", 1024)
     assert (args.project.learning_rate, args.project.max_seconds) == (1e-4, 90)
-    assert [loop.seed for loop in args.stages.values()] == [7, 7, 7]
+    assert [loop.seed for loop in args.stages.values()] == [7] * len(args.stages)
     again = args.replaced(backbone={"name": "sasrec"}, seed=8, project={"seed": 9})
     assert again.backbone.per_device_train_batch_size == 128  # another backbone, another recipe
-    assert [loop.seed for loop in again.stages.values()] == [8, 8, 9]
+    assert [loop.seed for loop in again.stages.values()] == [8, 8, 9, 8]
     assert again.project.learning_rate == 1e-4
 
 
