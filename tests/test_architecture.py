@@ -26,7 +26,7 @@ LAYERS = [
     {"part_sources", "gguf_files", "llm_memory"},
     {"sharing", "llm_files", "hub_upload"},
     {"cf_losses", "aligner", "projector", "losses", "scoring", "retrieval", "checkpoint_code", "item_table"}
-    | {"language_model_checks", "slot_text"},
+    | {"language_model_checks", "slot_text", "activations"},
     {"retrieval_head"},
     {"cf_encoder"},
     {"cf_user_vectors", "cf_sequential"},

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from allmrec_hf import CheckpointError, PromptTemplate
+from allmrec_hf import CheckpointError, DataError, PromptTemplate
 from allmrec_hf.ranker import UserBatch, padded_candidates
 from allmrec_hf.ranker_built_in import build_ranker, rankers_of
 from tests.tiny import tiny_model, tiny_processor
@@ -120,7 +120,15 @@ def test_rankers_of_a_checkpoint():
 
 
 def test_candidate_lists_are_padded_by_0():
-    assert padded_candidates([[1, 2], [3]]).tolist() == [[1, 2], [3, 0]]
+    assert padded_candidates([[1, 2], [3]], 40).tolist() == [[1, 2], [3, 0]]
+
+
+@pytest.mark.parametrize("wrong", [-1, 0, 41])
+def test_a_candidate_that_is_no_item_is_refused_by_every_ranker(processor, wrong):
+    model = tiny_model()
+    for name in ("likelihood", "cf"):
+        with pytest.raises(DataError, match="candidate"):
+            build_ranker(name, model, processor).score(users_of(model, processor, HISTORIES[:1]), [[4, wrong]])
 
 
 def test_the_prompt_template_says_whether_it_lists_candidates():

@@ -1,5 +1,6 @@
 """Rankers that are trained or fitted: retrieval by the LLM's states, and fusions; their checkpoint and added items."""
 
+import json
 import shutil
 
 import numpy as np
@@ -17,7 +18,7 @@ from allmrec_hf.ranker_fusion import gates, standardized
 from allmrec_hf.ranker_retrieval import RetrievalRanker
 from allmrec_hf.training.fusion_fitting import FusionSamples, fit_fusion, fitted_weights
 from allmrec_hf.training.trainer import ALLMRecTrainer
-from tests import small_run
+from tests import command_line, small_run
 from tests.tiny import FAMILIES, tiny_llm
 
 RETRIEVE = {
@@ -235,6 +236,26 @@ def test_a_fusion_of_a_part_that_the_checkpoint_lacks_is_refused(finished_run, s
     args = trainer.args.replaced(rank={"fusion_parts": "cf,retrieval"})
     with pytest.raises(ALLMRecError, match=r"\['retrieval'\], but this checkpoint has"):
         ALLMRecTrainer(args=args, data=small_data).train("rank")
+
+
+def test_an_evaluation_shows_every_ranker_side_by_side(run, small_parts, small_data):
+    trainer = trainer_of(run, small_parts, small_data)
+    methods = list(trainer.evaluate(max_users=20).ranks)
+    first = trainer.model.config.ranker
+    assert methods[0] == f"a-llmrec {first}"
+    assert {f"a-llmrec {name}" for name in rankers_of(trainer.model.config)} < set(methods)
+    assert methods[-2:] == ["sasrec", "popularity"]
+
+
+def test_the_command_line_chooses_a_ranker(run, small_parts):
+    history = ",".join(ALLMRecProcessor.from_pretrained(run).catalog.item_ids[:3])
+    found = command_line.succeeded("recommend", "--model", str(run), "--history", history, "--ranker", "cf", "--json")
+    assert list(json.loads(found.stdout)["recommendations"][0]["parts"]) == ["cf"]
+    report = command_line.succeeded(
+        *("evaluate", "--model", str(run), "--data", str(small_parts / "data"), "--max-users", "10", "--json"),
+        *("--ranker", "fusion", "--ranker", "text"),
+    )
+    assert list(json.loads(report.stdout)["methods"])[:2] == ["a-llmrec fusion", "a-llmrec text"]
 
 
 def test_rankers_and_their_steps():

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import initialization as init
 
 from .cf_encoder import CFEncoderConfig, register_cf_encoder
-from .cf_sequential import SequentialEncoder, attended, causal_bias
+from .cf_sequential import CausalAttention, SequentialEncoder, causal_bias
 from .errors import ALLMRecError
 
 
@@ -76,26 +76,6 @@ class BSARecFilter(nn.Module):
         return low + self.high_scale.square() * (states[:, -len(kernel) :] - low)
 
 
-class BSARecAttention(nn.Module):
-    """Attend from some positions to all positions before them, several heads side by side."""
-
-    def __init__(self, config: BSARecConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.query = nn.Linear(config.hidden_size, config.hidden_size)
-        # A bias of the keys would add the same to all logits of a query, which the softmax takes away again.
-        self.key = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
-        self.value = nn.Linear(config.hidden_size, config.hidden_size)
-        self.output = nn.Linear(config.hidden_size, config.hidden_size)
-
-    def forward(self, queries: Tensor, states: Tensor, mask: Tensor) -> Tensor:
-        """Return `(B, K, d_cf)` for queries `(B, K, d_cf)`, states `(B, L, d_cf)`, additive mask `(B, 1, K, L)`."""
-        projected = self.query(queries), self.key(states), self.value(states)
-        dropout = float(self.config.attention_dropout) if self.training else 0.0
-        how = self.config._attn_implementation
-        return self.output(attended(*projected, self.config.num_heads, mask, dropout, how))
-
-
 class BSARecLayer(nn.Module):
     """Mix filter and attention, each added to the states and normalised, and apply a GELU feed-forward layer."""
 
@@ -105,7 +85,7 @@ class BSARecLayer(nn.Module):
         self.filter_weight = float(config.filter_weight)
         self.filter = BSARecFilter(config)
         self.filter_norm = nn.LayerNorm(width, eps=eps)
-        self.attention = BSARecAttention(config)
+        self.attention = CausalAttention(config, float(config.attention_dropout))
         self.attention_norm = nn.LayerNorm(width, eps=eps)
         self.inner = nn.Linear(width, width * inside)
         self.outer = nn.Linear(width * inside, width)

@@ -11,7 +11,7 @@ from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 
 from .cf_encoder import CFEncoderConfig, register_cf_encoder
-from .cf_sequential import SequentialEncoder, attended, causal_bias
+from .cf_sequential import CausalAttention, SequentialEncoder, causal_bias
 
 
 @strict
@@ -49,26 +49,6 @@ class LiGRConfig(CFEncoderConfig):
         super().__post_init__(**kwargs)
 
 
-class LiGRAttention(nn.Module):
-    """Attend from some positions to all positions before them, several heads side by side."""
-
-    def __init__(self, config: LiGRConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.query = nn.Linear(config.hidden_size, config.hidden_size)
-        # A bias of the keys would add the same to all logits of a query, which the softmax takes away again.
-        self.key = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
-        self.value = nn.Linear(config.hidden_size, config.hidden_size)
-        self.output = nn.Linear(config.hidden_size, config.hidden_size)
-
-    def forward(self, queries: Tensor, states: Tensor, mask: Tensor) -> Tensor:
-        """Return `(B, K, d_cf)` for queries `(B, K, d_cf)`, states `(B, L, d_cf)`, additive mask `(B, 1, K, L)`."""
-        projected = self.query(queries), self.key(states), self.value(states)
-        dropout = float(self.config.dropout) if self.training else 0.0
-        how = self.config._attn_implementation
-        return self.output(attended(*projected, self.config.num_heads, mask, dropout, how))
-
-
 class LiGRFeedForward(nn.Module):
     """Apply a SwiGLU feed-forward layer without biases, dropout inside (Shazeer, arXiv 2002.05202)."""
 
@@ -92,7 +72,7 @@ class LiGRLayer(nn.Module):
         super().__init__()
         width, eps = config.hidden_size, float(config.layer_norm_eps)
         self.attention_norm = nn.LayerNorm(width, eps=eps)
-        self.attention = LiGRAttention(config)
+        self.attention = CausalAttention(config, float(config.dropout))
         self.attention_gate = nn.Linear(width, width)
         self.feed_forward_norm = nn.LayerNorm(width, eps=eps)
         self.feed_forward = LiGRFeedForward(config)

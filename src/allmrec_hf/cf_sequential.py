@@ -1,10 +1,11 @@
 """What sequential backbones share: states of the last positions alone, and causal attention over a history."""
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from .cf_encoder import CFEncoder
 
@@ -83,3 +84,28 @@ def attended(
     else:
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout)
     return mixed.transpose(1, 2).flatten(2)
+
+
+class CausalAttention(nn.Module):
+    """Attend from some positions to all positions before them, several heads side by side.
+
+    Args:
+        config: Its `hidden_size` and `num_heads`.
+        dropout: Of the attention weights, in training.
+    """
+
+    def __init__(self, config: Any, dropout: float) -> None:
+        super().__init__()
+        self.config, self.attention_dropout = config, dropout
+        self.query = nn.Linear(config.hidden_size, config.hidden_size)
+        # A bias of the keys would add the same to all logits of a query, which the softmax takes away again.
+        self.key = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        self.value = nn.Linear(config.hidden_size, config.hidden_size)
+        self.output = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, queries: Tensor, states: Tensor, mask: Tensor) -> Tensor:
+        """Return `(B, K, d_cf)` for queries `(B, K, d_cf)`, states `(B, L, d_cf)`, additive mask `(B, 1, K, L)`."""
+        projected = self.query(queries), self.key(states), self.value(states)
+        dropout = self.attention_dropout if self.training else 0.0
+        how = self.config._attn_implementation
+        return self.output(attended(*projected, self.config.num_heads, mask, dropout, how))

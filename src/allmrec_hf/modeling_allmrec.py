@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
-from transformers.modeling_layers import GradientCheckpointingLayer
 
+from .activations import let_layers_recompute, recompute_activations
 from .aligner import ItemTextAligner
 from .cf_encoder import build_cf_encoder, cf_config_from_dict
 from .configuration_allmrec import ALLMRecConfig
@@ -194,7 +194,12 @@ class ALLMRecModel(ALLMRecPreTrainedModel):
         if reason is not None:
             logger.warning("The LLM is not the one of the training: %s.", reason)
 
-    def _require_language_model(self) -> Any:
+    def require_language_model(self) -> Any:
+        """Return the LLM.
+
+        Raises:
+            CheckpointError: when the model has none.
+        """
         if self.language_model is None:
             what = "has no projectors yet: train it to stage 2 (`allmrec train --stage project`)"
             if self.config.llm_dim is not None:
@@ -208,62 +213,21 @@ class ALLMRecModel(ALLMRecPreTrainedModel):
         self.cf_encoder.eval()
         if self.language_model is not None:
             self.language_model.eval()
-            for layer in self._recomputed_layers() if mode else ():
-                layer.training = True  # its children stay in eval mode
+            if mode and self._checkpoints_activations:
+                let_layers_recompute(self.language_model)
         return self
 
     _checkpoints_activations = False
 
-    def _recomputed_layers(self) -> list[nn.Module]:
-        """Return the LLM's modules that recompute themselves in the backward pass when they are in train mode."""
-        if not self._checkpoints_activations:
-            return []
-        marked = [m for m in self.language_model.modules() if getattr(m, "gradient_checkpointing", False)]
-        layers: list[nn.Module] = [module for module in marked if isinstance(module, GradientCheckpointingLayer)]
-        return layers or marked  # code of an LLM's own may check the flags in the module around its layers
-
     def checkpoint_activations(self) -> None:
         """Trade time for memory in stage 2: recompute the LLM's activations in the backward pass.
-
-        transformers only does so for layers in train mode: the layers alone are put into it, not what they are made
-        of, and their own dropout is set to 0.
 
         Raises:
             ALLMRecError: when the LLM cannot, or would compute something else than without.
         """
-        language_model = self._require_language_model()
-        was_training = self.training
-        expected = self._answer_to_a_few_tokens()
-        try:
-            language_model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        except (ValueError, NotImplementedError) as error:
-            raise ALLMRecError(
-                f"this LLM cannot recompute its activations (checkpoint_activations): {error}"
-            ) from error
+        recompute_activations(self.require_language_model())
         self._checkpoints_activations = True
-        for layer in self._recomputed_layers():
-            for name, value in vars(layer).items():
-                if "drop" in name and isinstance(value, float):
-                    setattr(layer, name, 0.0)
-        self.train()
-        found = self._answer_to_a_few_tokens()
-        self.train(was_training)
-        if not torch.allclose(found, expected, rtol=1e-2, atol=1e-3 * float(expected.abs().max())):
-            self._checkpoints_activations = False
-            language_model.gradient_checkpointing_disable()
-            raise ALLMRecError(
-                "this LLM computes something else while it recomputes its activations (checkpoint_activations), such "
-                "as a dropout of its own; train without"
-            )
-
-    @torch.no_grad()
-    def _answer_to_a_few_tokens(self) -> torch.Tensor:
-        tokens = torch.arange(1, 33, device=input_device(self.language_model)).unsqueeze(0)
-        tokens = tokens % num_token_rows(self.language_model)
-        embeds = self.language_model.get_input_embeddings()(tokens)
-        return last_logits(
-            self.language_model, 32, inputs_embeds=embeds, attention_mask=torch.ones_like(tokens)
-        ).float()
+        self.train(self.training)
 
     # -- vectors
 
@@ -330,7 +294,7 @@ class ALLMRecModel(ALLMRecPreTrainedModel):
             DataError: when a catalogue index is out of range.
             CheckpointError: when a token is one that the LLM does not embed, such as one added to its tokenizer.
         """
-        language_model = self._require_language_model()
+        language_model = self.require_language_model()
         tokens, rows = input_ids.masked_fill(slot_ids != NO_SLOT, 0), num_token_rows(language_model)
         if tokens.numel() and int(tokens.max()) >= rows:
             raise CheckpointError(
@@ -420,7 +384,7 @@ class ALLMRecModel(ALLMRecPreTrainedModel):
         if method is not None and method not in METHODS:
             raise ALLMRecError(f"unknown scoring method {method!r}; known are {', '.join(METHODS)}")
         if method is not None and method != self.scoring_method:
-            self._require_language_model()
+            self.require_language_model()
             reason = self._reason_against(method)
             if reason is not None:
                 raise ALLMRecError(f"scoring method {method!r} cannot be used with this LLM: {reason}")

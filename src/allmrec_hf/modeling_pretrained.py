@@ -102,7 +102,8 @@ class ALLMRecPreTrainedModel(PreTrainedModel):
         """Freeze a causal LM and make it this model's."""
         raise NotImplementedError
 
-    def _require_language_model(self) -> Any:
+    def require_language_model(self) -> Any:
+        """Return the LLM; the model implements it."""
         raise NotImplementedError
 
     @property
@@ -189,7 +190,7 @@ class ALLMRecPreTrainedModel(PreTrainedModel):
         include_llm = self.config.language_model_included if include_llm is None else include_llm
         export_code = self.config.code_exported if export_code is None else export_code
         if include_llm:
-            self._require_language_model()
+            self.require_language_model()
         if self.config.text_encoder_included:
             _ = self.text_encoder
         base = self._light_base() if not include_llm else self.config.base_model_name_or_path

@@ -371,6 +371,7 @@ class RecommendationPipeline(Pipeline):
         embeddings = self.model.text_encoder.encode(texts, convert_to_tensor=True, show_progress_bar=False)
         self.model.add_items(embeddings)
         self.processor.catalog = catalog
+        self._rankers.clear()  # what they keep of items may have changed with the catalogue
         return [catalog.item_id(index) for index in range(first, len(catalog) + 1)]
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:  # type: ignore[override]

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .caches import BoundedCache
+from .indices import checked_indices
 from .modeling_allmrec import ALLMRecModel
 from .outputs import RetrievalOutput
 from .processing_allmrec import ALLMRecProcessor
@@ -78,10 +79,15 @@ class RankerScores:
     parts: dict[str, Tensor] = field(default_factory=dict)
 
 
-def padded_candidates(candidates: Sequence[Sequence[int]], device: Any = None) -> Tensor:
-    """Return candidate lists as `(B, C)` catalogue indices, 0 at padding."""
-    width = max((len(row) for row in candidates), default=0)
-    return torch.tensor([[*row, *[0] * (width - len(row))] for row in candidates], dtype=torch.long, device=device)
+def padded_candidates(candidates: Sequence[Sequence[int]], num_items: int, device: Any = None) -> Tensor:
+    """Return candidate lists as `(B, C)` catalogue indices, 0 at padding.
+
+    Raises:
+        DataError: when an index is not in 1..N.
+    """
+    rows = [checked_indices(row, num_items, "a candidate list") for row in candidates]
+    width = max((len(row) for row in rows), default=0)
+    return torch.tensor([[*row, *[0] * (width - len(row))] for row in rows], dtype=torch.long, device=device)
 
 
 class ModelRanker(ABC):
@@ -163,7 +169,7 @@ class CatalogueRanker(ModelRanker):
     def score(self, users: UserBatch, candidates: Sequence[Sequence[int]], num_permutations: int = 1) -> RankerScores:
         """Return the scores of candidates; no prompt lists them, so there are no orders to average over."""
         vectors = self.vectors(users)
-        items = padded_candidates(candidates, vectors.device)
+        items = padded_candidates(candidates, self.model.cf_encoder.num_items, vectors.device)
         scores = self.score_items(vectors, items).float().masked_fill(items == 0, float("-inf"))
         return RankerScores(scores, {self.kind: scores})
 
@@ -230,8 +236,8 @@ class TextSimilarity(CatalogueRanker):
 
     def vectors(self, users: UserBatch) -> Tensor:
         """Return the mean directions `(B, d_text)` of the texts of the last history items."""
-        rows = [self._table[history[-self.last_items :]].float().mean(dim=0) for history in users.histories]
-        return torch.stack(rows)
+        recent = [history[-self.last_items :] for history in users.histories]
+        return torch.stack([self._table[row].float().sum(dim=0) / max(1, len(row)) for row in recent])
 
     def score_range(self, vectors: Tensor, start: int, stop: int) -> Tensor:
         """Score a part of the catalogue."""

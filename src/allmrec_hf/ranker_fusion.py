@@ -99,7 +99,7 @@ class FusionParts:
 
     def of_lists(self, users: UserBatch, candidates: Sequence[Sequence[int]], num_permutations: int) -> Tensor:
         """Return all parts' scores `(P, B, C)` of candidates; of parts that ask the LLM for each, over the list."""
-        items = padded_candidates(candidates, users.representations.device)
+        items = padded_candidates(candidates, self.model.cf_encoder.num_items, users.representations.device)
         found = [self.standardized(self.vectors(users), items)] if self.whole else []
         real = items > 0
         for part in self.listed:
@@ -119,7 +119,7 @@ class Fusion(CatalogueRanker):
         super().__init__(model, processor)
         settings = (model.config.rankers or {})["fusion"]
         self.parts = FusionParts(model, processor, settings["parts"])
-        self.ranks_catalogue = not self.parts.listed
+        self.ranks_catalogue = type(self).ranks_catalogue and not self.parts.listed
         self.pivot = float(settings["pivot"])
         fitted = settings[self.weights]
         if sorted(fitted["parts"]) != sorted(self.parts.names):
@@ -167,7 +167,7 @@ class Fusion(CatalogueRanker):
     @torch.no_grad()
     def score(self, users: UserBatch, candidates: Sequence[Sequence[int]], num_permutations: int = 1) -> RankerScores:
         """Return the scores of candidates and what each part adds to them."""
-        items = padded_candidates(candidates, users.representations.device)
+        items = padded_candidates(candidates, self.model.cf_encoder.num_items, users.representations.device)
         added = self._parts_of_score(
             self.parts.of_lists(users, candidates, num_permutations), self._gates().to(items.device)[items]
         )
@@ -188,14 +188,10 @@ class ReciprocalRanks(Fusion):
     kind = "fusion_ranks"
     ranks_catalogue = False
 
-    def __init__(self, model: ALLMRecModel, processor: ALLMRecProcessor) -> None:
-        super().__init__(model, processor)
-        self.ranks_catalogue = False
-
     @torch.no_grad()
     def score(self, users: UserBatch, candidates: Sequence[Sequence[int]], num_permutations: int = 1) -> RankerScores:
         """Return `sum of 1 / (60 + rank)`; equal scores share their mean rank."""
-        items = padded_candidates(candidates, users.representations.device)
+        items = padded_candidates(candidates, self.model.cf_encoder.num_items, users.representations.device)
         scores = self.parts.of_lists(users, candidates, num_permutations)
         scores = scores.masked_fill((items == 0).unsqueeze(0), float("-inf"))
         other, own = scores.unsqueeze(-2), scores.unsqueeze(-1)  # (P, B, 1, C) against (P, B, C, 1)

@@ -31,8 +31,9 @@ def add_retrieval_head(model: ALLMRecModel, settings: dict[str, Any]) -> Retriev
     Raises:
         CheckpointError: when the LLM has fewer layers.
     """
-    decoder = first_layers(model.language_model, settings["num_llm_layers"])
-    table = next(token_vectors(model.language_model))
+    language_model = model.require_language_model()
+    decoder = first_layers(language_model, settings["num_llm_layers"])
+    table = next(token_vectors(language_model))
     width = last_states(decoder, 1, inputs_embeds=table[:8].unsqueeze(0)).shape[-1]
     model.config.rankers = {**(model.config.rankers or {}), "retrieval": {**settings, "state_dim": width}}
     head = model.retrieval_head = model.new_retrieval_head()
@@ -58,7 +59,7 @@ class RetrievalRanker(CatalogueRanker):
             raise CheckpointError("this model has no head of the ranker retrieval")
         settings = (model.config.rankers or {})["retrieval"]
         self.head = model.retrieval_head
-        self.decoder = first_layers(model.language_model, settings["num_llm_layers"])
+        self.decoder = first_layers(model.require_language_model(), settings["num_llm_layers"])
         self.template = HistoryTemplate(**settings["prompt"])
         self.history_in_prompt = int(settings["history_in_prompt"])
 

@@ -65,7 +65,3 @@ class RetrievalHead(nn.Module):
         """Make room for new items, whose vectors are computed when they are first asked for."""
         room = self.item_vectors.new_full((count, self.item_vectors.shape[1]), float("nan"))
         self.item_vectors = torch.cat([self.item_vectors, room])
-
-    def forget_items(self) -> None:
-        """Mark every item's vector as not computed: what it is made of has changed."""
-        self.item_vectors[1:] = float("nan")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -41,8 +42,9 @@ def load_rankers(
     llm: str | None = None,
     trust_remote_code: bool = False,
     allow_other_llm: bool = False,
+    names: Sequence[str] = (),
 ) -> list[Ranker]:
-    """Return the model, its backbone alone and popularity, for a checkpoint of either kind.
+    """Return the model's rankers, its backbone alone and popularity, for a checkpoint of either kind.
 
     Args:
         model: Folder, Hub id or `demo`.
@@ -54,6 +56,7 @@ def load_rankers(
         llm: An LLM in place of the one that the checkpoint names.
         trust_remote_code: Run code that comes with it.
         allow_other_llm: Take an LLM that is not the one of the training.
+        names: Rankers of the checkpoint; all that were trained for it where none is given.
 
     Raises:
         CheckpointError: when the checkpoint cannot be loaded, or its catalogue is not that of the data.
@@ -63,7 +66,7 @@ def load_rankers(
     from ..catalog import CATALOG_FILE, ItemCatalog
     from ..cf_encoder import MODEL_TYPE_PREFIX, cf_encoder_types
     from ..errors import CheckpointError
-    from ..evaluation.llm_ranker import ALLMRecRanker
+    from ..evaluation.llm_ranker import checkpoint_rankers
     from ..evaluation.rankers import BackboneRanker, PopularityRanker
     from ..modeling_allmrec import ALLMRecModel
     from ..processing_allmrec import ALLMRecProcessor
@@ -84,6 +87,8 @@ def load_rankers(
         if config.model_type != "a-llmrec":
             cf_encoder, catalog = load_trained_backbone(model)
             check_catalogs(catalog, data)
+            if names:
+                raise CheckpointError(f"{model} is a backbone alone, which has no rankers; leave out --ranker")
             return [BackboneRanker(cf_encoder), popularity]
         if config.llm_dim is None:
             raise CheckpointError(
@@ -103,7 +108,7 @@ def load_rankers(
         if not backbone.is_dir():
             alone.name += ", cold items from text"
         rankers: list[Ranker] = [
-            ALLMRecRanker(loaded, processor, batch_size=batch_size, num_permutations=num_permutations),
+            *checkpoint_rankers(loaded, processor, names, batch_size=batch_size, num_permutations=num_permutations),
             alone,
         ]
         if fair:
@@ -167,6 +172,10 @@ def evaluate(
     seed: SeedOption = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="Users that the LLM reads at once.")] = 16,
     num_permutations: PermutationsOption = 1,
+    ranker: Annotated[
+        list[str] | None,
+        typer.Option(help="A ranker of the checkpoint, such as fusion; repeat. All it was trained for by default."),
+    ] = None,
     fair_backbone: Annotated[
         bool, typer.Option(help="Also the backbone trained on train + validation, which stage 2 has seen.")
     ] = False,
@@ -197,6 +206,9 @@ def evaluate(
         from ..files import check_writable
         from ..hub.card import read_card, write_card
 
+        names = ranker or (["likelihood"] if protocol == "paper" else [])
+        if protocol == "paper" and names != ["likelihood"]:
+            raise ALLMRecError("--protocol paper has the LLM write a title, so it takes --ranker likelihood alone")
         if protocol == "paper" and num_permutations > 1:
             raise ALLMRecError(
                 "--num-permutations averages scores, and --protocol paper has none: it compares generated text; leave "
@@ -231,10 +243,11 @@ def evaluate(
             named_llm(llm, gguf_file),
             trust,
             allow_other_llm,
+            names,
         )
-        for ranker in rankers:
-            if isinstance(ranker, ALLMRecRanker):
-                tell_evaluation_cost(ranker, prepared, protocol, split, max_users, seed)
+        for each in rankers:
+            if isinstance(each, ALLMRecRanker):
+                tell_evaluation_cost(each, prepared, protocol, split, max_users, seed)
         result = run(rankers, prepared, protocol, split, max_users=max_users, seed=seed)
         if output is not None:
             result.write_json(output)

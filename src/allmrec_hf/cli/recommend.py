@@ -90,6 +90,9 @@ def recommend(
         OnError, typer.Option(help="A request that cannot be served stops the command, or its error is its result.")
     ] = "raise",
     top_k: Annotated[int, typer.Option(min=1, help="Items to recommend.")] = 10,
+    ranker: Annotated[
+        str | None, typer.Option(help="What ranks, such as fusion; the checkpoint's own choice if not given.")
+    ] = None,
     num_permutations: PermutationsOption = 1,
     batch_size: Annotated[int, typer.Option(min=1, help="Requests that the LLM reads at once, with --requests.")] = 16,
     llm: LlmOption = None,
@@ -126,6 +129,7 @@ def recommend(
         if requests is None and history is None and not titles:
             raise DataError("the history is empty; give --history ID,ID,..., --titles TITLE or --requests FILE")
         settings: dict[str, Any] = {"top_k": top_k, "num_permutations": num_permutations, "on_error": on_error}
+        settings["ranker"] = ranker
         if requests is not None:
             pipe = load_pipeline(model, named_llm(llm, gguf_file), None, trust_remote_code, allow_other_llm)
             _recommend_all(pipe, requests, output, batch_size, settings)

@@ -8,6 +8,7 @@ import time
 import numpy as np
 
 from ..durations import duration
+from ..ranker import TitleLikelihood
 from .llm_ranker import ALLMRecRanker
 from .protocol import EvaluationData, Ranker, TargetSplit
 from .rows import Rows, select_rows
@@ -46,7 +47,7 @@ def tell_evaluation_cost(
     if seconds * len(chosen) < LONGEST_PROBE_S:  # then again, since the first pass of a process takes longer
         count, seconds = len(chosen), _measure(ranker, rows, chosen, protocol)
     whole = users * seconds / count
-    if not isinstance(ranker, ALLMRecRanker):
+    if not isinstance(ranker, ALLMRecRanker) or ranker.ranker.kind != TitleLikelihood.kind:
         speed = users / max(whole, 1e-9)
         told = (ranker.name, f"{users:,}", speed, duration(whole))
         logger.info("%s: %s users to rank for, %.3g users/s: about %s", *told)

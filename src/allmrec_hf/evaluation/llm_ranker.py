@@ -14,7 +14,7 @@ from ..indices import check_padded
 from ..modeling_allmrec import ALLMRecModel
 from ..processing_allmrec import ALLMRecProcessor
 from ..ranker import UserBatch
-from ..ranker_built_in import build_ranker
+from ..ranker_built_in import build_ranker, rankers_of
 from .protocol import History
 from .rankers import reranked_scores
 
@@ -123,3 +123,26 @@ class ALLMRecRanker:
     def prompt_title(self, index: int) -> str:
         """Return the form in which the prompt shows an item's title."""
         return self.processor.candidate_title(index)
+
+
+def checkpoint_rankers(
+    model: ALLMRecModel, processor: ALLMRecProcessor, names: Sequence[str] = (), **options: Any
+) -> list[ALLMRecRanker]:
+    """Return rankers of a checkpoint, side by side.
+
+    Args:
+        model: The model.
+        processor: Its processor.
+        names: Of `ranker_built_in.RANKERS`; where none is given, the checkpoint's own choice, and after it every other
+            ranker that was trained for it.
+        **options: As of `ALLMRecRanker`.
+    """
+    chosen = list(names)
+    if not chosen:
+        others = rankers_of(model.config) if model.config.rankers else []
+        chosen = [model.config.ranker, *(name for name in others if name != model.config.ranker)]
+    alone = len(chosen) == 1 and not names
+    return [
+        ALLMRecRanker(model, processor, name="a-llmrec" if alone else f"a-llmrec {name}", ranker=name, **options)
+        for name in chosen
+    ]

@@ -191,20 +191,18 @@ def fusion_samples(
     return FusionSamples(scores, counts, columns)
 
 
-def held_out_samples(data: PreparedData, project: ProjectArguments | None, arguments: RankArguments) -> Samples:
-    """Return validation users that no ranker was trained on.
+def held_out_users(data: PreparedData, project: ProjectArguments | None, arguments: RankArguments) -> np.ndarray:
+    """Return the rows of `validation_targets` whose users no ranker was trained on.
 
     Args:
         data: Prepared data.
         project: The settings of stage 2, where it was trained: it may have learnt from validation items.
         arguments: The most users, and the seed.
     """
-    every = validation_targets(data)
-    rows = np.arange(len(every))
+    rows = np.arange(len(validation_targets(data)))
     if project is not None and project.targets == "validation":
         rows = candidate_samples(data, project.targets, project.loop())[1]
-    drawn = np.random.default_rng(arguments.seed).permutation(rows)[: arguments.max_validation_users]
-    return every.take(np.sort(drawn))
+    return np.sort(np.random.default_rng(arguments.seed).permutation(rows)[: arguments.max_validation_users])
 
 
 def fit_rankers(
@@ -229,7 +227,8 @@ def fit_rankers(
         ALLMRecError: when a part of the fusion is none that the checkpoint has, or there are too few users.
     """
     model.eval()
-    samples = held_out_samples(data, project, arguments)
+    rows = held_out_users(data, project, arguments)
+    samples, stored = validation_targets(data).take(rows), data.candidates("validation").take(rows).items
     if len(samples) < FOLDS:
         raise ALLMRecError(
             f"a fusion is fitted on validation users that stage 2 has not seen; {len(samples)} are too few"
@@ -245,7 +244,6 @@ def fit_rankers(
     unknown = [name for name in parts if name not in has]
     if unknown:
         raise ALLMRecError(f"rank.fusion_parts names {unknown}, but this checkpoint has {', '.join(has)}")
-    stored = _stored_candidates(data, samples)
     listed = any(name in LIST_PARTS for name in parts)
     found = fusion_samples(model, processor, parts, samples, stored if listed else drawn)
     model.config.rankers = {**model.config.rankers, "fusion": fit_fusion(found, parts, arguments.seed)}
@@ -259,12 +257,6 @@ def fit_rankers(
     build_ranker(None, model, processor)  # a name that the checkpoint lacks is refused
     told = ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
     logger.info("NDCG@10 on %d validation users: %s; the default ranker is %s", len(samples), told, model.config.ranker)
-
-
-def _stored_candidates(data: PreparedData, samples: Samples) -> np.ndarray:
-    candidates = data.candidates("validation")
-    place = {int(user): row for row, user in enumerate(candidates.users)}
-    return candidates.items[[place[int(user)] for user in samples.users]]
 
 
 def _validation_ndcg(

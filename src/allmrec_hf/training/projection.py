@@ -95,6 +95,11 @@ def candidate_items(data: PreparedData, samples: Samples) -> np.ndarray:
     return np.union1d(training_targets(data), samples.targets)
 
 
+def validation_metrics(ranks: Ranks) -> dict[str, np.ndarray]:
+    """Return what validations on candidates report of each user: NDCG@10, Hit@1 and reciprocal rank."""
+    return {"ndcg@10": ndcg_at_k(ranks, 10), "hit@1": hit_at_k(ranks, 1), "mrr": reciprocal_rank(ranks)}
+
+
 class CandidateTask(StageTask):
     """What stage 2 and its warm start have in common: users, targets, candidates and who is validated on.
 
@@ -159,7 +164,7 @@ class CandidateTask(StageTask):
             parts.append(target_ranks(scores.float().cpu().numpy(), candidates.target_columns))
             self.progressed(min(start + self.batch_size, len(examples)))
         ranks = Ranks.concatenate(parts)
-        return {"ndcg@10": ndcg_at_k(ranks, 10), "hit@1": hit_at_k(ranks, 1), "mrr": reciprocal_rank(ranks)}
+        return validation_metrics(ranks)
 
     def scores(self, histories: Sequence[np.ndarray], candidates: CandidateSet, device: torch.device) -> torch.Tensor:
         """Return the scores `(B, C)` of candidates."""

@@ -13,11 +13,12 @@ from ..data.prepared import PreparedData
 from ..histories import pad_histories
 from ..losses import catalogue_contrast, uniformity_loss
 from ..modeling_allmrec import ALLMRecModel
-from ..processing_allmrec import ALLMRecProcessor, left_padded
+from ..processing_allmrec import ALLMRecProcessor, EncodedPrompt, left_padded
 from ..ranker import UserBatch
 from ..ranker_retrieval import RetrievalRanker
-from ..ranking import Ranks, hit_at_k, ndcg_at_k, reciprocal_rank, target_ranks
+from ..ranking import Ranks, target_ranks
 from .devices import global_batch_size
+from .projection import validation_metrics
 from .samples import Samples, bucketed_batches, validation_targets
 from .stage_arguments import StageArguments
 from .task import Batch, StageTask
@@ -51,10 +52,6 @@ class Positions:
         """Return some samples."""
         histories = [self._sequences[self.users[row]][: self.places[row]] for row in rows]
         return Samples(self.users[rows], histories, self.targets[rows])
-
-    def lengths(self) -> np.ndarray:
-        """Return the length of each sample's history."""
-        return self.places
 
 
 class RetrievalModule(nn.Module):
@@ -138,7 +135,7 @@ class RetrievalTask(StageTask):
 
     def batches(self, epoch: int) -> list[np.ndarray]:
         """Return the rows of each batch of an epoch, histories of similar length together."""
-        lengths = np.minimum(self.samples.lengths(), self.ranker.history_in_prompt)
+        lengths = np.minimum(self.samples.places, self.ranker.history_in_prompt)
         return bucketed_batches(lengths, self.batch_size, self.seed, epoch)
 
     def collate(self, examples: np.ndarray, generator: np.random.Generator) -> Batch:
@@ -163,8 +160,8 @@ class RetrievalTask(StageTask):
         }
 
     @staticmethod
-    def _prompts(side: str, prompts: Sequence[object]) -> Batch:
-        rows = left_padded([(prompt.tokens, prompt.slots) for prompt in prompts])  # type: ignore[attr-defined]
+    def _prompts(side: str, prompts: Sequence[EncodedPrompt]) -> Batch:
+        rows = left_padded([(prompt.tokens, prompt.slots) for prompt in prompts])
         return {f"{side}_{name}": value for name, value in rows.items()}
 
     @property
@@ -186,5 +183,4 @@ class RetrievalTask(StageTask):
             scores = torch.einsum("bd,bcd->bc", self.ranker.vectors(users), listed)
             parts.append(target_ranks(scores.float().cpu().numpy(), candidates.target_columns[rows]))
             self.progressed(min(start + self.batch_size, len(examples)))
-        ranks = Ranks.concatenate(parts)
-        return {"ndcg@10": ndcg_at_k(ranks, 10), "hit@1": hit_at_k(ranks, 1), "mrr": reciprocal_rank(ranks)}
+        return validation_metrics(Ranks.concatenate(parts))

@@ -14,7 +14,7 @@ from ..cf_encoder import CFEncoder
 from ..data.prepared import PreparedData
 from ..errors import ALLMRecError, DataError
 from ..evaluation.evaluator import EvaluationResult, evaluate
-from ..evaluation.llm_ranker import ALLMRecRanker
+from ..evaluation.llm_ranker import checkpoint_rankers
 from ..evaluation.protocol import Ranker
 from ..evaluation.rankers import BackboneRanker, PopularityRanker
 from ..hub.publish import push_checkpoint
@@ -166,12 +166,12 @@ class ALLMRecTrainer:
         """Return how well the model ranks, beside its backbone and popularity on the same candidates.
 
         Args:
-            rankers: What is evaluated in place of these three.
+            rankers: What is evaluated in place of these; every ranker of the checkpoint is among them.
             **options: As of `allmrec_hf.evaluate`: `split`, `max_users`, `protocol`, ...
         """
         if rankers is None:
             rankers = [
-                ALLMRecRanker(self.model, self.processor),
+                *checkpoint_rankers(self.model, self.processor),
                 BackboneRanker(load_backbone(self.output_dir / "backbone")),
                 PopularityRanker(self.data.item_counts("train")),
             ]
