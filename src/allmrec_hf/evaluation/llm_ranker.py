@@ -13,7 +13,7 @@ from ..errors import ALLMRecError
 from ..indices import check_padded
 from ..modeling_allmrec import ALLMRecModel
 from ..processing_allmrec import ALLMRecProcessor
-from ..ranker import UserBatch
+from ..ranker import TitleLikelihood, UserBatch
 from ..ranker_built_in import build_ranker, rankers_of
 from .protocol import History
 from .rankers import reranked_scores
@@ -141,8 +141,8 @@ def checkpoint_rankers(
     if not chosen:
         others = rankers_of(model.config) if model.config.rankers else []
         chosen = [model.config.ranker, *(name for name in others if name != model.config.ranker)]
-    alone = len(chosen) == 1 and not names
+    paper = chosen == [TitleLikelihood.kind]  # A-LLMRec as published needs no further name
     return [
-        ALLMRecRanker(model, processor, name="a-llmrec" if alone else f"a-llmrec {name}", ranker=name, **options)
+        ALLMRecRanker(model, processor, name="a-llmrec" if paper else f"a-llmrec {name}", ranker=name, **options)
         for name in chosen
     ]
