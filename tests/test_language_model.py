@@ -537,3 +537,17 @@ def test_an_llm_in_pefts_wrapper_is_read_through_it(processor):
     model.train()
     model(**processor.training_batch(HISTORIES, CANDIDATES, [20, 25, 33])).loss.backward()
     assert all(p.grad is None for p in model.language_model.parameters())
+
+
+def test_bfloat16_on_a_processor_without_its_instructions_is_told(tmp_path, monkeypatch, caplog):
+    from allmrec_hf.llm_files import find_llm, load_llm_files
+
+    tiny_llm("llama").to(torch.bfloat16).save_pretrained(tmp_path)
+    for has, told in ((False, 1), (True, 0)):
+        known = {"architecture": "x86_64", "avx512_bf16": has}
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda known=known: known, raising=False)
+        caplog.clear()
+        load_llm_files(find_llm(str(tmp_path)))
+        assert sum("far faster" in record.message for record in caplog.records) == told
+    load_llm_files(find_llm(str(tmp_path)), dtype=torch.float32)
+    assert not caplog.records

@@ -166,9 +166,23 @@ def load_llm_files(
         size = sum(parameter.nbytes for parameter in llm.parameters()) / 1e9
         how = "packed in their blocks" if packed else f"unpacked to {str(llm.dtype).removeprefix('torch.')}"
         logger.info("%s: the weights of %s are %s (%.2f GB).", facts.architecture, source.gguf, how, size)
+    _warn_of_slow_dtype(llm, source.shown)
     if source.adapter is not None:
         add_adapter(llm, source.adapter, **source.adapter_where)
     return llm
+
+
+def _warn_of_slow_dtype(llm: Any, name: str) -> None:
+    """Say that a processor without instructions for bfloat16 computes in it far more slowly than in float32."""
+    known = getattr(torch.cpu, "get_capabilities", dict)()
+    if known.get("architecture") != "x86_64" or known.get("avx512_bf16") or known.get("amx_bf16"):
+        return
+    if llm.dtype == torch.bfloat16 and llm.device.type == "cpu":
+        logger.warning(
+            "%s is in bfloat16, for which this processor has no instructions: float32 (--llm.dtype float32, "
+            "dtype=torch.float32) takes twice the memory and is far faster.",
+            name,
+        )
 
 
 def _gguf_arguments(source: LLMSource, packed: bool, options: dict[str, Any]) -> dict[str, Any]:
