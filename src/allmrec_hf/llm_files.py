@@ -174,7 +174,7 @@ def load_llm_files(
 
 def _warn_of_slow_dtype(llm: Any, name: str) -> None:
     """Say that a processor without instructions for bfloat16 computes in it far more slowly than in float32."""
-    known = getattr(torch.cpu, "get_capabilities", dict)()
+    known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     if known.get("architecture") != "x86_64" or known.get("avx512_bf16") or known.get("amx_bf16"):
         return
     if llm.dtype == torch.bfloat16 and llm.device.type == "cpu":
