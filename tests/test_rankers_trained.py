@@ -1,5 +1,6 @@
 """Rankers that are trained or fitted: retrieval by the LLM's states, and fusions; their checkpoint and added items."""
 
+import copy
 import json
 import shutil
 
@@ -118,6 +119,29 @@ def test_the_item_side_is_made_once(loaded, monkeypatch):
     for _ in range(2):
         ranker.retrieve(UserBatch.encode(model, processor, [HISTORY]), 5)
     assert made == []
+
+
+def test_a_user_is_read_once_whatever_ranks_and_again_with_another_head(loaded, monkeypatch):
+    model, processor = copy.deepcopy(loaded[0]), loaded[1]
+    read = []
+    states = RetrievalRanker.states
+    monkeypatch.setattr(
+        RetrievalRanker,
+        "states",
+        lambda self, rows, *rest: read.append(len(rows["input_ids"])) or states(self, rows, *rest),
+    )
+    users = UserBatch.encode(model, processor, [HISTORY, [5]])
+    first = build_ranker("retrieval", model, processor).score(users, [[4], [11]]).scores
+    for name in ("fusion", "retrieval", "fusion_sum"):
+        build_ranker(name, model, processor).score(users, [[4], [11]])
+    assert sum(read) == 2
+    build_ranker("retrieval", model, processor).score(UserBatch.encode(model, processor, [[7], [5]]), [[4], [11]])
+    assert sum(read) == 3
+    with torch.no_grad():
+        model.retrieval_head.user_output.weight.mul_(-1)
+    again = build_ranker("retrieval", model, processor).score(users, [[4], [11]]).scores
+    assert sum(read) == 5
+    assert not torch.allclose(first, again)
 
 
 def test_retrieval_ranks_the_catalogue_as_it_scores_candidates(loaded):

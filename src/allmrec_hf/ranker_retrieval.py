@@ -109,9 +109,17 @@ class RetrievalRanker(CatalogueRanker):
 
     @torch.no_grad()
     def vectors(self, users: UserBatch) -> Tensor:
-        """Return unit vectors `(B, dim)` of users."""
-        rows = self._rows([self.user_prompt(history) for history in users.histories])
-        return self.head.user_vectors(self.states(rows, self.head.user_token, users.representations))
+        """Return unit vectors `(B, dim)` of users; the LLM reads those whose histories it has not read yet."""
+        known, state = self.head.users, self.head.state(next(self.model.require_language_model().parameters()))
+        keys = [(state, *history) for history in users.histories]
+        found = {key: known.get(key) for key in keys}
+        wanted = [row for row, key in enumerate(keys) if found[key] is None]
+        if wanted:
+            rows = self._rows([self.user_prompt(users.histories[row]) for row in wanted])
+            made = self.head.user_vectors(self.states(rows, self.head.user_token, users.representations[wanted]))
+            for row, vector in zip(wanted, made, strict=True):
+                found[keys[row]] = known.put(keys[row], vector)
+        return torch.stack([found[key] for key in keys])
 
     @torch.no_grad()
     def vectors_of_items(self, items: Sequence[int]) -> Tensor:

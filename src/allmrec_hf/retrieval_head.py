@@ -12,10 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .caches import BoundedCache
 from .projector import build_projector
 
 FIRST_TEMPERATURE = 0.1
 LARGEST_SCALE = 100.0
+CACHED_USERS = 4096  # whose vectors are kept, so that rankers of one checkpoint read a user once
 
 
 class RetrievalHead(nn.Module):
@@ -47,6 +49,16 @@ class RetrievalHead(nn.Module):
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / FIRST_TEMPERATURE)))
         self.register_buffer("item_vectors", torch.full((num_items + 1, dim), float("nan")))
         self.item_vectors[0] = 0
+        self.users = BoundedCache(CACHED_USERS)  # vectors by state and history
+
+    def state(self, llm_weight: Tensor) -> tuple[tuple[int, int], ...]:
+        """Return what tells these weights from others, for the keys of `users`.
+
+        Args:
+            llm_weight: A parameter of the LLM, by which another LLM is told.
+        """
+        weights = (*self.parameters(), llm_weight)
+        return tuple((part.data_ptr(), 0 if part.is_inference() else part._version) for part in weights)
 
     @property
     def scale(self) -> Tensor:
