@@ -34,7 +34,7 @@ LAYERS = [
     {"modeling_pretrained", "processing_allmrec", "item_lookup"},
     {"modeling_allmrec"},
     {"ranker"},
-    {"ranker_retrieval"},
+    {"ranker_retrieval", "ranker_letter"},
     {"ranker_fusion"},
     {"ranker_built_in"},
     {"pipeline_recommendation"},

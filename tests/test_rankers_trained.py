@@ -14,7 +14,7 @@ from allmrec_hf.errors import ALLMRecError
 from allmrec_hf.language_model import first_layers, last_states, num_layers
 from allmrec_hf.losses import catalogue_contrast
 from allmrec_hf.ranker import UserBatch
-from allmrec_hf.ranker_built_in import build_ranker, rankers_of
+from allmrec_hf.ranker_built_in import build_ranker, compared_rankers, rankers_of
 from allmrec_hf.ranker_fusion import gates, standardized
 from allmrec_hf.ranker_retrieval import RetrievalRanker
 from allmrec_hf.training.fusion_fitting import FusionSamples, fit_fusion, fitted_weights
@@ -59,7 +59,7 @@ def loaded(run):
 def test_one_checkpoint_carries_every_ranker_and_loads_them_again(loaded):
     model, processor = loaded
     names = rankers_of(model.config)
-    assert names == ["likelihood", "retrieval", "fusion", "fusion_sum", "fusion_ranks", "text", "cf"]
+    assert names == ["likelihood", "letter", "retrieval", "fusion", "fusion_sum", "fusion_ranks", "text", "cf"]
     users = UserBatch.encode(model, processor, [HISTORY])
     for name in names:
         found = build_ranker(name, model, processor).score(users, [[4, 11, 30]])
@@ -229,7 +229,7 @@ def test_the_contrast_in_chunks_is_the_contrast_and_over_the_whole_catalogue_the
 def test_a_ranker_that_is_not_trained_is_refused_with_what_to_do(finished_run):
     model, processor = AutoModel.from_pretrained(finished_run), ALLMRecProcessor.from_pretrained(finished_run)
     for name, stage in (("retrieval", "retrieve"), ("fusion", "rank"), ("text", "rank")):
-        with pytest.raises(CheckpointError, match=f"--stage {stage}.*it has likelihood, cf"):
+        with pytest.raises(CheckpointError, match=f"--stage {stage}.*it has likelihood, letter, cf"):
             build_ranker(name, model, processor)
 
 
@@ -267,7 +267,8 @@ def test_an_evaluation_shows_every_ranker_side_by_side(run, small_parts, small_d
     methods = list(trainer.evaluate(max_users=20).ranks)
     first = trainer.model.config.ranker
     assert methods[0] == f"a-llmrec {first}"
-    assert {f"a-llmrec {name}" for name in rankers_of(trainer.model.config)} < set(methods)
+    assert {f"a-llmrec {name}" for name in compared_rankers(trainer.model.config)} < set(methods)
+    assert "a-llmrec letter" not in methods  # which nobody asked training for
     assert methods[-2:] == ["sasrec", "popularity"]
 
 
@@ -288,5 +289,5 @@ def test_rankers_and_their_steps():
     args = ALLMRecTrainingArguments("runs/x", rank="retrieval,fusion")
     assert args.rank.steps() == ("backbone", "align", "retrieve", "rank")
     for wrong in ("fusion", "luck"):
-        with pytest.raises(ALLMRecError, match="rankers are of likelihood, retrieval, fusion"):
+        with pytest.raises(ALLMRecError, match="rankers are of likelihood, letter, retrieval, fusion"):
             ALLMRecTrainingArguments("runs/x", rank=wrong)

@@ -8,6 +8,7 @@ import re
 from array import array
 from bisect import bisect_left
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +25,17 @@ from .files import folder_written_whole
 from .histories import pad_histories, seen_items
 from .indices import checked_index, checked_indices
 from .part_sources import CHECKPOINT_PART, located, one_line, require_found
-from .prompt import NO_SLOT, Context, ForbiddenTexts, HistoryTemplate, PromptTemplate, Segment, Title, clean_title
+from .prompt import (
+    NO_SLOT,
+    Context,
+    ForbiddenTexts,
+    HistoryTemplate,
+    LetterTemplate,
+    PromptTemplate,
+    Segment,
+    Title,
+    clean_title,
+)
 from .slot_text import SlotText
 
 logger = logging.getLogger(__name__)
@@ -49,7 +60,8 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
     return hashlib.sha256(vocabulary.encode()).hexdigest()[:16]
 
 
-def _prompt_order(history: Sequence[int], candidates: Sequence[int], permutation: int) -> list[int]:
+def prompt_order(history: Sequence[int], candidates: Sequence[int], permutation: int) -> list[int]:
+    """Return the candidates in an order drawn from the history and a number alone, whatever order they are given in."""
     generator = np.random.default_rng([permutation, *history])
     return generator.permutation(np.sort(np.asarray(candidates, dtype=np.int64))).tolist()
 
@@ -274,7 +286,11 @@ class ALLMRecProcessor(ProcessorMixin):
         return self._template.lists_candidates
 
     def encode_prompt(
-        self, history: Sequence[int], candidates: Sequence[int], context: Context = "whole"
+        self,
+        history: Sequence[int],
+        candidates: Sequence[int],
+        context: Context = "whole",
+        letters: LetterTemplate | None = None,
     ) -> EncodedPrompt:
         """Return one prompt that leaves room in the LLM's context for any candidate's answer.
 
@@ -283,6 +299,7 @@ class ALLMRecProcessor(ProcessorMixin):
             candidates: Catalogue indices in the order in which the prompt lists them.
             context: What of the user is left out. What is shortened does not depend on it, so that an answer has the
                 same tokens behind each.
+            letters: Where the answer is a candidate's letter in place of its title: how the prompt asks for it.
 
         Raises:
             DataError: when an index is not in 1..N or not even one history item and the shortest titles fit.
@@ -290,11 +307,12 @@ class ALLMRecProcessor(ProcessorMixin):
         candidates = checked_indices(candidates, len(self.catalog), "the candidate list")
         named = checked_indices(history, len(self.catalog), "the history")[-self.history_in_prompt :]
         wanted, limit = len(named), self.max_title_characters
+        render = self._template.render if letters is None else partial(letters.render, self._template)
+        answers = candidates if letters is None else []
         while True:
-            room = self.max_length - max((len(self.answer_tokens(index, limit)) for index in candidates), default=0)
+            room = self.max_length - max((len(self.answer_tokens(index, limit)) for index in answers), default=0)
             listed = [Title(index, self.candidate_title(index)[:limit].rstrip()) for index in candidates]
-            segments = self._template.render(self._titles_of(named, limit), listed)
-            tokens, slots = self._assemble(segments)
+            tokens, slots = self._assemble(render(self._titles_of(named, limit), listed))
             if len(tokens) <= room:
                 break
             if len(named) > 1:
@@ -312,10 +330,10 @@ class ALLMRecProcessor(ProcessorMixin):
             note = f"prompt shortened to {len(named)} of {wanted} history items"
             note += f" and titles of {limit} characters" if limit < self.max_title_characters else ""
             note += f" to fit the LLM's context of {self.max_length} tokens"
-            lost = len({self.candidate_title(index) for index in candidates}) - len({title.text for title in listed})
-            note += f"{EQUAL_ANSWERS} {lost}" if lost else ""
+            lost = len({self.candidate_title(index) for index in answers}) - len({title.text for title in listed})
+            note += f"{EQUAL_ANSWERS} {lost}" if lost > 0 else ""
         if context != "whole":
-            tokens, slots = self._assemble(self._template.render(self._titles_of(named, limit), listed, context))
+            tokens, slots = self._assemble(render(self._titles_of(named, limit), listed, context))
         return EncodedPrompt(tokens, slots, note, limit)
 
     def encode_history(self, template: HistoryTemplate, history: Sequence[int]) -> EncodedPrompt:
@@ -374,7 +392,7 @@ class ALLMRecProcessor(ProcessorMixin):
         """
         histories, candidates = self._checked(histories, candidates)
         prompts = [
-            self._checked_prompt(history, _prompt_order(history, row, permutation), context)
+            self._checked_prompt(history, prompt_order(history, row, permutation), context)
             for history, row in zip(histories, candidates, strict=True)
         ]
         answers = [
@@ -444,14 +462,34 @@ class ALLMRecProcessor(ProcessorMixin):
             [checked_indices(row, count, "a candidate list") for row in candidates],
         )
 
+    def letter_batch(
+        self, histories: Sequence[Sequence[int]], candidates: Sequence[Sequence[int]], letters: LetterTemplate
+    ) -> BatchFeature:
+        """Return prompts that ask for a letter; the candidates carry letters in the order given.
+
+        Returns:
+            `input_ids`, `attention_mask`, `slot_ids` `(B, T)`, left-padded; the letter comes behind the last token.
+        """
+        pairs = zip(*self._checked(histories, candidates), strict=True)
+        prompts = [self._checked_prompt(history, row, letters=letters) for history, row in pairs]
+        return BatchFeature(left_padded([(prompt.tokens, prompt.slots) for prompt in prompts]))
+
+    def single_tokens(self, text: str, answers: Sequence[str]) -> tuple[str, list[int]] | None:
+        """Return the one token that each answer is behind a text of prompts, see `SlotText.single_tokens`."""
+        return self._slot_text.single_tokens(text, answers)
+
     def _checked_prompt(
-        self, history: Sequence[int], candidates: Sequence[int], context: Context = "whole"
+        self,
+        history: Sequence[int],
+        candidates: Sequence[int],
+        context: Context = "whole",
+        letters: LetterTemplate | None = None,
     ) -> EncodedPrompt:
         if not len(history):
             raise DataError("the history is empty; a recommendation needs at least one known item")
         if not len(candidates):
             raise DataError("the candidate list is empty; give candidates, or none at all to retrieve them")
-        prompt = self.encode_prompt(history, candidates, context)
+        prompt = self.encode_prompt(history, candidates, context, letters)
         kind = None if prompt.note is None else EQUAL_ANSWERS in prompt.note
         if kind is not None and self._notes.get(kind) is None:
             self._notes.put(kind, True)  # said once, not for every user of a run

@@ -19,6 +19,9 @@ USER_SLOT = -1
 Context = Literal["whole", "no_vectors", "no_user"]
 """What a prompt says of the user: everything; all but the vectors of user and history; or nothing at all."""
 
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+"""What marks candidates where the LLM answers by a letter."""
+
 DOMAIN_WORDS = {
     "movie": ("movie", "watch", "watched"),
     "game": ("game", "play", "played"),
@@ -181,16 +184,64 @@ class PromptTemplate:
             candidates: The items that it names as candidates; they keep their vectors in every context.
             context: What of the user is left out; the words around stay.
         """
+        lists = {**self._history_list(history, context), "{candidates}": _Listed(candidates, self.item, self.separator)}
+        return _rendered(self.prompt, lists, user=context == "whole")
+
+    def _history_list(self, history: Sequence[Title], context: Context) -> dict[str, _Listed]:
         form = self.item if context == "whole" else self.item.replace("{vector}", "")
-        lists = {
-            "{history}": (() if context == "no_user" else history, form),
-            "{candidates}": (candidates, self.item),
-        }
-        return _rendered(self.prompt, lists, self.separator, user=context == "whole")
+        return {"{history}": _Listed(() if context == "no_user" else history, form, self.separator)}
 
     def render_answer(self, title: str) -> str:
         """Return the answer that names a title (harmless form)."""
         return self.answer.replace("{title}", title)
+
+
+@dataclass(frozen=True)
+class LetterTemplate:
+    """What the ranker `letter` adds to a prompt: letters before the candidates, and the question for one of them.
+
+    Attributes:
+        mark: Text before a candidate, with `{letter}`.
+        separator: Text between two candidates.
+        unlisted: What is put at the end of a prompt that lists no candidates, with `{candidates}`.
+        answer: What stands before the letter, at the very end.
+    """
+
+    mark: str = "\n{letter}. "
+    separator: str = ""
+    unlisted: str = " one of these:{candidates}\nIt is"
+    answer: str = " the one with the letter"
+
+    def __post_init__(self) -> None:
+        needed = {"mark": ["letter"], "separator": [], "unlisted": ["candidates"], "answer": []}
+        for name, slots in needed.items():
+            found = _FIELD.findall(getattr(self, name))
+            if found != slots:
+                raise DataError(f"letter template: {name!r} needs {slots} once each; found {found}")
+
+    def to_dict(self) -> dict[str, str]:
+        """Return the form that goes into JSON."""
+        return asdict(self)
+
+    def render(
+        self,
+        template: PromptTemplate,
+        history: Sequence[Title],
+        candidates: Sequence[Title],
+        context: Context = "whole",
+    ) -> list[Segment]:
+        """Return a prompt that asks for a letter, as text segments and slots, in reading order.
+
+        Args:
+            template: The words around, whose blanks at the end go.
+            history: The items that the prompt names as the user's.
+            candidates: The items that it names as candidates, at most as many as there are `LETTERS`.
+            context: What of the user is left out.
+        """
+        prompt = template.prompt.rstrip() + ("" if template.lists_candidates else self.unlisted) + self.answer
+        forms = [self.mark.replace("{letter}", letter) + template.item for letter in LETTERS[: len(candidates)]]
+        lists = {**template._history_list(history, context), "{candidates}": _Listed(candidates, forms, self.separator)}
+        return _rendered(prompt, lists, user=context == "whole")
 
 
 _HISTORY_PROMPT = "{user}This user has {verb_past} {{history}} in the previous. The next {noun} for this user is"
@@ -240,22 +291,27 @@ class HistoryTemplate:
 
     def render(self, history: Sequence[Title]) -> list[Segment]:
         """Return the prompt of a user as text segments and slots, in reading order."""
-        return _rendered(self.prompt, {"{history}": (history, self.history_item)}, self.separator)
+        return _rendered(self.prompt, {"{history}": _Listed(history, self.history_item, self.separator)})
 
     def render_item(self, item: Title) -> list[Segment]:
         """Return the prompt of one item."""
-        return _rendered("{history}", {"{history}": ([item], self.item)}, self.separator)
+        return _rendered("{history}", {"{history}": _Listed([item], self.item, self.separator)})
 
 
-def _rendered(
-    prompt: str, lists: Mapping[str, tuple[Sequence[Title], str]], separator: str, user: bool = True
-) -> list[Segment]:
+class _Listed(NamedTuple):
+    """How a prompt names items: the text of one, or of each its own, and what stands between two."""
+
+    items: Sequence[Title]
+    form: str | Sequence[str]
+    separator: str
+
+
+def _rendered(prompt: str, lists: Mapping[str, _Listed], user: bool = True) -> list[Segment]:
     """Return a prompt as text segments and slots.
 
     Args:
         prompt: Text with `{user}` and the names of lists.
-        lists: Items and the text of one item, by the name in the prompt.
-        separator: Text between two items.
+        lists: Items, by the name in the prompt.
         user: Whether the user's slot is kept.
     """
     segments: list[Segment] = []
@@ -266,9 +322,10 @@ def _rendered(
                 segments.append(Segment(text, USER_SLOT))
                 text = ""
         elif piece in lists:
-            items, form = lists[piece]
-            before, vector, after = form.partition("{vector}")
+            items, forms, separator = lists[piece]
             for number, item in enumerate(items):
+                form = forms if isinstance(forms, str) else forms[number]
+                before, vector, after = form.partition("{vector}")
                 text += (separator if number else "") + before.replace("{title}", item.text)
                 if vector:
                     segments.append(Segment(text, item.item))

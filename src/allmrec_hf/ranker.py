@@ -101,11 +101,13 @@ class ModelRanker(ABC):
         kind: Its name.
         needs_llm: Whether it asks the LLM.
         ranks_catalogue: Whether `retrieve` ranks the whole catalogue as `score` would; else what it finds is scored.
+        max_candidates: How many candidates of a user it scores at most; None where any number.
     """
 
     kind: ClassVar[str]
     needs_llm: ClassVar[bool] = True
     ranks_catalogue: bool = False
+    max_candidates: int | None = None
 
     def __init__(self, model: ALLMRecModel, processor: ALLMRecProcessor) -> None:
         self.model = model

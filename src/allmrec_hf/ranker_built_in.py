@@ -9,17 +9,26 @@ from .modeling_allmrec import ALLMRecModel
 from .processing_allmrec import ALLMRecProcessor
 from .ranker import CFScore, ModelRanker, TextSimilarity, TitleLikelihood
 from .ranker_fusion import Fusion, ReciprocalRanks, WeightedSum
+from .ranker_letter import LetterRanker
 from .ranker_retrieval import RetrievalRanker
 
 RANKERS: dict[str, type[ModelRanker]] = {
     kind.kind: kind
-    for kind in (TitleLikelihood, RetrievalRanker, Fusion, WeightedSum, ReciprocalRanks, TextSimilarity, CFScore)
+    for kind in (
+        *(TitleLikelihood, LetterRanker, RetrievalRanker),
+        *(Fusion, WeightedSum, ReciprocalRanks, TextSimilarity, CFScore),
+    )
 }
 
 
 def rankers_of(config: Any) -> list[str]:
     """Return the names of the rankers that a checkpoint with this configuration has."""
     return [name for name, kind in RANKERS.items() if kind.lacks(config) is None]
+
+
+def compared_rankers(config: Any) -> list[str]:
+    """Return those that an evaluation shows side by side: all that training was asked for, and what it came with."""
+    return [name for name in rankers_of(config) if name != LetterRanker.kind or name in (config.rankers or {})]
 
 
 def build_ranker(name: str | None, model: ALLMRecModel, processor: ALLMRecProcessor) -> ModelRanker:

@@ -27,6 +27,7 @@ from .ranker import (
     UserBatch,
     padded_candidates,
 )
+from .ranker_letter import LetterRanker
 from .ranker_retrieval import RetrievalRanker
 
 REFERENCE_ITEMS = 1024  # of the catalogue, evenly spread, over which a score's mean and deviation are taken
@@ -35,7 +36,7 @@ RANK_OFFSET = 60.0  # of reciprocal ranks (Cormack et al., SIGIR 2009)
 CATALOGUE_PARTS: dict[str, type[CatalogueRanker]] = {
     kind.kind: kind for kind in (CFScore, TextSimilarity, RetrievalRanker)
 }
-LIST_PARTS: dict[str, type[ModelRanker]] = {TitleLikelihood.kind: TitleLikelihood}
+LIST_PARTS: dict[str, type[ModelRanker]] = {kind.kind: kind for kind in (TitleLikelihood, LetterRanker)}
 
 
 def gates(counts: Tensor, pivot: float) -> Tensor:
@@ -120,6 +121,8 @@ class Fusion(CatalogueRanker):
         settings = (model.config.rankers or {})["fusion"]
         self.parts = FusionParts(model, processor, settings["parts"])
         self.ranks_catalogue = type(self).ranks_catalogue and not self.parts.listed
+        limits = [part.max_candidates for part in self.parts.listed if part.max_candidates is not None]
+        self.max_candidates = min(limits, default=None)
         self.pivot = float(settings["pivot"])
         fitted = settings[self.weights]
         if sorted(fitted["parts"]) != sorted(self.parts.names):

@@ -78,3 +78,24 @@ class SlotText:
     def at_start(self, text: str) -> list[int]:
         """Return the tokens of a text that begins a prompt, without `start`."""
         return self._ids(text) if text else []
+
+    def single_tokens(self, text: str, answers: Sequence[str]) -> tuple[str, list[int]] | None:
+        """Return the one token that each of some short answers is behind a text inside a sentence.
+
+        A tokenizer may write an answer together with the blank before it, behind a blank, or behind a line break: the
+        first of these, or else none between, that gives every answer a token of its own.
+
+        Args:
+            text: The text before, which ends in no blank.
+            answers: The answers, such as letters.
+
+        Returns:
+            The text, with what has to stand between, and the tokens of the answers; None where there is no way.
+        """
+        for between, blank in (("", " "), (" ", ""), ("\n", ""), ("", "")):
+            before = self.inside(text + between)
+            found = [self.inside(text + between + blank + answer) for answer in answers]
+            tokens = [ids[-1] for ids in found if ids[:-1] == before and ids[-1] != self._tokenizer.unk_token_id]
+            if len(set(tokens)) == len(answers):
+                return text + between, tokens
+        return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -107,8 +107,10 @@ def load_rankers(
         alone = BackboneRanker(load_backbone_alone(str(backbone)) if backbone.is_dir() else loaded.cf_encoder)
         if not backbone.is_dir():
             alone.name += ", cold items from text"
+        options: dict[str, Any] = {"batch_size": batch_size, "num_permutations": num_permutations}
+        num_candidates = None if whole else data.candidates("test").items.shape[1]
         rankers: list[Ranker] = [
-            *checkpoint_rankers(loaded, processor, names, batch_size=batch_size, num_permutations=num_permutations),
+            *checkpoint_rankers(loaded, processor, names, num_candidates, **options),
             alone,
         ]
         if fair:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,14 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..data.memory import HeapTrimmer
-from ..errors import ALLMRecError
+from ..errors import ALLMRecError, DataError
 from ..indices import check_padded
 from ..modeling_allmrec import ALLMRecModel
 from ..processing_allmrec import ALLMRecProcessor
 from ..ranker import TitleLikelihood, UserBatch
-from ..ranker_built_in import build_ranker, rankers_of
+from ..ranker_built_in import build_ranker, compared_rankers
 from .protocol import History
 from .rankers import reranked_scores
+
+logger = logging.getLogger(__name__)
 
 Scores = NDArray[np.floating[Any]]
 LONGEST_ANSWER = 64
@@ -126,7 +130,11 @@ class ALLMRecRanker:
 
 
 def checkpoint_rankers(
-    model: ALLMRecModel, processor: ALLMRecProcessor, names: Sequence[str] = (), **options: Any
+    model: ALLMRecModel,
+    processor: ALLMRecProcessor,
+    names: Sequence[str] = (),
+    num_candidates: int | None = None,
+    **options: Any,
 ) -> list[ALLMRecRanker]:
     """Return rankers of a checkpoint, side by side.
 
@@ -135,14 +143,28 @@ def checkpoint_rankers(
         processor: Its processor.
         names: Of `ranker_built_in.RANKERS`; where none is given, the checkpoint's own choice, and after it every other
             ranker that was trained for it.
+        num_candidates: Candidates of a user, where they are given; a ranker that takes fewer is left out, with a
+            warning.
         **options: As of `ALLMRecRanker`.
+
+    Raises:
+        DataError: when a ranker that `names` has takes fewer candidates.
     """
     chosen = list(names)
     if not chosen:
-        others = rankers_of(model.config) if model.config.rankers else []
+        others = compared_rankers(model.config) if model.config.rankers else []
         chosen = [model.config.ranker, *(name for name in others if name != model.config.ranker)]
     paper = chosen == [TitleLikelihood.kind]  # A-LLMRec as published needs no further name
-    return [
+    found = [
         ALLMRecRanker(model, processor, name="a-llmrec" if paper else f"a-llmrec {name}", ranker=name, **options)
         for name in chosen
     ]
+    too_long = [each for each in found if (each.ranker.max_candidates or math.inf) < (num_candidates or 0)]
+    for each in too_long:
+        limit = f"the ranker {each.ranker.kind} takes {each.ranker.max_candidates} candidates of a user at most"
+        if names:
+            raise DataError(
+                f"{limit}, and these data have {num_candidates}; prepare them with fewer (--num-candidates)"
+            )
+        logger.warning("%s, and these data have %d: it is left out", limit, num_candidates)
+    return [each for each in found if each not in too_long]

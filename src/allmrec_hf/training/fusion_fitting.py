@@ -18,7 +18,7 @@ from ..errors import ALLMRecError
 from ..modeling_allmrec import ALLMRecModel
 from ..processing_allmrec import ALLMRecProcessor
 from ..ranker import ModelRanker, TextSimilarity, UserBatch
-from ..ranker_built_in import build_ranker, rankers_of
+from ..ranker_built_in import build_ranker, compared_rankers, rankers_of
 from ..ranker_fusion import LIST_PARTS, FusionParts, ReciprocalRanks, WeightedSum, gates
 from ..ranking import ndcg_at_k, target_ranks
 from .projection import candidate_samples
@@ -247,11 +247,13 @@ def fit_rankers(
     listed = any(name in LIST_PARTS for name in parts)
     found = fusion_samples(model, processor, parts, samples, stored if listed else drawn)
     model.config.rankers = {**model.config.rankers, "fusion": fit_fusion(found, parts, arguments.seed)}
-    scores = {
-        name: _validation_ndcg(build_ranker(name, model, processor), model, processor, samples, stored)
-        for name in rankers_of(model.config)
-        if name not in COMPARISONS
-    }
+    scores = {}
+    for name in compared_rankers(model.config):
+        ranker = build_ranker(name, model, processor)
+        if ranker.max_candidates is not None and ranker.max_candidates < stored.shape[1]:
+            logger.warning("%s takes fewer than %d candidates, so it is not compared", name, stored.shape[1])
+        elif name not in COMPARISONS:
+            scores[name] = _validation_ndcg(ranker, model, processor, samples, stored)
     best = max(scores, key=lambda name: scores[name])
     model.config.ranker = arguments.ranker or best
     build_ranker(None, model, processor)  # a name that the checkpoint lacks is refused

@@ -387,7 +387,7 @@ class RetrieveArguments(StageArguments):
     uniformity_weight: float = option(0.1, "Weight of the uniformity of users and items.", at_least=0)
 
 
-RANKER_STAGES = {"likelihood": "project", "retrieval": "retrieve", "fusion": "rank"}
+RANKER_STAGES = {"likelihood": "project", "letter": "project", "retrieval": "retrieve", "fusion": "rank"}
 
 
 @dataclass(frozen=True)
@@ -396,8 +396,8 @@ class RankArguments(Checked):
 
     rankers: str = option(
         "likelihood",
-        "Rankers that are trained, with commas between: likelihood (the paper), retrieval, fusion. The backbone's own "
-        "is always there.",
+        "Rankers that are trained, with commas between: likelihood (the paper), letter, retrieval, fusion. The "
+        "backbone's own is always there.",
         flag="--rankers",
     )
     ranker: str | None = option(

@@ -11,8 +11,10 @@ from ..configuration_allmrec import ALLMRecConfig
 from ..language_model import context_length
 from ..modeling_allmrec import ALLMRecModel
 from ..processing_allmrec import ALLMRecProcessor
-from ..prompt import HistoryTemplate
-from ..ranker_retrieval import add_retrieval_head
+from ..prompt import HistoryTemplate, LetterTemplate
+from ..ranker import TitleLikelihood
+from ..ranker_letter import LetterRanker
+from ..ranker_retrieval import RetrievalRanker, add_retrieval_head
 from .alignment import AlignmentModule, AlignmentTask, check_text_table, text_embedding_table
 from .backbone_training import train_backbone
 from .cold_items import fill_item_table
@@ -26,7 +28,7 @@ from .projection import ProjectionModule, ProjectionTask
 from .retrieval_training import RetrievalModule, RetrievalTask
 from .run import Run
 from .run_checks import backbone_config
-from .stage_arguments import recipe_of
+from .stage_arguments import recipe_of, split_names
 from .text_encoders import text_dim
 from .warm_start import warm_start
 
@@ -108,6 +110,8 @@ def run_projection(run: Run) -> None:
     arguments, device = run.args.project, process_state().device
     model = ALLMRecModel.from_pretrained(run.output / "align", language_model=None)
     processor = _attach_llm(run, model)
+    _keep_letter(run, model, processor)
+    model.config.ranker = _first_ranker(run)
     if arguments.gradient_checkpointing:
         model.checkpoint_activations()
     loop = arguments.loop()
@@ -148,7 +152,8 @@ def run_retrieval(run: Run) -> None:
     rankers = dict(model.config.rankers or {})
     for stale in ("fusion", "retrieval"):
         rankers.pop(stale, None)
-    model.config.rankers, model.config.ranker = rankers, "likelihood" if run.is_done("project") else "retrieval"
+    model.config.rankers = rankers
+    model.config.ranker = _first_ranker(run) if run.is_done("project") else RetrievalRanker.kind
     template = HistoryTemplate.for_domain(run.data.domain, run.data.verbs, arguments.history_titles)
     settings = {name: getattr(arguments, name) for name in ("dim", "num_llm_layers", "history_in_prompt")}
     with torch.random.fork_rng(devices=[]):
@@ -182,9 +187,26 @@ def run_ranking(run: Run) -> None:
         if texts is None:
             texts = text_embedding_table(model.text_encoder, run.data.catalog.texts())
         project = run.args.project if run.is_done("project") else None
+        if project is not None:
+            _keep_letter(run, model, processor)
         fit_rankers(model, processor, run.data, texts, run.args.rank, project)
         _save(run, model, processor, "rank")
     process_state().wait_for_everyone()
+
+
+def _keep_letter(run: Run, model: ALLMRecModel, processor: ALLMRecProcessor) -> None:
+    """Note in the model that it is to rank by letters too, where the run says so and the LLM's tokenizer has them."""
+    if LetterRanker.kind in split_names(run.args.rank.rankers):
+        prompt = LetterTemplate().to_dict()
+        model.config.rankers = {**(model.config.rankers or {}), LetterRanker.kind: {"prompt": prompt}}
+        LetterRanker(model, processor)
+
+
+def _first_ranker(run: Run) -> str:
+    """Return what ranks by default after stage 2, until the stage `rank` has compared the rankers."""
+    names = split_names(run.args.rank.rankers)
+    letter_alone = LetterRanker.kind in names and TitleLikelihood.kind not in names
+    return LetterRanker.kind if letter_alone else TitleLikelihood.kind
 
 
 def _save(run: Run, model: ALLMRecModel, processor: ALLMRecProcessor, stage: str) -> None:

@@ -170,8 +170,10 @@ class ALLMRecTrainer:
             **options: As of `allmrec_hf.evaluate`: `split`, `max_users`, `protocol`, ...
         """
         if rankers is None:
+            whole = options.get("protocol", "candidates") == "full"
+            candidates = None if whole else self.data.candidates("test").items.shape[1]
             rankers = [
-                *checkpoint_rankers(self.model, self.processor),
+                *checkpoint_rankers(self.model, self.processor, num_candidates=candidates),
                 BackboneRanker(load_backbone(self.output_dir / "backbone")),
                 PopularityRanker(self.data.item_counts("train")),
             ]
