@@ -33,7 +33,7 @@ def test_ranks_from_lists_are_those_of_the_whole_catalogue(levels, num_retrieved
     scores = generator.integers(0, levels, (USERS, NUM_ITEMS + 1)).astype(float)
     histories = [generator.permutation(NUM_ITEMS)[:4] + 1 for _ in range(USERS)]
     targets = np.array([generator.choice(np.setdiff1d(np.arange(1, NUM_ITEMS + 1), history)) for history in histories])
-    found = retrieved.retrieved_ranks(Scored(scores, histories), histories, targets, num_retrieved, NUM_ITEMS)
+    found = retrieved.retrieved_ranks(Scored(scores, histories), histories, targets, num_retrieved, NUM_ITEMS).ranks
     unseen = scores.copy()
     unseen[:, 0] = -np.inf
     for row, history in zip(unseen, histories, strict=True):
@@ -56,5 +56,5 @@ def test_nothing_retrieved_is_a_miss_for_everybody():
         def retrieve(self, histories, top_k):
             return np.zeros((len(histories), 0), dtype=int), np.zeros((len(histories), 0))
 
-    ranks = retrieved.retrieved_ranks(Nothing(), [np.array([1])] * 3, np.array([2, 3, 4]), 5, NUM_ITEMS)
+    ranks = retrieved.retrieved_ranks(Nothing(), [np.array([1])] * 3, np.array([2, 3, 4]), 5, NUM_ITEMS).ranks
     assert ranks.expected.tolist() == [np.inf] * 3

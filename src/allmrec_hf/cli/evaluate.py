@@ -181,6 +181,9 @@ def evaluate(
     fair_backbone: Annotated[
         bool, typer.Option(help="Also the backbone trained on train + validation, which stage 2 has seen.")
     ] = False,
+    shuffle_test: Annotated[
+        bool, typer.Option(help="Also rank after histories in random order: what their order is worth.")
+    ] = False,
     output: Annotated[Path | None, typer.Option(help="Write the JSON report here.")] = None,
     per_user: Annotated[Path | None, typer.Option(help="Write every user's rank and ties here, as parquet.")] = None,
     update_card: Annotated[bool, typer.Option(help="Put the numbers into the run folder's model card.")] = False,
@@ -216,6 +219,8 @@ def evaluate(
                 "--num-permutations averages scores, and --protocol paper has none: it compares generated text; leave "
                 "out one of the two"
             )
+        if protocol == "paper" and shuffle_test:
+            raise ALLMRecError("--shuffle-test compares ranks, and --protocol paper has none; leave out one of the two")
         if output is not None and output == per_user:
             raise ALLMRecError(f"--output and --per-user name the same file, {output}; give each its own")
         for path in (output, per_user):
@@ -250,7 +255,7 @@ def evaluate(
         for each in rankers:
             if isinstance(each, ALLMRecRanker):
                 tell_evaluation_cost(each, prepared, protocol, split, max_users, seed)
-        result = run(rankers, prepared, protocol, split, max_users=max_users, seed=seed)
+        result = run(rankers, prepared, protocol, split, max_users=max_users, seed=seed, shuffle_test=shuffle_test)
         if output is not None:
             result.write_json(output)
         if per_user is not None:

@@ -59,11 +59,43 @@ def about_ties(report: Report) -> str:
     return "Metrics are means over all orders of tied candidates."
 
 
+def shuffle_rows(report: Report) -> list[list[str]]:
+    """Return the shuffle test as text cells: of all users each metric, that after shuffled histories, and the loss."""
+    names = [name for name in metric_names(report) if name.startswith("ndcg")]
+    rows = [["histories in random order", "method", *(word for n in names for word in (n, "shuffled", "loss"))]]
+    for method, groups in report["shuffled"].items():
+        pairs = [(report["methods"][method]["overall"][name], groups["overall"][name]) for name in names]
+        cells = [f"{value:.4f}" for own, other in pairs for value in (own, other, own - other)]
+        rows.append(["overall", method, *cells])
+    return rows
+
+
+def beyond_accuracy_rows(report: Report) -> list[list[str]]:
+    """Return what the methods' lists are like as text cells, see `beyond_accuracy`."""
+    methods = report["beyond_accuracy"]
+    names = list(dict.fromkeys(name for values in methods.values() for name in values if name != "places"))
+    places = next(int(values["places"]) for values in methods.values())
+    rows = [[f"the first {places} places", "method", *(name.replace("_", " ") for name in names)]]
+    for method, values in methods.items():
+        rows.append(["lists", method, *(f"{values[name]:.4f}" if name in values else MISSING for name in names)])
+    return rows
+
+
+def further_rows(report: Report) -> list[list[list[str]]]:
+    """Return the tables that follow the first: the shuffle test and the measures beyond accuracy, where there are."""
+    found = [(shuffle_rows, "shuffled"), (beyond_accuracy_rows, "beyond_accuracy")]
+    return [rows(report) for rows, name in found if name in report]
+
+
 def format_table(report: Report) -> str:
-    """Return an aligned text table under one line that says what it shows."""
-    rows = table_rows(report)
+    """Return aligned text tables under one line that says what they show."""
+    parts = [_aligned(rows) for rows in (table_rows(report), *further_rows(report))]
+    return "\n\n".join([describe(report), *parts])
+
+
+def _aligned(rows: list[list[str]]) -> str:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = [describe(report), ""]
+    lines = []
     for number, row in enumerate(rows):
         if number and row[0] != rows[number - 1][0]:
             lines.append("  ".join("-" * width for width in widths))
@@ -77,6 +109,10 @@ def format_table(report: Report) -> str:
 
 def format_markdown(report: Report) -> str:
     """Return the table in Markdown; a pipe in a method's name is escaped, other markup is the caller's to escape."""
-    header, *rows = [[_PIPE.sub(r"\\|", cell) for cell in row] for row in table_rows(report)]
+    return "\n\n".join(_markdown(rows) for rows in (table_rows(report), *further_rows(report)))
+
+
+def _markdown(table: list[list[str]]) -> str:
+    header, *rows = [[_PIPE.sub(r"\\|", cell) for cell in row] for row in table]
     rule = ["---", "---", *["---:"] * (len(header) - 2)]
     return "\n".join(f"| {' | '.join(row)} |" for row in (header, rule, *rows))

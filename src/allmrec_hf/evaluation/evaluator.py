@@ -20,8 +20,10 @@ from ..data.versions import library_versions
 from ..errors import ALLMRecError, DataError
 from ..files import written_whole
 from ..ranking import Ranks, summarize_ranks, target_ranks
+from .beyond_accuracy import PLACES, beyond_accuracy, item_categories
 from .evaluation_report import format_markdown, format_table
 from .protocol import EvaluationData, Ranker, TargetSplit, TitleGenerator, TrainSplit
+from .rankers import ShuffledHistories
 from .retrieved import check_scores, retrieved_ranks
 from .rows import Rows, count_seen_targets, further_members, select_rows
 from .warmth import WarmthGroups
@@ -32,6 +34,7 @@ PROTOCOLS = ("candidates", "full", "paper")
 SPLITS: dict[TargetSplit, TrainSplit] = {"validation": "train", "test": "train+validation"}
 REPORT_FORMAT = 2
 CUTOFFS = (1, 5, 10)
+LISTED_GROUPS = ("cold", "never_seen")  # of whose items a report tells the share in the lists
 
 
 @dataclass(frozen=True)
@@ -114,6 +117,7 @@ def evaluate(
     known: EvaluationData | None = None,
     groups: Mapping[str, ArrayLike] | None = None,
     history_buckets: Sequence[int] | None = None,
+    shuffle_test: bool = False,
 ) -> EvaluationResult:
     """Evaluate rankers side by side on the same users, targets and candidates.
 
@@ -134,6 +138,7 @@ def evaluate(
             items are warm, cold or never seen is counted there.
         groups: Further groups: name -> `(U,)` booleans, one for each user of `data.candidates(split)`, in their order.
         history_buckets: The largest history length of each bucket but the last, such as `(5, 10, 20)`; None has none.
+        shuffle_test: Rank a second time after histories in random order, which goes into the report as `shuffled`.
 
     Returns:
         The report and every user's ranks. Metrics are means over all orders of tied candidates.
@@ -143,6 +148,10 @@ def evaluate(
         DataError: when the data's candidates do not hold each target exactly once, the split has no users, a cut-off is
             above the number of candidates, or `known` has another catalogue.
     """
+    if shuffle_test and protocol == "paper":
+        raise ALLMRecError(
+            "the shuffle test compares ranks; the paper's protocol has none, so leave out one of the two"
+        )
     _check_arguments(rankers, protocol, split, max_users, cutoffs, num_retrieved, batch_size, seed)
     _check_numbering(rankers, data)
     candidates = data.candidates(split)
@@ -154,10 +163,11 @@ def evaluate(
     ranks: dict[str, Ranks] = {}
     answers: dict[str, list[str]] = {}
     valid: dict[str, NDArray[np.float64]] = {}
+    lists: dict[str, NDArray[np.int64]] = {}
     for ranker in rankers:
         logger.info("evaluating %s on %d users, protocol %s", ranker.name, len(rows.users), protocol)
         if protocol == "full":
-            ranks[ranker.name] = _full_ranks(ranker, rows, num_retrieved, batch_size)
+            ranks[ranker.name], lists[ranker.name] = _full_ranks(ranker, rows, num_retrieved, batch_size)
         elif protocol == "paper" and isinstance(ranker, TitleGenerator):
             answers[ranker.name] = _generate(ranker, rows, batch_size)
             ranks[ranker.name], valid[ranker.name] = _match(ranker, rows, answers[ranker.name])
@@ -196,6 +206,14 @@ def evaluate(
         }
         for name, values in ranks.items()
     }
+    if shuffle_test:
+        report["shuffled"] = {
+            ranker.name: {group: _summarize(values[mask], protocol, cutoffs, None) for group, mask in members.items()}
+            for ranker in rankers
+            for values in [_shuffled_ranks(ranker, rows, protocol, num_retrieved, batch_size, seed)]
+        }
+    if lists:
+        report["beyond_accuracy"] = _beyond_accuracy(lists, rows, warmth, (known or data).item_counts(SPLITS[split]))
     return EvaluationResult(
         report=report,
         user_ids=[data.user_ids[user] for user in rows.users],
@@ -305,6 +323,13 @@ def _candidate_ranks(ranker: Ranker, rows: Rows, batch_size: int) -> Ranks:
     return Ranks.concatenate(parts)
 
 
+def _shuffled_ranks(ranker: Ranker, rows: Rows, protocol: str, num_retrieved: int, batch_size: int, seed: int) -> Ranks:
+    shuffled = ShuffledHistories(ranker, seed)
+    if protocol == "full":
+        return _full_ranks(shuffled, rows, num_retrieved, batch_size)[0]
+    return _candidate_ranks(shuffled, rows, batch_size)
+
+
 def _named_first(ranks: Ranks) -> Ranks:
     """Return the ranks where one candidate is named: the best, one of those that are tied for it, or a miss."""
     missed = ranks.better > 0
@@ -325,12 +350,27 @@ def _chance_ranks(rows: Rows, protocol: str, num_retrieved: int) -> Ranks:
     return Ranks(better, tied, num_retrieved)
 
 
-def _full_ranks(ranker: Ranker, rows: Rows, num_retrieved: int, batch_size: int) -> Ranks:
-    parts = [
-        retrieved_ranks(ranker, histories, rows.targets[batch], num_retrieved, rows.data.num_items)
-        for batch, histories, _ in rows.batches(ranker.name, batch_size)
-    ]
-    return Ranks.concatenate(parts)
+def _full_ranks(ranker: Ranker, rows: Rows, num_retrieved: int, batch_size: int) -> tuple[Ranks, NDArray[np.int64]]:
+    """Return the ranks of the targets, and the first items of every list `(R, PLACES)`, 0 where it has ended."""
+    ranks, lists = [], np.zeros((len(rows.users), PLACES), dtype=np.int64)
+    for batch, histories, _ in rows.batches(ranker.name, batch_size):
+        found = retrieved_ranks(ranker, histories, rows.targets[batch], num_retrieved, rows.data.num_items)
+        ranks.append(found.ranks)
+        first = found.items[:, :PLACES]
+        lists[batch, : first.shape[1]] = first
+    return Ranks.concatenate(ranks), lists
+
+
+def _beyond_accuracy(
+    lists: Mapping[str, NDArray[np.int64]], rows: Rows, warmth: WarmthGroups, counts: NDArray[np.int64]
+) -> dict[str, dict[str, float]]:
+    """Return the measures of each method's lists."""
+    frame = getattr(rows.data.catalog, "frame", None)
+    categories = None if frame is None else item_categories(frame)
+    histories = [rows.data.history(int(user), rows.split) for user in rows.users]
+    items = np.arange(rows.data.num_items + 1)
+    members = {group: mask & (items > 0) for group, mask in warmth.members(items).items() if group in LISTED_GROUPS}
+    return {name: beyond_accuracy(found, histories, counts, members, categories) for name, found in lists.items()}
 
 
 def _generate(ranker: Ranker, rows: Rows, batch_size: int) -> list[str]:

@@ -16,7 +16,7 @@ from ..cf_encoder import MODEL_TYPE_PREFIX, CFEncoder
 from ..errors import ALLMRecError
 from ..histories import pad_histories, seen_items
 from ..indices import check_histories, check_padded
-from .protocol import History
+from .protocol import History, Ranker
 
 Scores = NDArray[np.floating[Any]]
 DEFAULT_BATCH_SIZE = 256
@@ -230,3 +230,28 @@ class TextCosineRanker:
             if len(history):
                 profile[:] = self.directions[history[-self.last_items :]].mean(axis=0)
         return profiles
+
+
+class ShuffledHistories:
+    """Rank with the order of each history destroyed: what a ranker loses so, the order was worth to it.
+
+    Args:
+        ranker: What ranks; its name is kept.
+        seed: Of the orders; a history always gets the same one.
+    """
+
+    def __init__(self, ranker: Ranker, seed: int = 0) -> None:
+        self.ranker = ranker
+        self.name = ranker.name
+        self.seed = seed
+
+    def _shuffled(self, histories: Sequence[History]) -> list[History]:
+        return [np.random.default_rng([self.seed, *map(int, history)]).permutation(history) for history in histories]
+
+    def score(self, histories: Sequence[History], candidates: NDArray[np.int64]) -> Scores:
+        """Return the ranker's scores after shuffled histories."""
+        return self.ranker.score(self._shuffled(histories), candidates)
+
+    def retrieve(self, histories: Sequence[History], top_k: int) -> tuple[NDArray[np.int64], Scores]:
+        """Return what the ranker retrieves after shuffled histories."""
+        return self.ranker.retrieve(self._shuffled(histories), top_k)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,9 +16,21 @@ _GROWTH = 8  # a list whose end cuts through a tie is asked for again, so many t
 _SCORES_AT_ONCE = 1 << 24  # of longer lists: bounds the memory, not the result
 
 
+class Retrieved(NamedTuple):
+    """What a ranker retrieved for B users.
+
+    Attributes:
+        ranks: Of their targets.
+        items: `(B, num_retrieved)` or fewer catalogue indices, the best first, 0 where a list has ended.
+    """
+
+    ranks: Ranks
+    items: NDArray[np.int64]
+
+
 def retrieved_ranks(
     ranker: Ranker, histories: Sequence[History], targets: NDArray[np.int64], num_retrieved: int, num_items: int
-) -> Ranks:
+) -> Retrieved:
     """Return the ranks of targets among all items that the ranker retrieves; places beyond `num_retrieved` are misses.
 
     One item more than `num_retrieved` is asked for. Where that one has the score of the last that counts, and the
@@ -37,12 +49,15 @@ def retrieved_ranks(
     """
     better, tied = np.full(len(histories), np.inf), np.zeros(len(histories))
     unsettled, length = np.arange(len(histories)), num_retrieved + 1
+    best = np.zeros((len(histories), 0), dtype=np.int64)
     while len(unsettled):
         at_once = len(unsettled) if length <= num_retrieved + 1 else max(1, _SCORES_AT_ONCE // min(length, num_items))
         left = []
         for start in range(0, len(unsettled), at_once):
             rows = unsettled[start : start + at_once]
             items, scores = _retrieve(ranker, [histories[row] for row in rows], length, num_items)
+            if not best.shape[1]:  # the first call is for all users
+                best = items[:, :num_retrieved]
             ended = np.full(len(rows), items.shape[1] < length) | (items == 0).any(axis=1)
             found = items == targets[rows, None]  # (R, length)
             has_target, real = found.any(axis=1), items > 0
@@ -57,7 +72,7 @@ def retrieved_ranks(
             better[rows[settled]], tied[rows[settled]] = above[settled], equal[settled]
             left.append(rows[may_go_on])
         unsettled, length = np.concatenate(left), length * _GROWTH
-    return Ranks(better, tied, num_retrieved)
+    return Retrieved(Ranks(better, tied, num_retrieved), best)
 
 
 def check_scores(ranker: Ranker, scores: NDArray[np.floating[Any]], expected: tuple[int, ...]) -> None:

@@ -15,7 +15,7 @@ from ..cf_encoder import CFEncoder
 from ..data.prepared import PreparedData
 from ..errors import ALLMRecError
 from ..histories import pad_histories
-from ..losses import Contrast, alignment_losses, reconstruction_loss
+from ..losses import Contrast, alignment_losses, reconstruction_loss, replaced_rows_loss
 from .devices import global_batch_size
 from .samples import (
     NegativeSampler,
@@ -123,7 +123,13 @@ class AlignmentModule(nn.Module):
         matching_loss: `"mse"` (the paper) or `"infonce"`, each target set and each set of negatives a batch of its own.
         matching_temperature: Of InfoNCE.
         text_table: `text_embedding_table` of the frozen text encoder, where it is known already.
+        text_recommendation: Weight of finding each target, decoded from its text, among the catalogue; 0 in the paper.
+
+    Attributes:
+        compared: `(N + 1,)` True at the items that a target is to be found among.
     """
+
+    compared: torch.Tensor
 
     def __init__(
         self,
@@ -140,6 +146,7 @@ class AlignmentModule(nn.Module):
         matching_loss: Literal["mse", "infonce"] = "mse",
         matching_temperature: float = 0.07,
         text_table: torch.Tensor | None = None,
+        text_recommendation: float = 0.0,
     ) -> None:
         super().__init__()
         self.cf_encoder = cf_encoder.requires_grad_(False).eval()
@@ -154,6 +161,8 @@ class AlignmentModule(nn.Module):
         }
         self.temperature = matching_temperature if matching_loss == "infonce" else None
         self.cross_reconstruction = cross_reconstruction
+        self.text_recommendation = text_recommendation
+        self.register_buffer("compared", torch.arange(cf_encoder.num_items + 1) > 0, persistent=False)
         if fine_tune:
             text_table = None
         elif text_table is None:
@@ -205,7 +214,25 @@ class AlignmentModule(nn.Module):
                 (reconstruction_loss(self.aligner.decode_items(text), cf) for text, cf in pairs), users.new_zeros(())
             )
             terms["loss"] = terms["loss"] + self.cross_reconstruction * terms["cross_reconstruction"]
+        if self.text_recommendation:
+            items = torch.cat([positive, negative])
+            joint = torch.cat([outputs[0].text_joint, outputs[1].text_joint])
+            terms["text_recommendation"] = self._text_recommendation(users, items, joint, positive)
+            terms["loss"] = terms["loss"] + self.text_recommendation * terms["text_recommendation"]
         return terms
+
+    def _text_recommendation(
+        self, users: torch.Tensor, items: torch.Tensor, joint: torch.Tensor, targets: torch.Tensor
+    ) -> torch.Tensor:
+        """Return the cross entropy of targets `(B,)` among the catalogue, in which the items `(K,)` are their texts."""
+        unique, inverse = torch.unique(items, return_inverse=True)
+        first = torch.empty_like(unique).scatter_(0, inverse, torch.arange(len(items), device=items.device))
+        decoded = self.aligner.decode_items(joint[first])
+        with torch.no_grad():
+            scores = self.cf_encoder.score_range(users, 0, self.cf_encoder.num_items + 1)
+            scores = scores.masked_fill(~self.compared, float("-inf"))
+        replaced = self.cf_encoder.score_vectors(users.unsqueeze(1), decoded.unsqueeze(0))
+        return replaced_rows_loss(scores, replaced, unique, targets)
 
 
 class AlignmentTask(StageTask):
@@ -242,6 +269,7 @@ class AlignmentTask(StageTask):
         self.samples = last_of_training(data) if positions == "last" else all_of_training(data, self.length)
         trained = target_counts(module.cf_encoder, data).nonzero().flatten().cpu().numpy()
         items = np.append(trained, self.samples.targets)
+        module.compared.fill_(False)[torch.from_numpy(items)] = True
         self.sampler = NegativeSampler(data, "train", items)
         held_out = validation_targets(data)
         held_out = held_out.take(np.flatnonzero(np.isin(held_out.targets, items)))

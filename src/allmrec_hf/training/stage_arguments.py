@@ -243,6 +243,11 @@ class AlignArguments(StageArguments):
     cross_reconstruction_weight: float = option(
         0.0, "Weight of the item embedding decoded from text; 0 in the paper.", at_least=0
     )
+    text_recommendation_weight: float = option(
+        0.0,
+        "Weight of a softmax in which a target, decoded from its text, is found among the catalogue; 0 in the paper.",
+        at_least=0,
+    )
     matching_loss: Literal["mse", "infonce"] = option("mse", "How both sides are matched: mse (the paper) or infonce.")
     matching_temperature: float = option(0.07, "Temperature of infonce.", above=0)
 
@@ -255,7 +260,7 @@ class AlignArguments(StageArguments):
 
     def loss(self) -> dict[str, Any]:
         """Return what stage 1's loss is made of, as `AlignmentModule` takes it."""
-        letters = ("alpha", "beta", "matching", "recommendation", "cross_reconstruction")
+        letters = ("alpha", "beta", "matching", "recommendation", "cross_reconstruction", "text_recommendation")
         weights = {letter: getattr(self, name) for letter, name in zip(letters, ALIGNMENT_WEIGHTS, strict=True)}
         return {**weights, "matching_loss": self.matching_loss, "matching_temperature": self.matching_temperature}
 

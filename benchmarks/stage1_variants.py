@@ -1,0 +1,158 @@
+"""How stage 1 is best trained: cold items by text alone, on the validation targets of real data.
+
+    python benchmarks/stage1_variants.py --data-root DATA --text-encoder all-MiniLM-L6-v2 --output RUNS
+
+Every variant trains the aligner around the same frozen backbone and text embeddings. Ranked are the stored candidates
+of validation users, by the backbone whose item vectors are decoded from texts: of all items (`text`), or of those that
+the backbone was not trained on (`item`). `raw text` is the cosine of the encoder's own vectors, without training. A
+target is `new` where the training part does not have it. The test part is not looked at. Mean and deviation over seeds
+go to `benchmarks/results/stage1_variants.json`, with a row for each data set, variant, path and group.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from stage1_negatives import by_vectors, prepared, train_counts, trained_backbone
+from torch.nn import functional as F
+
+from allmrec_hf.aligner import ItemTextAligner
+from allmrec_hf.cf_encoder import CFEncoder
+from allmrec_hf.data.prepared import PreparedData
+from allmrec_hf.files import written_whole
+from allmrec_hf.ranking import ndcg_at_k, target_ranks
+from allmrec_hf.training.alignment import AlignmentModule, AlignmentTask, text_embedding_table
+from allmrec_hf.training.loop import run_stage
+from allmrec_hf.training.stage_arguments import StageArguments
+from allmrec_hf.training.text_encoders import load_text_encoder
+
+RESULTS = Path(__file__).resolve().parent / "results" / "stage1_variants.json"
+DATASETS = ("amazon_office_products_2018_tail", "amazon_electronics_2023_sub", "amazon2018_video_games")
+STEPS = 1_000
+PAPER = {"alpha": 0.5, "beta": 0.5, "cross_reconstruction": 1.0}
+FAST = {"learning_rate": 1e-3, "lr_scheduler_type": "cosine"}
+SOFTMAX = {"text_recommendation": 1.0}
+ALONE = {"alpha": 0.0, "beta": 0.0, "recommendation": 0.0}
+VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "mse, 1e-4 (the default before)": (PAPER, {"learning_rate": 1e-4}),
+    "mse, 1e-3": (PAPER, {"learning_rate": 1e-3}),
+    "mse, 1e-3 cosine": (PAPER, FAST),
+    "infonce, 1e-3 cosine": ({**PAPER, "matching_loss": "infonce"}, FAST),
+    "mse + softmax, 1e-3 cosine": ({**PAPER, **SOFTMAX}, FAST),
+    "infonce + softmax, 1e-3 cosine": ({**PAPER, **SOFTMAX, "matching_loss": "infonce"}, FAST),
+    "softmax and matching alone, 1e-3 cosine": ({**PAPER, **ALONE, **SOFTMAX}, FAST),
+    "mse + softmax, whitened texts, 1e-3 cosine": ({**PAPER, **SOFTMAX}, FAST),
+}
+
+
+def whitened(texts: torch.Tensor) -> torch.Tensor:
+    """Return text embeddings `(N + 1, d)` whose components are uncorrelated and of one size; row 0 stays zeros."""
+    rows = texts[1:] - texts[1:].mean(dim=0)
+    _, sizes, directions = torch.linalg.svd(rows, full_matrices=False)
+    scale = sizes / len(rows) ** 0.5
+    out = rows @ directions.T / (scale + 0.1 * scale.max())
+    return torch.cat([texts[:1], out / out.norm(dim=1).mean()])
+
+
+@torch.no_grad()
+def measured(data: PreparedData, score: Any) -> dict[str, dict[str, float]]:
+    """Return NDCG@10 of validation users by group, for `score(histories)` that gives `(B, N + 1)`."""
+    candidates, values = data.candidates("validation"), []
+    rows = np.sort(np.random.default_rng(0).permutation(len(candidates))[:3_000])
+    candidates = candidates.take(rows)
+    for start in range(0, len(candidates), 256):
+        part = candidates.take(np.arange(start, min(start + 256, len(candidates))))
+        scores = np.asarray(score([data.history(int(user), "validation") for user in part.users]), dtype=np.float64)
+        values.append(ndcg_at_k(target_ranks(np.take_along_axis(scores, part.items, axis=1), part.target_columns), 10))
+    trained, train, _ = train_counts(data)
+    groups = {"overall": train >= 0, "trained": trained > 0, "new": train == 0}
+    found = np.concatenate(values)
+    masks = {name: mask[candidates.targets] for name, mask in groups.items()}
+    return {name: {"users": int(m.sum()), "ndcg@10": float(found[m].mean())} for name, m in masks.items() if m.any()}
+
+
+def aligned(
+    data: PreparedData, cf_encoder: CFEncoder, texts: torch.Tensor, variant: str, seed: int, folder: Path
+) -> ItemTextAligner:
+    """Return the aligner of a variant, its last weights after `STEPS` steps."""
+    loss, loop = VARIANTS[variant]
+    torch.manual_seed(seed)
+    aligner = ItemTextAligner(cf_encoder.config.hidden_size, texts.shape[1], 128)
+    module = AlignmentModule(cf_encoder, aligner, data.catalog.texts(), None, False, **loss, text_table=texts)
+    arguments = StageArguments(num_train_epochs=STEPS, max_steps=STEPS, eval_epochs=STEPS, seed=seed, **loop)
+    task = AlignmentTask(module, data, "last", arguments)
+    task.validation = task.validation.take(np.arange(0))
+    run_stage(task, arguments, folder, resume=True)
+    return aligner.eval()
+
+
+@torch.no_grad()
+def paths(data: PreparedData, cf_encoder: CFEncoder, aligner: ItemTextAligner, texts: torch.Tensor) -> dict[str, Any]:
+    """Return the metrics of both paths."""
+    text = aligner.decode_items(aligner.encode_texts(texts))
+    trained = torch.from_numpy(train_counts(data)[0] > 0).unsqueeze(1)
+    item = torch.where(trained, cf_encoder.item_embeddings, text)
+    return {name: measured(data, by_vectors(cf_encoder, table)) for name, table in (("item", item), ("text", text))}
+
+
+def raw_text(data: PreparedData, texts: torch.Tensor) -> dict[str, Any]:
+    """Return the metrics of the mean cosine with the last ten items of the history."""
+    rows = F.normalize(texts, dim=-1).numpy()
+    return measured(data, lambda histories: np.stack([rows[h[-10:]].sum(axis=0) for h in histories]) @ rows.T)
+
+
+def main() -> None:
+    """Compute every variant and write the results."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-root", type=Path, required=True)
+    parser.add_argument("--text-encoder", required=True)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--datasets", nargs="+", default=DATASETS)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    options = parser.parse_args()
+    rows: list[dict[str, Any]] = []
+    for name in options.datasets:
+        data = prepared(name, options.data_root, options.output)
+        table = options.output / "data" / f"{name}-texts.safetensors"
+        texts = _texts(data, options.text_encoder, table)
+        backbone = "all windows, whole catalogue"
+        cf_encoder, _ = trained_backbone(data, 0, backbone, options.output / "runs" / f"{name}-backbone")
+        found = {("raw text", "text"): [raw_text(data, texts)]}
+        for variant in VARIANTS:
+            own = whitened(texts) if "whitened" in variant else texts
+            for seed in options.seeds:
+                folder = options.output / "runs" / f"{name}-{variant.replace(' ', '_')}-{seed}"
+                aligner = aligned(data, cf_encoder, own, variant, seed, folder)
+                for path, values in paths(data, cf_encoder, aligner, own).items():
+                    found.setdefault((variant, path), []).append(values)
+        for (variant, path), seeds in found.items():
+            for group in seeds[0]:
+                values = [each[group]["ndcg@10"] for each in seeds]
+                row = {"dataset": name, "variant": variant, "path": path, "group": group}
+                row |= {"users": seeds[0][group]["users"], "seeds": len(values)}
+                row |= {"ndcg@10": round(statistics.mean(values), 4)}
+                row |= {"sd": round(statistics.stdev(values), 4) if len(values) > 1 else None}
+                rows.append(row)
+                print(json.dumps(row), flush=True)
+    with written_whole(RESULTS) as temporary:
+        temporary.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n", encoding="utf-8")
+
+
+def _texts(data: PreparedData, text_encoder: str, path: Path) -> torch.Tensor:
+    from safetensors.torch import load_file, save_file
+
+    if not path.exists():
+        table = text_embedding_table(load_text_encoder(text_encoder), data.catalog.texts())
+        with written_whole(path) as temporary:
+            save_file({"texts": table.contiguous()}, temporary)
+    return load_file(path)["texts"]
+
+
+if __name__ == "__main__":
+    main()
