@@ -54,16 +54,17 @@ WITHIN_LAYER = {
     ("catalog", "item_rows"),
     ("language_model", "errors"),
 }
-PACKAGES = {"data", "training", "evaluation", "hub", "methods", "explaining", "benchmark", "cli"}
-UPPER_PACKAGES = {"methods", "explaining", "benchmark"}
+PACKAGES = {"data", "training", "evaluation", "hub", "methods", "explaining", "benchmark", "serving", "cli"}
+UPPER_PACKAGES = {"methods", "explaining", "benchmark", "serving"}
 FORBIDDEN = {
     "data": {"training", "evaluation", "hub", "cli", *UPPER_PACKAGES},
     "training": {"cli", *UPPER_PACKAGES},  # its trainer evaluates, and shares on the Hub
     "evaluation": {"training", "hub", "cli", *UPPER_PACKAGES},
     "hub": {"data", "training", "cli", *UPPER_PACKAGES},
-    "methods": {"hub", "explaining", "benchmark", "cli"},
-    "explaining": {"training", "hub", "methods", "benchmark", "cli"},
-    "benchmark": {"hub", "explaining", "cli"},
+    "methods": {"hub", "explaining", "benchmark", "serving", "cli"},
+    "explaining": {"training", "hub", "methods", "benchmark", "serving", "cli"},
+    "benchmark": {"hub", "explaining", "serving", "cli"},
+    "serving": {"data", "training", "evaluation", "hub", "methods", "benchmark", "cli"},
     "cli": set(),
 }
 MODEL_MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if not path.stem.startswith("_"))

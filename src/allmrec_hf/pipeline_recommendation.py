@@ -4,7 +4,7 @@ import copy
 import logging
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from numbers import Integral
@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 from transformers import AutoModel, Pipeline
 
 from .checkpoint_code import push_saved, replaced_on_the_hub
-from .errors import ALLMRecError, CheckpointError, DataError
+from .errors import ALLMRecError, CheckpointError, DataError, UnknownItemsError
 from .files import folder_written_whole
 from .item_lookup import NAMED, Naming, as_entries, find_items
 from .ranker import ModelRanker, UserBatch
@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 OnError = Literal["raise", "return"]
 KEYS = ("history", "titles", "candidates", "candidate_titles")
+OPTION_KEYS = ("top_k", "ranker", "num_candidates", "num_permutations")
 RESULT_KEYS = ("item_id", "title", "score", "rank", "parts", "unknown_history", "error")
 _PUSH_ARGUMENTS = ("private", "token", "revision", "commit_message", "commit_description", "create_pr")
 
@@ -40,6 +41,7 @@ class ResolvedRequest:
         unknown_history: Entries of the history that the catalogue does not know.
         notes: What else a person should know, such as a title that several items share.
         extra: Further keys of the request, which its result repeats.
+        options: Call arguments that the request brings itself, in place of those of the call.
         error: Why the request cannot be served, with `on_error="return"`.
     """
 
@@ -48,17 +50,16 @@ class ResolvedRequest:
     unknown_history: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     extra: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
     error: str | None = None
 
 
 @dataclass
 class _Served:
-    """One request's candidates, each with its score and the score's parts, or why there are none."""
+    """One request and its candidates, each with its score and the score's parts; none where it has an error."""
 
+    request: ResolvedRequest
     scores: list[tuple[int, float, dict[str, float]]]
-    extra: dict[str, Any]
-    error: str | None = None
-    unknown: list[str] = field(default_factory=list)
 
 
 class _NotLoaded:
@@ -89,8 +90,9 @@ class RecommendationPipeline(Pipeline):
     A request is a mapping with `history`, item ids oldest first (text or numbers), or instead `titles`, the same by
     title; and optionally `candidates` by id or `candidate_titles` by title. An id is never looked up as a title. Each
     result is a list of `{"item_id", "title", "score", "rank", "parts"}`, best first; `parts` are what the ranker made
-    the score of, such as the log-likelihood of the title. Further keys of a request, such as `user_id`, are repeated
-    in every row of its result.
+    the score of, such as the log-likelihood of the title. A request may bring `top_k`, `ranker`, `num_candidates` and
+    `num_permutations` of its own, in place of the call's. Further keys, such as `user_id`, are repeated in every row of
+    its result.
 
     A list of requests gives a list of results; so does a frame of Polars, pandas or Arrow with a request in each row. A
     `datasets.Dataset`, an `IterableDataset`, a PyTorch data set or a generator gives an iterator over results.
@@ -181,14 +183,9 @@ class RecommendationPipeline(Pipeline):
                 "on_error, batch_size"
             )
         given = {"top_k": top_k, "num_candidates": num_candidates, "num_permutations": num_permutations}
-        for name, value in given.items():
-            if value is not None and (isinstance(value, bool) or not isinstance(value, Integral) or value < 1):
-                raise DataError(f"{name} must be a whole number of at least 1, got {value!r}")
+        forward = _checked_options({**given, "ranker": ranker})
         if on_error not in (None, *get_args(OnError)):
             raise DataError(f"on_error must be one of {list(get_args(OnError))}, got {on_error!r}")
-        forward: dict[str, Any] = {name: int(value) for name, value in given.items() if value is not None}
-        if ranker is not None:
-            forward["ranker"] = ranker
         errors = {} if on_error is None else {"on_error": on_error}
         return errors, forward | errors, {} if top_k is None else {"top_k": int(top_k)}
 
@@ -208,15 +205,18 @@ class RecommendationPipeline(Pipeline):
         catalog = self.processor.catalog
         found = find_items(catalog, history, by)
         if not found.indices:
-            raise DataError(
+            raise UnknownItemsError(
                 f"none of the {len(history)} history items is in the catalogue of {len(catalog)} items: "
-                f"{found.named_unknown()}; give {'item ids' if by == 'id' else 'exact titles'} of the catalogue"
+                f"{found.named_unknown()}; give {'item ids' if by == 'id' else 'exact titles'} of the catalogue",
+                "history" if by == "id" else "titles",
+                found.unknown,
             )
         notes = found.notes + found.hints
         read = self.processor.max_history_length
         if len(found.indices) > read:
             notes.append(f"the model reads the last {read} of {len(found.indices)} history items")
-        resolved = ResolvedRequest(found.indices, None, found.unknown, notes, extra)
+        options = _checked_options({key: extra.pop(key) for key in OPTION_KEYS if key in extra})
+        resolved = ResolvedRequest(found.indices, None, found.unknown, notes, extra, options)
         wanted, by = _one_of(request, "candidates", "candidate_titles", empty=True)
         if wanted is None:
             return resolved
@@ -224,10 +224,12 @@ class RecommendationPipeline(Pipeline):
             raise DataError("the list of candidates is empty; name some, or leave it out to retrieve them")
         candidates = find_items(catalog, wanted, by)
         if candidates.unknown:
-            raise DataError(
+            raise UnknownItemsError(
                 f"{len(candidates.unknown)} of {len(wanted)} candidates are not in the catalogue of {len(catalog)} "
                 f"items: {candidates.named_unknown()}; add new items with add_items, or leave candidates out to "
-                "retrieve them"
+                "retrieve them",
+                "candidates" if by == "id" else "candidate_titles",
+                candidates.unknown,
             )
         repeated = len(wanted) - len(set(candidates.indices))
         if repeated:
@@ -236,16 +238,19 @@ class RecommendationPipeline(Pipeline):
         notes += candidates.notes
         return resolved
 
+    def _resolved(self, request: Any, on_error: OnError) -> ResolvedRequest:
+        try:
+            return self.resolve(request)
+        except ALLMRecError as error:
+            if on_error == "raise":
+                raise
+            return ResolvedRequest([], None, extra=_extra_of_bad(request), error=str(error))
+
     # -- the three steps of a pipeline
 
     def preprocess(self, request: Any, on_error: OnError = "raise") -> dict[str, ResolvedRequest]:  # type: ignore[override]
         """Look the request up in the catalogue and warn of what is unknown."""
-        try:
-            resolved = self.resolve(request)
-        except ALLMRecError as error:
-            if on_error == "raise":
-                raise
-            return {"request": ResolvedRequest([], None, extra=_extra_of_bad(request), error=str(error))}
+        resolved = self._resolved(request, on_error)
         if resolved.unknown_history:
             # With a registry of its own: Python would keep every such text, one for each user.
             warnings.warn_explicit(
@@ -272,28 +277,32 @@ class RecommendationPipeline(Pipeline):
     ) -> dict[str, list[_Served]]:
         requests = model_inputs["request"]
         requests = requests if isinstance(requests, list) else [requests]
-        count = max(num_candidates, top_k)
-        by = self.ranker(ranker)
-        open_requests = [request for request in requests if request.error is None]
-        rows: list[list[tuple[int, float, dict[str, float]]]] = []
+        given = {"top_k": top_k, "num_candidates": num_candidates, "num_permutations": num_permutations}
+        served = [_Served(request, []) for request in requests]
+        alike: dict[tuple[Any, ...], list[_Served]] = {}
+        for one in served:
+            if one.request.error is None:
+                own = {**given, "ranker": ranker, **one.request.options}
+                count = max(own["num_candidates"], own["top_k"])
+                alike.setdefault((own["ranker"], count, own["num_permutations"]), []).append(one)
+        for settings, group in alike.items():
+            self._score_all(group, settings, on_error)
+        return {"ranked": served}
+
+    def _score_all(self, group: list[_Served], settings: tuple[Any, ...], on_error: OnError) -> None:
+        """Score requests that share their ranker's name, number of retrieved candidates and permutations."""
         try:
-            rows = self._scored(by, open_requests, count, num_permutations)
-        except ALLMRecError:
+            rows = self._scored([one.request for one in group], *settings)
+            for one, scores in zip(group, rows, strict=True):
+                one.scores = scores
+        except ALLMRecError as error:
             if on_error == "raise":
                 raise
-            for request in open_requests:  # which of them is it?
-                rows.append([])
-                try:
-                    rows[-1] = self._scored(by, [request], count, num_permutations)[0]
-                except ALLMRecError as error:
-                    request.error = str(error)
-        scored = iter(rows)
-        found = {id(request): next(scored) for request in open_requests}
-        ranked = [
-            _Served(found.get(id(request), []), request.extra, request.error, request.unknown_history)
-            for request in requests
-        ]
-        return {"ranked": ranked}
+            if len(group) == 1:
+                group[0].request.error = str(error)
+                return
+            for one in group:  # which of them is it?
+                self._score_all([one], settings, on_error)
 
     def ranker(self, name: str | None = None) -> ModelRanker:
         """Return a ranker of the checkpoint by its name; the checkpoint's own choice where none is given.
@@ -307,11 +316,10 @@ class RecommendationPipeline(Pipeline):
         return self._rankers[name]
 
     def _scored(
-        self, ranker: ModelRanker, requests: Sequence[ResolvedRequest], count: int, num_permutations: int
+        self, requests: Sequence[ResolvedRequest], name: str | None, count: int, num_permutations: int
     ) -> list[list[tuple[int, float, dict[str, float]]]]:
         """Return each request's candidates, given or retrieved, with their scores and the parts of these."""
-        if not requests:
-            return []
+        ranker = self.ranker(name)
         users = UserBatch.encode(self.model, self.processor, [request.history for request in requests])
         candidates = _candidates(ranker, users, requests, count)
         found = ranker.score(users, candidates, num_permutations)
@@ -329,11 +337,12 @@ class RecommendationPipeline(Pipeline):
         """Sort by score and name the items; equal scores keep the order of the candidates."""
         served = model_outputs["ranked"]
         served = served[0] if isinstance(served, list) else served
-        if served.error is not None:
-            return {"error": served.error, **served.extra}
+        request = served.request
+        if request.error is not None:
+            return {"error": request.error, **request.extra}
         catalog = self.processor.catalog
-        best = sorted(served.scores, key=lambda scored: -scored[1])[:top_k]
-        unknown = {"unknown_history": served.unknown} if served.unknown else {}
+        best = sorted(served.scores, key=lambda scored: -scored[1])[: request.options.get("top_k", top_k)]
+        unknown = {"unknown_history": request.unknown_history} if request.unknown_history else {}
         return [
             {
                 "item_id": catalog.item_id(index),
@@ -342,18 +351,50 @@ class RecommendationPipeline(Pipeline):
                 "rank": rank,
                 "parts": parts,
                 **unknown,
-                **served.extra,
+                **request.extra,
             }
             for rank, (index, score, parts) in enumerate(best, start=1)
         ]
 
+    # -- responses: what a service answers
+
+    def respond(self, inputs: Any, **options: Any) -> Any:
+        """Return the response to one request, or those to a list of requests, as the HTTP service answers them.
+
+        Args:
+            inputs: A request, or a list of them.
+            **options: Call arguments for those that bring none of their own, such as `top_k`.
+
+        Returns:
+            For each request a mapping with its further keys, `recommendations`, best first, and where there are any
+            `unknown_history` and `notes`; with `on_error="return"` `error` in place of these where it cannot be served.
+        """
+        requests = list(inputs) if isinstance(inputs, (list, tuple)) else [inputs]
+        on_error = options.get("on_error", self._preprocess_params.get("on_error", "raise"))
+        resolved = [self._resolved(request, on_error) for request in requests]
+        responses = self.respond_resolved(resolved, **options)
+        return responses if isinstance(inputs, (list, tuple)) else responses[0]
+
+    def respond_resolved(self, requests: Sequence[ResolvedRequest], **options: Any) -> list[dict[str, Any]]:
+        """Return the responses to requests that `resolve` has looked up, which the model reads as one batch."""
+        _, forward, post = self._sanitize_parameters(**options)
+        if not requests:
+            return []
+        forward, post = {**self._forward_params, **forward}, {**self._postprocess_params, **post}
+        served = self.forward({"request": list(requests)}, **forward)["ranked"]
+        return [_response(one.request, self.postprocess({"ranked": one}, **post)) for one in served]
+
     # -- new items, files
 
-    def add_items(self, items: Iterable[Mapping[str, Any]]) -> list[str]:
+    def add_items(
+        self, items: Iterable[Mapping[str, Any]], before_adding: Callable[[], None] | None = None
+    ) -> list[str]:
         """Add items to model and catalogue by their text alone, with no retraining; `save_pretrained` keeps them.
 
         Args:
             items: Mappings with `item_id`, `title` and optionally `description`; further keys are kept.
+            before_adding: Called when the items are found to be good and before anything changes, such as to write
+                them to a disk; nothing changes when it raises.
 
         Returns:
             The new item ids.
@@ -369,6 +410,8 @@ class RecommendationPipeline(Pipeline):
         first = len(self.processor.catalog) + 1
         texts = [catalog.text(index) for index in range(first, len(catalog) + 1)]
         embeddings = self.model.text_encoder.encode(texts, convert_to_tensor=True, show_progress_bar=False)
+        if before_adding is not None:
+            before_adding()
         self.model.add_items(embeddings)
         self.processor.catalog = catalog
         self._rankers.clear()  # what they keep of items may have changed with the catalogue
@@ -421,6 +464,37 @@ def _candidates(
     return candidates
 
 
+def _response(request: ResolvedRequest, result: Any) -> dict[str, Any]:
+    """Return a request's response as values for JSON, from the result of the pipeline."""
+    if isinstance(result, dict):
+        return {**request.extra, "error": result["error"]}
+    told = {"unknown_history": request.unknown_history, "notes": request.notes}
+    own = {*request.extra, "unknown_history"}
+    rows = [{key: value for key, value in row.items() if key not in own} for row in result]
+    return {**request.extra, **{key: value for key, value in told.items() if value}, "recommendations": rows}
+
+
+def _checked_options(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a call or a request that are given.
+
+    Raises:
+        DataError: when one is of a wrong type; the message names it.
+    """
+    found: dict[str, Any] = {}
+    for name, value in given.items():
+        if _is_absent(value):
+            continue
+        if name == "ranker":
+            if not isinstance(value, str):
+                raise DataError(f"ranker must be the name of a ranker, got {value!r}")
+            found[name] = value
+            continue
+        if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+            raise DataError(f"{name} must be a whole number of at least 1, got {value!r}")
+        found[name] = int(value)
+    return found
+
+
 def _holds_text(requests: Sequence[Any]) -> bool:
     return any(isinstance(request, str) for request in requests)
 
@@ -442,7 +516,9 @@ def _further_keys(request: Any) -> dict[str, Any]:
             raise DataError(f"the keys of a request are text; got {key!r}")
         if key in RESULT_KEYS:
             raise DataError(f"a request cannot have the key {key!r}, which its result has; call it by another name")
-        meant = get_close_matches(key.lower(), KEYS, n=1, cutoff=0.85)
+        if key in OPTION_KEYS:
+            continue
+        meant = get_close_matches(key.lower(), (*KEYS, *OPTION_KEYS), n=1, cutoff=0.85)
         if meant:
             raise DataError(f"a request has the key {key!r}; is {meant[0]!r} meant? Else call it by another name")
     return extra
@@ -452,7 +528,8 @@ def _extra_of_bad(request: Any) -> dict[str, Any]:
     """Return the further keys of a request that cannot be served, as far as its result can repeat them."""
     if not isinstance(request, Mapping):
         return {}
-    return {key: value for key, value in request.items() if isinstance(key, str) and key not in (*KEYS, *RESULT_KEYS)}
+    known = (*KEYS, *OPTION_KEYS, *RESULT_KEYS)
+    return {key: value for key, value in request.items() if isinstance(key, str) and key not in known}
 
 
 def _is_absent(value: Any) -> bool:

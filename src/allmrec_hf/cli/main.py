@@ -1,4 +1,4 @@
-"""`allmrec`: prepare, train, import-backbone, evaluate, benchmark, recommend, explain, add-items, push, demo."""
+"""`allmrec`: prepare, train, import-backbone, evaluate, benchmark, recommend, explain, add-items, serve, push, demo."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from .import_backbone import import_backbone, import_users_module
 from .options import setup_process, user_errors
 from .prepare_command import prepare
 from .recommend import add_items, push, recommend
+from .serve import serve
 from .train import SectionedCommand, train
 
 app = typer.Typer(
@@ -53,6 +54,7 @@ for name, function in (
     ("recommend", recommend),
     ("explain", explain),
     ("add-items", add_items),
+    ("serve", serve),
     ("push", push),
     ("demo", demo),
 ):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..catalog import ItemCatalog
-from ..errors import ALLMRecError, CheckpointError, DataError
+from ..errors import ALLMRecError, CheckpointError, DataError, UnknownItemsError
 from ..files import written_whole
 from ..item_lookup import find_items
 from ..modeling_allmrec import ALLMRecModel
@@ -28,6 +28,7 @@ NUM_CANDIDATES = 20
 SAME_NATS = 1e-4
 """Scores nearer than this share a rank: what the LLM reads in another batch comes out a little different."""
 _COMPARED_IDS = 2000  # ids among which like ones are looked for
+_BY_TITLE = {"history": "titles", "item": "item_title", "candidates": "candidate_titles"}
 _SAME_CF = 1e-6  # of the largest CF score
 METHODS = {
     "leave_one_out": "value minus the value without the item in prompt and CF history; removal 'neutral' puts the "
@@ -70,10 +71,12 @@ def require_items(
     if not found.unknown:
         return found.indices
     near = [] if titles or found.hints else _ids_like(catalog, found.unknown[0])
-    raise DataError(
+    raise UnknownItemsError(
         f"{len(found.unknown)} of {len(titles or entries)} {'titles' if titles else 'ids'} of the {what} are not in "
         f"the catalogue of {len(catalog)} items: {found.named_unknown()}"
-        + (f"; ids like {found.unknown[0]!r}: {near}" if near else "")
+        + (f"; ids like {found.unknown[0]!r}: {near}" if near else ""),
+        _BY_TITLE.get(what, what) if titles else what,
+        found.unknown,
     )
 
 

@@ -1,0 +1,1 @@
+"""Serve trained models to other programs: HTTP, and the tools of an assistant (MCP)."""
