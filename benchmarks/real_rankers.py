@@ -15,8 +15,9 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,8 @@ from allmrec_hf.data.prepared import PreparedData
 from allmrec_hf.evaluation.evaluator import EvaluationResult, evaluate
 from allmrec_hf.evaluation.llm_ranker import ALLMRecRanker
 from allmrec_hf.evaluation.rankers import BackboneRanker, PopularityRanker
-from allmrec_hf.files import folder_written_whole
+from allmrec_hf.evaluation.significance import average_over_seeds, holm, mean_interval, sign_flip_tests
+from allmrec_hf.files import folder_written_whole, written_whole
 from allmrec_hf.methods.controls import with_random_llm
 from allmrec_hf.methods.method import Setting
 from allmrec_hf.methods.shared import run_until, text_embeddings
@@ -49,19 +51,18 @@ DATASETS = {
 }
 ENCODER = "all-MiniLM-L6-v2"
 RANDOM = "random"
-GROUPS = ("overall", "warm", "cold", "never seen")
 PROTOCOLS = ("candidates", "full")
 SETTINGS: dict[str, Any] = {
     "preset": "default",
-    "backbone": {"max_validation_users": 2_000},
+    "backbone": {"num_train_epochs": 60, "eval_epochs": 3, "early_stopping_patience": 3, "max_validation_users": 2_000},
     "align": {"fine_tune_text_encoder": False},
-    "project": {"max_title_tokens": 16},
+    "project": {"max_title_tokens": 12},
     "retrieve": {
         "num_llm_layers": 4,
         "history_titles": False,
         "history_in_prompt": 8,
-        "num_negatives": 32,
-        "max_steps": 300,
+        "num_negatives": 8,
+        "max_steps": 200,
         "num_train_epochs": 100,
         "min_steps": None,
         "warmup_steps": 20,
@@ -168,19 +169,139 @@ def _without_llm(
 
 # -- the table
 
+METRICS = {"candidates": ("hit@1", 1), "full": ("hit@10", 10)}
+TESTED = ("overall", "warm", "cold", "never_seen")
 
-def values_of(folder: Path, protocol: str, shown: Mapping[str, str]) -> tuple[dict[str, np.ndarray], pl.DataFrame]:
-    """Return the metrics of each user `(U, 2)` (Hit@1, NDCG@10; Hit@10 under `full`) of each method, and the users."""
-    frame = pl.read_parquet(folder / f"{protocol}.parquet")
-    found = {}
-    for method, name in shown.items():
-        rows = frame.filter(pl.col("method") == method)
-        if len(rows):
-            limit = 100 if protocol == "full" else None
-            ranks = Ranks.of_expected(rows["rank"].to_numpy(), rows["tied"].to_numpy(), limit)
-            first = hit_at_k(ranks, 10 if protocol == "full" else 1)
-            found[name] = np.stack([first, ndcg_at_k(ranks, 10)], axis=1)
-    return found, frame.filter(pl.col("method") == frame["method"][0])
+
+def per_user(folder: Path, protocol: str) -> pl.DataFrame:
+    """Return a row for each user and method of a run: its groups, `hit` and `ndcg@10`."""
+    frame = pl.read_parquet(folder / f"{protocol}.parquet").with_columns(pl.lit(True).alias("overall"))
+    limit = 100.0 if protocol == "full" else np.inf
+    ranks = Ranks.of_expected(frame["rank"].to_numpy(), frame["tied"].to_numpy(), limit)
+    _, cutoff = METRICS[protocol]
+    return frame.with_columns(
+        pl.Series("hit", hit_at_k(ranks, cutoff)), pl.Series("ndcg@10", ndcg_at_k(ranks, 10))
+    ).select("user_id", "target", *TESTED, "method", "hit", "ndcg@10")
+
+
+def label(method: str, llm: str) -> str:
+    """Return a method's name in the table; with the LLM where it asks one."""
+    asks = method in ("retrieval", "fusion", "fusion_sum", "fusion_ranks", "likelihood", "letter")
+    return f"{method}, {llm}" if asks else {"cf": "backbone, new items from text"}.get(method, method)
+
+
+def collected(output: Path, name: str, protocol: str) -> dict[str, dict[int, pl.DataFrame]]:
+    """Return the rows of each method by seed."""
+    found: dict[str, dict[int, pl.DataFrame]] = {}
+    for folder in sorted((output / "runs").glob(f"{name}-[0-9]*")):
+        facts = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        llm = RANDOM + " LLM" if facts["llm"].startswith("random") else facts["llm"]
+        for (method,), rows in per_user(folder, protocol).group_by("method", maintain_order=True):
+            found.setdefault(label(str(method), llm), {}).setdefault(facts["seed"], rows)
+    return found
+
+
+def averaged(seeds: Mapping[int, pl.DataFrame], column: str, mask: np.ndarray) -> tuple[np.ndarray, list[float]]:
+    """Return the values of a group's users, averaged over the seeds, and the means of each seed."""
+    return average_over_seeds([rows[column].to_numpy()[mask] for rows in seeds.values()])
+
+
+def summary(output: Path, name: str) -> dict[str, Any]:
+    """Return means, intervals and paired tests of a data set."""
+    out: dict[str, Any] = {"methods": {}, "tests": []}
+    for protocol in PROTOCOLS:
+        found = collected(output, name, protocol)
+        users = next(iter(next(iter(found.values())).values()))
+        masks = {group: users[group].to_numpy() for group in TESTED}
+        for method, seeds in found.items():
+            for group, mask in masks.items():
+                if not mask.any():
+                    continue
+                row: dict[str, Any] = {"seeds": sorted(seeds), "users": int(mask.sum())}
+                for column, metric in (("hit", METRICS[protocol][0]), ("ndcg@10", "ndcg@10")):
+                    values, means = averaged(seeds, column, mask)
+                    interval = mean_interval(values)
+                    row[metric] = {"mean": interval.mean, "low": interval.low, "high": interval.high, "seeds": means}
+                out["methods"].setdefault(method, {}).setdefault(protocol, {})[group] = row
+        out["tests"] += _tests(found, masks, protocol)
+    return out
+
+
+def _tests(found: Mapping[str, Any], masks: Mapping[str, np.ndarray], protocol: str) -> list[dict[str, Any]]:
+    """Return the fusion with each pretrained LLM against every other method, by NDCG@10, corrected by Holm."""
+    rows: list[dict[str, Any]] = []
+    for fusion in [name for name in found if name.startswith("fusion, ") and not name.endswith("random LLM")]:
+        for other in [name for name in found if name != fusion]:
+            seeds = sorted(set(found[fusion]) & set(found[other]))
+            for group in [group for group in ("overall", "cold") if masks[group].any()]:
+                first, second = (
+                    averaged({seed: found[method][seed] for seed in seeds}, "ndcg@10", masks[group])[0]
+                    for method in (fusion, other)
+                )
+                p = float(sign_flip_tests((first - second)[:, None])[0])
+                row = {"protocol": protocol, "group": group, "method": fusion, "against": other, "seeds": seeds}
+                rows.append({**row, "difference": float((first - second).mean()), "p": p})
+    for row, corrected in zip(rows, holm([row["p"] for row in rows]), strict=True):
+        row["p_holm"] = float(corrected)
+    return rows
+
+
+def table(found: Mapping[str, Any], protocol: str) -> str:
+    """Return a Markdown table: mean and sample deviation over seeds of the hit rate / NDCG@10, by group."""
+    metric, groups = METRICS[protocol][0], list(TESTED)
+    head = f"| {protocol}, {metric} / NDCG@10 | seeds | " + " | ".join(g.replace("_", " ") for g in groups) + " |"
+    lines = [head, "| --- | --- |" + " ---: |" * len(groups)]
+    for method, protocols in found["methods"].items():
+        if protocol not in protocols:
+            continue
+        cells = []
+        for group in groups:
+            row = protocols[protocol].get(group)
+            cells.append("-" if row is None else " / ".join(_shown(row[name]["seeds"]) for name in (metric, "ndcg@10")))
+        seeds = protocols[protocol]["overall"]["seeds"]
+        lines.append(f"| {method} | {len(seeds)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _shown(means: Sequence[float]) -> str:
+    spread = f" ± {statistics.stdev(means):.3f}" if len(means) > 1 else ""
+    return f"{statistics.mean(means):.3f}{spread}"
+
+
+def test_table(found: Mapping[str, Any]) -> str:
+    """Return the paired tests in Markdown."""
+    lines = ["| protocol, targets | against | difference of NDCG@10 | p (Holm) |", "| --- | --- | ---: | ---: |"]
+    for row in found["tests"]:
+        cells = (
+            f"{row['protocol']}, {row['group']}",
+            row["against"],
+            f"{row['difference']:+.4f}",
+            f"{row['p_holm']:.4f}",
+        )
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def write_table(output: Path) -> None:
+    """Write the report of all runs found."""
+    runs = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((output / "runs").glob("*/result.json"))]
+    titles = {run["dataset"]: run["title"] for run in runs}
+    report: dict[str, Any] = {"settings": SETTINGS, "max_users": MAX_USERS, "datasets": {}, "runs": []}
+    parts = []
+    for name, title in titles.items():
+        report["datasets"][name] = found = {"title": title, **summary(output, name)}
+        tables = [table(found, protocol) for protocol in PROTOCOLS]
+        parts.append("\n\n".join([f"## {title}", *tables, test_table(found)]))
+    for run in runs:
+        kept = ("dataset", "llm", "seed", "default_ranker", "fusion", "seconds")
+        beyond = run["reports"]["full"].get("beyond_accuracy")
+        report["runs"].append({**{name: run[name] for name in kept}, "beyond_accuracy": beyond})
+    for path, text in (
+        (REPORT.with_suffix(".json"), json.dumps(report, indent=1)),
+        (REPORT.with_suffix(".md"), "\n\n".join(parts)),
+    ):
+        with written_whole(path) as temporary:
+            temporary.write_text(text + "\n", encoding="utf-8")
 
 
 def main() -> None:
@@ -196,8 +317,11 @@ def main() -> None:
     )
     parser.add_argument("--table", action="store_true")
     options = parser.parse_args()
+    if options.table:
+        write_table(options.output)
+        return
     first = next((name for name in options.llms if name != RANDOM), "SmolLM2-135M-Instruct")
-    for seed in () if options.table else options.seeds:
+    for seed in options.seeds:
         for name in options.datasets:
             data = dataset(name, options.data_root, options.output)
             for llm in options.llms:

@@ -411,7 +411,7 @@ def test_what_stage_one_is_made_of_is_taken_over_by_stage_two():
     assert SECTIONS_OF_STAGE["align"] == ("align",)
     assert {*ALIGNMENT_WEIGHTS, "matching_loss", "matching_temperature"} <= set(AlignArguments.own_names())
     parameters = inspect.signature(AlignmentModule).parameters
-    odd = dict(zip(ALIGNMENT_WEIGHTS, (0.1, 0.2, 0.3, 0.4, 0.5), strict=True))
+    odd = dict(zip(ALIGNMENT_WEIGHTS, (0.1, 0.2, 0.3, 0.4, 0.5, 0.6), strict=True))
     loss = AlignArguments(**odd, matching_loss="infonce", matching_temperature=0.6).loss()
     assert set(loss) <= set(parameters)
     assert loss == {
@@ -420,6 +420,7 @@ def test_what_stage_one_is_made_of_is_taken_over_by_stage_two():
         "matching": odd["matching_weight"],
         "recommendation": odd["recommendation_weight"],
         "cross_reconstruction": odd["cross_reconstruction_weight"],
+        "text_recommendation": odd["text_recommendation_weight"],
         "matching_loss": "infonce",
         "matching_temperature": 0.6,
     }

@@ -148,23 +148,6 @@ def alignment_losses(
     return terms
 
 
-def replaced_rows_loss(
-    scores: torch.Tensor, replaced: torch.Tensor, items: torch.Tensor, targets: torch.Tensor
-) -> torch.Tensor:
-    """Return the softmax cross entropy of targets among a catalogue, some of whose items have other scores.
-
-    Not in the paper. Items decoded from their texts are to stand among the backbone's own as they would if they had
-    been trained on: so new items, which have nothing but a text, get scores of the right size.
-
-    Args:
-        scores: `(B, N + 1)` the catalogue's own scores, `-inf` where an item is no candidate.
-        replaced: `(B, K)` the scores of some items as decoded from their texts.
-        items: `(K,)` which they are, each once.
-        targets: `(B,)` catalogue indices, all of them among the items.
-    """
-    return F.cross_entropy(scores.index_copy(1, items, replaced), targets)
-
-
 def listwise_loss(scores: torch.Tensor, target_positions: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
     """Return the softmax cross entropy of the target among its candidates; `scores` `(B, C)`, positions `(B,)`.
 

@@ -80,6 +80,43 @@ def test_loss_equals_the_sum_of_its_terms_redone_by_hand(small_data):
     assert len(parts) == 8
 
 
+@pytest.mark.parametrize("fine_tune", [False, True])
+def test_targets_are_found_among_items_of_which_half_are_decoded_from_texts(small_data, fine_tune):
+    task = task_of(small_data, fine_tune=fine_tune)
+    module, batch = task.module.eval(), batch_of(task, range(6))
+    plain = module(batch)["loss"]
+    module.text_recommendation = 2.0
+    terms = module(batch)
+    assert terms["text_recommendation"].isfinite()
+    assert torch.allclose(terms["loss"], plain + 2.0 * terms["text_recommendation"])
+    assert torch.equal(module(batch)["text_recommendation"], terms["text_recommendation"])  # validation draws alike
+    trained = {n.split(".")[0] for n, p in module.named_parameters() if _gradient(terms["loss"], p) is not None}
+    assert trained == ({"aligner", "text_encoder"} if fine_tune else {"aligner"})
+
+
+def _gradient(loss, parameter):
+    if not parameter.requires_grad:
+        return None
+    return torch.autograd.grad(loss, parameter, retain_graph=True, allow_unused=True)[0]
+
+
+def test_where_texts_decode_to_the_backbones_own_vectors_the_softmax_is_the_catalogues(small_data, monkeypatch):
+    task = task_of(small_data, fine_tune=False)
+    module, batch = task.module, batch_of(task, range(6))
+    own, number = module.cf_encoder.item_embeddings, torch.arange(small_data.num_items + 1.0)
+    monkeypatch.setattr(module, "text_embeddings", lambda items: number[items].unsqueeze(1))
+    monkeypatch.setattr(module.aligner, "encode_texts", lambda texts: texts)
+    monkeypatch.setattr(module.aligner, "decode_items", lambda joint: own[joint.flatten().long()])
+    wanted = batch["targets"] > 0
+    users = module.cf_encoder.states_at(batch["item_ids"], batch["attention_mask"], wanted)
+    targets, compared = batch["targets"][wanted], module.compared.nonzero().flatten()
+    scores = users @ own[compared].T
+    expected = torch.nn.functional.cross_entropy(scores, torch.searchsorted(compared, targets))
+    for mode in (True, False):
+        module.train(mode)
+        assert torch.allclose(module._text_recommendation(users, targets, targets), expected)
+
+
 def test_fine_tuning_gives_gradients_to_aligner_and_text_encoder_only(small_data):
     task = task_of(small_data)
     task.module.train()

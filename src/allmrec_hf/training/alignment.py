@@ -15,7 +15,7 @@ from ..cf_encoder import CFEncoder
 from ..data.prepared import PreparedData
 from ..errors import ALLMRecError
 from ..histories import pad_histories
-from ..losses import Contrast, alignment_losses, reconstruction_loss, replaced_rows_loss
+from ..losses import Contrast, alignment_losses, reconstruction_loss
 from .devices import global_batch_size
 from .samples import (
     NegativeSampler,
@@ -32,6 +32,8 @@ from .trained import target_counts
 
 TEXTS_AT_ONCE = 64
 CHECKED_TEXTS = 16  # of a table that is given, encoded again
+COMPARED_NUMBERS = 2**24  # of the items' vectors that all users of a batch are compared with
+LEAST_COMPARED = 64
 TABLE_TOLERANCE = 0.05  # of a row's length: encoders in half precision round differently in other batches
 
 
@@ -215,24 +217,32 @@ class AlignmentModule(nn.Module):
             )
             terms["loss"] = terms["loss"] + self.cross_reconstruction * terms["cross_reconstruction"]
         if self.text_recommendation:
-            items = torch.cat([positive, negative])
-            joint = torch.cat([outputs[0].text_joint, outputs[1].text_joint])
-            terms["text_recommendation"] = self._text_recommendation(users, items, joint, positive)
+            terms["text_recommendation"] = self._text_recommendation(users, positive, torch.cat([positive, negative]))
             terms["loss"] = terms["loss"] + self.text_recommendation * terms["text_recommendation"]
         return terms
 
     def _text_recommendation(
-        self, users: torch.Tensor, items: torch.Tensor, joint: torch.Tensor, targets: torch.Tensor
+        self, users: torch.Tensor, targets: torch.Tensor, batch_items: torch.Tensor
     ) -> torch.Tensor:
-        """Return the cross entropy of targets `(B,)` among the catalogue, in which the items `(K,)` are their texts."""
-        unique, inverse = torch.unique(items, return_inverse=True)
-        first = torch.empty_like(unique).scatter_(0, inverse, torch.arange(len(items), device=items.device))
-        decoded = self.aligner.decode_items(joint[first])
-        with torch.no_grad():
-            scores = self.cf_encoder.score_range(users, 0, self.cf_encoder.num_items + 1)
-            scores = scores.masked_fill(~self.compared, float("-inf"))
-        replaced = self.cf_encoder.score_vectors(users.unsqueeze(1), decoded.unsqueeze(0))
-        return replaced_rows_loss(scores, replaced, unique, targets)
+        """Return the cross entropy of targets `(B,)` among items of which a random half is decoded from their texts.
+
+        They are the catalogue where texts are embedded already, or a random part of a large one; else the batch's.
+        Targets are decoded as often as others, so that to be decoded says nothing.
+        """
+        generator = torch.Generator().manual_seed(int(torch.randint(2**62, ()).item()) if self.training else 0)
+        pool = batch_items.unique()
+        if self.text_encoder is None:
+            others = self.compared.nonzero().flatten()
+            count = max(LEAST_COMPARED, COMPARED_NUMBERS // users.numel())
+            if count < len(others):
+                others = others[torch.randperm(len(others), generator=generator)[:count].to(others.device)]
+            pool = torch.cat([targets, others]).unique()
+        chosen = (torch.rand(len(pool), generator=generator) < 0.5).to(pool.device).nonzero().flatten()
+        texts = self.text_embeddings(pool[chosen])
+        rows = self.cf_encoder.item_embeddings[pool]
+        rows = rows.index_copy(0, chosen, self.aligner.decode_items(self.aligner.encode_texts(texts)).to(rows.dtype))
+        scores = self.cf_encoder.score_vectors(users.unsqueeze(1), rows.unsqueeze(0))
+        return F.cross_entropy(scores, torch.searchsorted(pool, targets))
 
 
 class AlignmentTask(StageTask):

@@ -245,7 +245,7 @@ class AlignArguments(StageArguments):
     )
     text_recommendation_weight: float = option(
         0.0,
-        "Weight of a softmax in which a target, decoded from its text, is found among the catalogue; 0 in the paper.",
+        "Weight of finding a target among the catalogue, half of which is decoded from texts; 0 in the paper.",
         at_least=0,
     )
     matching_loss: Literal["mse", "infonce"] = option("mse", "How both sides are matched: mse (the paper) or infonce.")
