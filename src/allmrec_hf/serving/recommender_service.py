@@ -65,7 +65,10 @@ class RecommenderService:
     async def explain(self, body: ExplainRequest) -> dict[str, Any]:
         """Return the explanation of a recommendation."""
         model = self.model(body.model)
-        asked = {**body.model_dump(exclude_none=True, exclude={"model", "user_id"}), **await self._stored_history(body)}
+        asked = body.model_dump(exclude_none=True, exclude={"model", "user_id"})
+        stored = (await self._stored_history(body)).get("history")
+        if stored:  # an explanation is of known items only
+            asked["history"] = [item for item in stored if item in model.catalog] or stored
         found = await model.explain(**asked)
         return {"model": model.name, **found}
 

@@ -145,6 +145,18 @@ class ExplainRequest(_OfUser):
         return self
 
 
+def _require_present(**texts: Any) -> None:
+    """Check that no text is one that stands for a missing value, such as a blank.
+
+    Raises:
+        PydanticCustomError: when one is.
+    """
+    for name, value in texts.items():
+        if is_missing(value):
+            told = f"{value!r} counts as missing; give a text that says something"
+            raise PydanticCustomError("missing_text", "{told}", {"told": told, "field": name})
+
+
 Further = Annotated[StrictStr, Field(max_length=MAX_DESCRIPTION)] | StrictInt | StrictFloat | StrictBool | None
 
 
@@ -160,10 +172,7 @@ class NewItem(BaseModel):
 
     @model_validator(mode="after")
     def _check_further(self) -> Any:
-        for name, value in (("item_id", self.item_id), ("title", self.title)):
-            if is_missing(value):
-                told = f"{value!r} counts as missing; give a text that says something"
-                raise PydanticCustomError("missing", "{told}", {"told": told, "field": name})
+        _require_present(item_id=self.item_id, title=self.title)
         extra = self.__pydantic_extra__ or {}
         wrong = next((name for name in extra if not name.strip() or len(name) > 64), None)
         if len(extra) > MAX_FURTHER or wrong is not None:
@@ -193,6 +202,11 @@ class Event(_Body):
     timestamp: Annotated[StrictInt | StrictFloat, Field(ge=0, le=LATEST)] | None = Field(
         None, description="Seconds since 1970; where not given, now, and never before the user's last event."
     )
+
+    @model_validator(mode="after")
+    def _check_item(self) -> Any:
+        _require_present(item_id=self.item_id)
+        return self
 
 
 class EventsRequest(_Body):

@@ -71,7 +71,7 @@ class ServedModel:
         model = pipe.model.eval()
         _own_memory(model)
         try:
-            _ = model.text_encoder  # now: later its folder may hold another one
+            _own_memory(model.text_encoder)  # loaded now: later its folder may hold another one
             takes_no_items = None
         except ALLMRecError as error:
             takes_no_items = str(error)
@@ -364,8 +364,10 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, (str, int, float, bool, list)) else str(value)
 
 
-def _own_memory(model: torch.nn.Module) -> None:
+def _own_memory(model: Any) -> None:
     """Copy weights that are mapped from files into memory, so that a file may be replaced while they are served."""
+    if not isinstance(model, torch.nn.Module):
+        return
     for tensor in [*model.parameters(), *model.buffers()]:
         if tensor.device.type == "cpu" and not tensor.is_sparse:
             tensor.data = tensor.data.clone(memory_format=torch.preserve_format)
