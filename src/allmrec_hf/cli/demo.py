@@ -60,20 +60,21 @@ def demo(
         started = time.monotonic()
         llm = named_llm(llm, gguf_file)
         check_llm(llm or DEMO, None, {}, trust_remote_code)
-        _clear(output, overwrite)
+        clear(output, overwrite)
         tell = (lambda text: stderr.print(text, markup=False)) if json_output else say
         prepared = _data(data, output, seed, tell)
-        _train(prepared, _arguments(output, llm, text_encoder, data is None, seed), trust_remote_code, tell)
-        result = _evaluate(prepared, output, max_users, trust_remote_code, tell)
+        train_stages(prepared, _arguments(output, llm, text_encoder, data is None, seed), trust_remote_code, tell)
+        result = evaluate_side_by_side(prepared, output, max_users, trust_remote_code, tell)
         _write_card(output, result, invented=data is None, tiny=llm is None)
         tell(f"\n{result.to_table()}\n\n{MEANING if data is None and llm is None else ''}".rstrip())
-        recommended = _recommend(prepared, output, trust_remote_code, tell)
-        tell(f"\nThe checkpoint is in {output} ({_size(output)}). Took {time.monotonic() - started:.0f} s.")
+        recommended = recommend_again(prepared, output, trust_remote_code, tell)
+        tell(f"\nThe checkpoint is in {output} ({checkpoint_size(output)}). Took {time.monotonic() - started:.0f} s.")
         if json_output:
             emit({"output": str(output), "evaluation": result.to_dict(), "recommendations": recommended})
 
 
-def _clear(output: Path, overwrite: bool) -> None:
+def clear(output: Path, overwrite: bool) -> None:
+    """Make room for a run in a folder that is new, empty, or holds an earlier demo that may go."""
     from ..errors import ALLMRecError
     from ..files import written_whole
 
@@ -132,35 +133,51 @@ def _arguments(
     )
 
 
-def _train(data: PreparedData, args: ALLMRecTrainingArguments, trust: bool, tell: Any) -> None:
-    from ..training.stage_arguments import STAGES
+def train_stages(data: PreparedData, args: ALLMRecTrainingArguments, trust: bool, tell: Any) -> None:
+    """Train every stage that the rankers need, and tell how each went."""
     from ..training.trainer import ALLMRecTrainer
 
     trainer = ALLMRecTrainer(args=args, data=data, trust_remote_code=trust)
-    for stage in STAGES:
+    for stage in args.rank.steps():
         before = time.monotonic()
         trainer.train(stage, resume_from_checkpoint=True)
-        record = _record(trainer.output_dir, stage)
-        tell(
-            f"{stage:<8} {record['steps']:,} steps, {record['epochs']} epochs{_best(record)}, "
-            f"{time.monotonic() - before:.0f} s"
-        )
+        tell(f"{stage:<8} {_done(trainer.output_dir, stage)}, {time.monotonic() - before:.0f} s")
 
 
-def _best(record: dict[str, Any]) -> str:
-    return "" if record["best"] is None else f", best {record['metric']} {record['best']:.3f} on validation"
+def _done(output: Path, stage: str) -> str:
+    """Return what a stage did, in words."""
+    if stage == "rank":
+        ranker = json.loads((output / "config.json").read_text(encoding="utf-8"))["ranker"]
+        return f"what ranks by default: {ranker}"
+    record = json.loads((output / "checkpoints" / stage / "training.json").read_text(encoding="utf-8"))["result"]
+    best = "" if record["best"] is None else f", best {record['metric']} {record['best']:.3f} on validation"
+    return f"{record['steps']:,} steps, {record['epochs']} epochs{best}"
 
 
-def _record(output: Path, stage: str) -> dict[str, Any]:
-    record = json.loads((output / "checkpoints" / stage / "training.json").read_text(encoding="utf-8"))
-    return dict(record["result"])
+def evaluate_side_by_side(
+    data: PreparedData,
+    output: Path,
+    max_users: int | None,
+    trust: bool,
+    tell: Any,
+    batch_size: int = 32,
+    dtype: str = "auto",
+) -> EvaluationResult:
+    """Evaluate every ranker of a run beside its backbone, the LM alone, its vectors without the LM, text, popularity.
 
-
-def _evaluate(data: PreparedData, output: Path, max_users: int | None, trust: bool, tell: Any) -> EvaluationResult:
+    Args:
+        data: The prepared data of the run.
+        output: The run folder; the report is written there.
+        max_users: A seeded sample of test users.
+        trust: Run code that comes with the parts.
+        tell: Takes lines for the user.
+        batch_size: Users that the LM reads at once.
+        dtype: The dtype of the LM; its own where `auto`.
+    """
     from transformers import AutoModel
 
     from ..evaluation.evaluator import evaluate
-    from ..evaluation.llm_ranker import ALLMRecRanker
+    from ..evaluation.llm_ranker import ALLMRecRanker, checkpoint_rankers
     from ..evaluation.rankers import BackboneRanker, PopularityRanker, TextCosineRanker
     from ..processing_allmrec import ALLMRecProcessor
     from ..prompt import PromptTemplate
@@ -169,7 +186,7 @@ def _evaluate(data: PreparedData, output: Path, max_users: int | None, trust: bo
     from ..training.fair import fair_backbone
 
     before = time.monotonic()
-    model = AutoModel.from_pretrained(output, trust_remote_code=trust)
+    model = AutoModel.from_pretrained(output, trust_remote_code=trust, dtype=dtype)
     processor = ALLMRecProcessor.from_pretrained(output, trust_remote_code=trust)
     words_only = ALLMRecProcessor(
         processor.tokenizer,
@@ -184,10 +201,10 @@ def _evaluate(data: PreparedData, output: Path, max_users: int | None, trust: bo
     text = max(by_text, key=lambda ranker: float(ndcg_at_k(tried[ranker.name], 10).mean()))
     text.name = "text alone"
     rankers: list[Ranker] = [
-        ALLMRecRanker(model, processor, batch_size=32),
+        *checkpoint_rankers(model, processor, (), data.candidates("test").items.shape[1], batch_size=batch_size),
         BackboneRanker(AutoModel.from_pretrained(output / "backbone")),
         BackboneRanker(fair_backbone(output, data), name=FAIR),
-        ALLMRecRanker(model, words_only, name="LM alone", batch_size=32),
+        ALLMRecRanker(model, words_only, name="LM alone", batch_size=batch_size, ranker="likelihood"),
         BackboneRanker(model.cf_encoder, name=NO_LLM),  # cold items: CF embedding decoded from text
         text,
         PopularityRanker(data.item_counts("train")),
@@ -210,15 +227,17 @@ def _write_card(output: Path, result: EvaluationResult, invented: bool, tiny: bo
     write_card(card, output)
 
 
-def _recommend(data: PreparedData, output: Path, trust: bool, tell: Any) -> list[dict[str, Any]]:
+def recommend_again(
+    data: PreparedData, output: Path, trust: bool, tell: Any, dtype: str = "auto"
+) -> list[dict[str, Any]]:
     """Recommend for two test users from the checkpoint as anyone would load it."""
     from transformers import AutoModel
 
     from ..prompt import clean_title
 
-    model = AutoModel.from_pretrained(output, trust_remote_code=trust)
+    model = AutoModel.from_pretrained(output, trust_remote_code=trust, dtype=dtype)
     tell(f"\nLoaded again: AutoModel gives {type(model).__name__}; pipeline('recommendation') recommends")
-    pipe = load_pipeline(str(output), trust_remote_code=trust)
+    pipe = load_pipeline(str(output), trust_remote_code=trust, dtype=dtype)
     shown = []
     for user in data.candidates("test").users[:2]:
         history = [data.catalog.item_id(int(index)) for index in data.history(int(user), "test")]
@@ -231,7 +250,8 @@ def _recommend(data: PreparedData, output: Path, trust: bool, tell: Any) -> list
     return shown
 
 
-def _size(output: Path) -> str:
+def checkpoint_size(output: Path) -> str:
+    """Return the size of what a checkpoint holds, in words."""
     from ..hub.publish import checkpoint_files
 
     total = sum((output / name).stat().st_size for name in checkpoint_files(output))

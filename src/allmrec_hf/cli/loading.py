@@ -122,6 +122,7 @@ def load_pipeline(
     text_encoder: str | None = None,
     trust_remote_code: bool = False,
     allow_other_llm: bool = False,
+    dtype: str = "auto",
 ) -> RecommendationPipeline:
     """Return the recommendation pipeline of a checkpoint, or of the default one.
 
@@ -131,6 +132,7 @@ def load_pipeline(
         text_encoder: Likewise.
         trust_remote_code: Run code that comes with them.
         allow_other_llm: Take an LLM that is not the one of the training.
+        dtype: The dtype of the LLM; its own where `auto`.
 
     Raises:
         CheckpointError: when it cannot be loaded.
@@ -163,6 +165,6 @@ def load_pipeline(
             "trust_remote_code": trust_remote_code,
             "allow_other_llm": allow_other_llm,
         }
-        loaded = ALLMRecModel.from_pretrained(path, language_model=llm or "auto", dtype="auto", **given)
+        loaded = ALLMRecModel.from_pretrained(path, language_model=llm or "auto", dtype=dtype, **given)
         processor = ALLMRecProcessor.from_pretrained(path, trust_remote_code=trust_remote_code)
         return pipeline("recommendation", model=loaded, processor=processor)  # type: ignore[call-overload, no-any-return]

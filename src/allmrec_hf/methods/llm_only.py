@@ -63,7 +63,13 @@ class LLMOnly(Method):
         return words_ranker(data, required_llm(self, setting), self.name, setting)
 
 
-def words_ranker(data: PreparedData, args: ALLMRecTrainingArguments, name: str, setting: Setting) -> WordsRanker:
+def words_ranker(
+    data: PreparedData,
+    args: ALLMRecTrainingArguments,
+    name: str,
+    setting: Setting,
+    kind: type[WordsRanker] = WordsRanker,
+) -> WordsRanker:
     """Return the ranker by an LLM that reads words alone.
 
     Args:
@@ -71,6 +77,7 @@ def words_ranker(data: PreparedData, args: ALLMRecTrainingArguments, name: str, 
         args: The LLM and the prompt, whose slots are left out.
         name: The ranker's name.
         setting: Its option `num_permutations`.
+        kind: How the LLM is asked.
     """
     language_model, tokenizer = chosen_llm(args, setting)
     config = ALLMRecConfig(
@@ -85,7 +92,7 @@ def words_ranker(data: PreparedData, args: ALLMRecTrainingArguments, name: str, 
     model.attach_language_model(language_model)
     model.requires_grad_(False)
     template = own_prompt(args, data).without_vectors()
-    return WordsRanker(
+    return kind(
         data,
         model=on_device(model),
         processor=llm_processor(tokenizer, language_model, template, data, args),

@@ -9,6 +9,7 @@ from .backbone_alone import BackboneAlone
 from .baselines import Popularity, TextCosine
 from .controls import FairBackbone, LeakAlarm, NoLLM, RandomLLM
 from .ctrl import CTRL
+from .decision import Decision
 from .item_knn import ItemKNN
 from .llm_only import LLMOnly
 from .llm_srec import LLMSRec
@@ -22,7 +23,7 @@ METHODS: dict[str, type[Method]] = {
     kind.name: kind
     for kind in (
         *(Popularity, ItemKNN, TextCosine),
-        *(ALLMRec, LLMOnly, MLPLLM, TALLRec, MoRec, CTRL, RECFORMER, LLMSRec),
+        *(ALLMRec, LLMOnly, Decision, MLPLLM, TALLRec, MoRec, CTRL, RECFORMER, LLMSRec),
         *(NoLLM, RandomLLM, FairBackbone, LeakAlarm),
     )
 }
