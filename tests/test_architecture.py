@@ -23,7 +23,7 @@ LAYERS = [
         "language_model",
         "cf_built_in",
     },
-    {"part_sources", "gguf_files", "llm_memory"},
+    {"part_sources", "gguf_files", "llm_memory", "rows_at_once"},
     {"sharing", "llm_files", "hub_upload"},
     {"cf_losses", "aligner", "projector", "losses", "scoring", "retrieval", "checkpoint_code", "item_table"}
     | {"language_model_checks", "slot_text", "activations"},
@@ -54,17 +54,18 @@ WITHIN_LAYER = {
     ("catalog", "item_rows"),
     ("language_model", "errors"),
 }
-PACKAGES = {"data", "training", "evaluation", "hub", "methods", "explaining", "benchmark", "serving", "cli"}
-UPPER_PACKAGES = {"methods", "explaining", "benchmark", "serving"}
+UPPER_PACKAGES = {"methods", "explaining", "benchmark", "serving", "batch_inference"}
+PACKAGES = {"data", "training", "evaluation", "hub", "cli", *UPPER_PACKAGES}
 FORBIDDEN = {
     "data": {"training", "evaluation", "hub", "cli", *UPPER_PACKAGES},
     "training": {"cli", *UPPER_PACKAGES},  # its trainer evaluates, and shares on the Hub
     "evaluation": {"training", "hub", "cli", *UPPER_PACKAGES},
     "hub": {"data", "training", "cli", *UPPER_PACKAGES},
-    "methods": {"hub", "explaining", "benchmark", "serving", "cli"},
-    "explaining": {"training", "hub", "methods", "benchmark", "serving", "cli"},
-    "benchmark": {"hub", "explaining", "serving", "cli"},
-    "serving": {"data", "training", "evaluation", "hub", "methods", "benchmark", "cli"},
+    "methods": {"hub", "explaining", "benchmark", "serving", "batch_inference", "cli"},
+    "explaining": {"training", "hub", "methods", "benchmark", "serving", "batch_inference", "cli"},
+    "benchmark": {"hub", "explaining", "serving", "batch_inference", "cli"},
+    "serving": {"data", "training", "evaluation", "hub", "methods", "benchmark", "batch_inference", "cli"},
+    "batch_inference": {"training", "evaluation", "hub", "methods", "explaining", "benchmark", "serving", "cli"},
     "cli": set(),
 }
 MODEL_MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if not path.stem.startswith("_"))

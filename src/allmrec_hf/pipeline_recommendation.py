@@ -20,6 +20,7 @@ from .files import folder_written_whole
 from .item_lookup import NAMED, Naming, as_entries, find_items
 from .ranker import ModelRanker, UserBatch
 from .ranker_built_in import build_ranker
+from .rows_at_once import BatchTooLargeError, RowsAtOnce, rows_within
 from .values import as_frame, as_records, is_missing
 
 logger = logging.getLogger(__name__)
@@ -107,7 +108,10 @@ class RecommendationPipeline(Pipeline):
             the order, so more are steadier, and slower.
         on_error: `"raise"` (default) stops at a request that cannot be served. `"return"` serves the others, and the
             result of that request is `{"error": why}` with its further keys.
-        batch_size: Requests that the LLM reads at once.
+        batch_size: Requests that are encoded, and read by the LLM, at once. Where the device's memory does not hold
+            them, half of them are from then on.
+        max_tokens_per_batch: Tokens that the LLM reads at once, padding included: of `batch_size` requests it reads as
+            many as have them, similar lengths together. A request that alone has more is an error.
 
     Unknown history items are left out, with a `UserWarning` that names them, and every row of that request's result
     lists them under `unknown_history`; a history without any known item and unknown candidates are an error.
@@ -135,6 +139,7 @@ class RecommendationPipeline(Pipeline):
         if isinstance(model, _NotLoaded):
             raise model.error
         self._rankers: dict[str, ModelRanker] = {}
+        self._rows_at_once = RowsAtOnce()
         super().__init__(*args, **kwargs)
         if self.processor is None:
             raise CheckpointError(
@@ -175,14 +180,16 @@ class RecommendationPipeline(Pipeline):
         num_permutations: int | None = None,
         on_error: OnError | None = None,
         ranker: str | None = None,
+        max_tokens_per_batch: int | None = None,
         **unknown: Any,
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         if unknown:
             raise DataError(
                 f"unknown arguments {sorted(unknown)}; known are top_k, ranker, num_candidates, num_permutations, "
-                "on_error, batch_size"
+                "on_error, batch_size, max_tokens_per_batch"
             )
         given = {"top_k": top_k, "num_candidates": num_candidates, "num_permutations": num_permutations}
+        given["max_tokens_per_batch"] = max_tokens_per_batch
         forward = _checked_options({**given, "ranker": ranker})
         if on_error not in (None, *get_args(OnError)):
             raise DataError(f"on_error must be one of {list(get_args(OnError))}, got {on_error!r}")
@@ -198,7 +205,7 @@ class RecommendationPipeline(Pipeline):
             DataError: when the request is no mapping with `history` or `titles`, no history item is known, a candidate
                 is unknown, or a candidate is given twice.
         """
-        extra = _further_keys(request)
+        extra = further_keys(request)
         history, by = _one_of(request, "history", "titles")
         if history is None:
             raise DataError("the history is empty; a recommendation needs at least one item the user has seen")
@@ -274,6 +281,7 @@ class RecommendationPipeline(Pipeline):
         num_permutations: int = 1,
         on_error: OnError = "raise",
         ranker: str | None = None,
+        max_tokens_per_batch: int | None = None,
     ) -> dict[str, list[_Served]]:
         requests = model_inputs["request"]
         requests = requests if isinstance(requests, list) else [requests]
@@ -284,19 +292,19 @@ class RecommendationPipeline(Pipeline):
             if one.request.error is None:
                 own = {**given, "ranker": ranker, **one.request.options}
                 count = max(own["num_candidates"], own["top_k"])
-                alike.setdefault((own["ranker"], count, own["num_permutations"]), []).append(one)
+                alike.setdefault((own["ranker"], count, own["num_permutations"], max_tokens_per_batch), []).append(one)
         for settings, group in alike.items():
             self._score_all(group, settings, on_error)
         return {"ranked": served}
 
     def _score_all(self, group: list[_Served], settings: tuple[Any, ...], on_error: OnError) -> None:
-        """Score requests that share their ranker's name, number of retrieved candidates and permutations."""
+        """Score requests that share ranker, number of retrieved candidates, permutations and budget of tokens."""
         try:
             rows = self._scored([one.request for one in group], *settings)
             for one, scores in zip(group, rows, strict=True):
                 one.scores = scores
         except ALLMRecError as error:
-            if on_error == "raise":
+            if on_error == "raise" or isinstance(error, BatchTooLargeError):
                 raise
             if len(group) == 1:
                 group[0].request.error = str(error)
@@ -316,22 +324,60 @@ class RecommendationPipeline(Pipeline):
         return self._rankers[name]
 
     def _scored(
-        self, requests: Sequence[ResolvedRequest], name: str | None, count: int, num_permutations: int
+        self,
+        requests: Sequence[ResolvedRequest],
+        name: str | None,
+        count: int,
+        num_permutations: int,
+        max_tokens: int | None,
     ) -> list[list[tuple[int, float, dict[str, float]]]]:
         """Return each request's candidates, given or retrieved, with their scores and the parts of these."""
         ranker = self.ranker(name)
         users = UserBatch.encode(self.model, self.processor, [request.history for request in requests])
-        candidates = _candidates(ranker, users, requests, count)
-        found = ranker.score(users, candidates, num_permutations)
-        scores = found.scores.float().tolist()
-        parts = {name: values.float().tolist() for name, values in found.parts.items()}
-        return [
-            [
-                (item, scores[row][column], {name: values[row][column] for name, values in parts.items()})
-                for column, item in enumerate(items)
+        candidates = [request.candidates or [] for request in requests]
+        needed = [number for number, request in enumerate(requests) if request.candidates is None]
+        if needed:
+            for number, row in zip(needed, self._retrieved(ranker, users.take(needed), count, max_tokens), strict=True):
+                candidates[number] = row
+        lengths = None if max_tokens is None else ranker.tokens_read(users.histories, candidates)
+
+        def score(rows: list[int]) -> list[list[tuple[int, float, dict[str, float]]]]:
+            lists = [candidates[row] for row in rows]
+            found = ranker.score(users if len(rows) == len(users) else users.take(rows), lists, num_permutations)
+            scores = found.scores.float().tolist()
+            parts = {name: values.float().tolist() for name, values in found.parts.items()}
+            return [
+                [
+                    (item, scores[row][column], {name: values[row][column] for name, values in parts.items()})
+                    for column, item in enumerate(items)
+                ]
+                for row, items in enumerate(lists)
             ]
-            for row, items in enumerate(candidates)
-        ]
+
+        return self._in_parts(lengths or [0] * len(users), max_tokens, score)
+
+    def _retrieved(self, ranker: ModelRanker, users: UserBatch, count: int, max_tokens: int | None) -> list[list[int]]:
+        """Return the candidates of users who have none, seen items left out."""
+        lengths = None if max_tokens is None else ranker.tokens_read(users.histories)
+
+        def retrieve(rows: list[int]) -> list[list[int]]:
+            found = ranker.retrieve(users if len(rows) == len(users) else users.take(rows), count)
+            return [[index for index in row if index > 0] for row in found.item_indices.tolist()]
+
+        retrieved = self._in_parts(lengths or [0] * len(users), max_tokens, retrieve)
+        if not all(retrieved):
+            raise DataError("the history holds every item of the catalogue; there is nothing left to recommend")
+        return retrieved
+
+    def _in_parts(
+        self, lengths: Sequence[int], max_tokens: int | None, call: Callable[[list[int]], list[Any]]
+    ) -> list[Any]:
+        """Return what a call returns for each row, of as many rows at once as tokens and memory allow."""
+        results: list[Any] = [None] * len(lengths)
+        for rows, found in self._rows_at_once.run(rows_within(lengths, max_tokens), call):
+            for row, one in zip(rows, found, strict=True):
+                results[row] = one
+        return results
 
     def postprocess(self, model_outputs: dict[str, Any], top_k: int = 10) -> Any:  # type: ignore[override]
         """Sort by score and name the items; equal scores keep the order of the candidates."""
@@ -448,22 +494,6 @@ class RecommendationPipeline(Pipeline):
         )
 
 
-def _candidates(
-    ranker: ModelRanker, users: UserBatch, requests: Sequence[ResolvedRequest], count: int
-) -> list[list[int]]:
-    """Return each request's candidates; those of requests without any are retrieved, seen items left out."""
-    needed = [number for number, request in enumerate(requests) if request.candidates is None]
-    candidates = [request.candidates or [] for request in requests]
-    if not needed:
-        return candidates
-    retrieved = ranker.retrieve(users.take(needed), count).item_indices.tolist()
-    for number, row in zip(needed, retrieved, strict=True):
-        candidates[number] = [index for index in row if index > 0]
-        if not candidates[number]:
-            raise DataError("the history holds every item of the catalogue; there is nothing left to recommend")
-    return candidates
-
-
 def _response(request: ResolvedRequest, result: Any) -> dict[str, Any]:
     """Return a request's response as values for JSON, from the result of the pipeline."""
     if isinstance(result, dict):
@@ -499,7 +529,7 @@ def _holds_text(requests: Sequence[Any]) -> bool:
     return any(isinstance(request, str) for request in requests)
 
 
-def _further_keys(request: Any) -> dict[str, Any]:
+def further_keys(request: Any) -> dict[str, Any]:
     """Return what a request holds beside its own keys.
 
     Raises:

@@ -131,6 +131,17 @@ class ModelRanker(ABC):
             DataError: when a catalogue index is out of range.
         """
 
+    def tokens_read(
+        self, histories: Sequence[Sequence[int]], candidates: Sequence[Sequence[int]] | None = None
+    ) -> list[int]:
+        """Return how many tokens the LLM reads of each user in one pass: prompt, and titles where it scores them.
+
+        Args:
+            histories: B lists of catalogue indices in time order.
+            candidates: B lists of candidates; None to tell what `retrieve` reads.
+        """
+        return [0] * len(histories)
+
     @torch.no_grad()
     def retrieve(self, users: UserBatch, top_k: int, exclude: Tensor | None = None) -> RetrievalOutput:
         """Return the candidates that are worth scoring: the backbone's best, without what the user has seen.
@@ -281,6 +292,19 @@ class TitleLikelihood(ModelRanker):
         prior = self._without(context, users, candidates, len(totals)).to(scores)
         calibrated = torch.where(scores.isneginf(), scores, scores - prior)
         return RankerScores(calibrated, {"likelihood": scores, "likelihood_without": prior})
+
+    def tokens_read(
+        self, histories: Sequence[Sequence[int]], candidates: Sequence[Sequence[int]] | None = None
+    ) -> list[int]:
+        """Return the tokens of prompts and of the titles that are scored after them; none are read to retrieve."""
+        if candidates is None:
+            return super().tokens_read(histories)
+        counts = []
+        for history, row in zip(histories, candidates, strict=True):
+            prompt = self.processor.encode_prompt(history, row)
+            answers = (self.processor.answer_tokens(index, prompt.title_limit) for index in row)
+            counts.append(len(prompt.tokens) + sum(map(len, answers)))
+        return counts
 
     def _without(
         self, context: Context, users: UserBatch, candidates: Sequence[Sequence[int]], num_permutations: int

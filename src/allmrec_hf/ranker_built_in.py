@@ -31,22 +31,32 @@ def compared_rankers(config: Any) -> list[str]:
     return [name for name in rankers_of(config) if name != LetterRanker.kind or name in (config.rankers or {})]
 
 
-def build_ranker(name: str | None, model: ALLMRecModel, processor: ALLMRecProcessor) -> ModelRanker:
-    """Return a ranker of a checkpoint.
+def ranker_class(name: str | None, config: Any) -> type[ModelRanker]:
+    """Return the class of a ranker that a checkpoint with this configuration has.
 
     Args:
         name: One of `RANKERS`; the checkpoint's own choice (`config.ranker`) where not given.
-        model: The model.
-        processor: Its processor.
+        config: The configuration.
 
     Raises:
         CheckpointError: when the name is unknown, or the checkpoint lacks what the ranker needs.
     """
-    name = name or model.config.ranker
-    kind, known = RANKERS.get(name), ", ".join(rankers_of(model.config))
+    name = name or config.ranker
+    kind, known = RANKERS.get(str(name)), ", ".join(rankers_of(config))
     if kind is None:
         raise CheckpointError(f"unknown ranker {name!r}; this checkpoint has {known}")
-    reason = kind.lacks(model.config)
+    reason = kind.lacks(config)
     if reason is not None:
         raise CheckpointError(f"this checkpoint has no ranker {name!r} ({reason}); it has {known}")
-    return kind(model, processor)
+    return kind
+
+
+def build_ranker(name: str | None, model: ALLMRecModel, processor: ALLMRecProcessor) -> ModelRanker:
+    """Return a ranker of a checkpoint; see `ranker_class`.
+
+    Args:
+        name: One of `RANKERS`; the checkpoint's own choice where not given.
+        model: The model.
+        processor: Its processor.
+    """
+    return ranker_class(name, model.config)(model, processor)

@@ -140,6 +140,14 @@ class Fusion(CatalogueRanker):
         missing = "its weights are not fitted: allmrec train --stage rank"
         return None if "fusion" in (config.rankers or {}) else missing
 
+    def tokens_read(
+        self, histories: Sequence[Sequence[int]], candidates: Sequence[Sequence[int]] | None = None
+    ) -> list[int]:
+        """Return the most tokens that a part reads of each user."""
+        parts = [*self.parts.whole, *([] if candidates is None else self.parts.listed)]
+        counts = [super().tokens_read(histories), *(part.tokens_read(histories, candidates) for part in parts)]
+        return [max(of_user) for of_user in zip(*counts, strict=True)]
+
     def _gates(self) -> Tensor:
         return gates(self.model.item_table.interaction_counts.float(), self.pivot)
 

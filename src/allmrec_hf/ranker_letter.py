@@ -99,6 +99,18 @@ class LetterRanker(ModelRanker):
         scores = (total / num_permutations).masked_fill(items == 0, float("-inf"))
         return RankerScores(scores, {self.kind: scores})
 
+    def tokens_read(
+        self, histories: Sequence[Sequence[int]], candidates: Sequence[Sequence[int]] | None = None
+    ) -> list[int]:
+        """Return the tokens of prompts; none are read to retrieve."""
+        if candidates is None:
+            return super().tokens_read(histories)
+        prompts = (
+            self.processor.encode_prompt(history, sorted(set(row)), letters=self.template)
+            for history, row in zip(histories, candidates, strict=True)
+        )
+        return [len(prompt.tokens) for prompt in prompts]
+
     def _log_probabilities(self, users: UserBatch, orders: Sequence[Sequence[int]]) -> Tensor:
         """Return `(B, letters)` log-probabilities of letters, of each user's among those that the prompt holds."""
         batch = self.processor.letter_batch(users.histories, orders, self.template).to(self.model.device)

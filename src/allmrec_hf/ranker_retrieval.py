@@ -102,6 +102,12 @@ class RetrievalRanker(CatalogueRanker):
     def _run(self, keep: int, **inputs: Tensor) -> Tensor:
         return last_states(self.decoder, keep, **inputs)
 
+    def tokens_read(
+        self, histories: Sequence[Sequence[int]], candidates: Sequence[Sequence[int]] | None = None
+    ) -> list[int]:
+        """Return the tokens of users' prompts, the learned one included, whatever the candidates."""
+        return [len(self.user_prompt(history).tokens) + 1 for history in histories]
+
     @property
     def width(self) -> int:
         """The width of the space in which users and items are compared."""

@@ -535,3 +535,39 @@ def test_an_llm_option_that_cannot_work_is_refused_before_anything_is_trained(sm
     for option, value in (("--llm.dtype", "int8"), ("--llm.device-map", "nonsense"), ("--llm.device-map", "cuda:99")):
         assert value in refused("train", *given, option, value)
         assert not (tmp_path / "run").exists()
+
+
+# -- many users
+
+
+def test_recommend_takes_a_parquet_file_of_users(finished_run, tmp_path):
+    users = pl.DataFrame({"user_id": [1, 2, 3], "history": [["M0001", "M0002"], ["X1"], ["M0003", "X2"]]})
+    users.write_parquet(tmp_path / "users.parquet")
+    command = ("recommend", "--model", finished_run, "--users", tmp_path / "users.parquet", "--top-k", 3)
+    assert "--users needs --output" in refused(*command)
+    shown = succeeded(*command, "--output", tmp_path / "found.parquet", "--rows-per-part", 2)
+    assert shown.stdout.startswith("3 users, 1 without recommendations")
+    found = pl.read_parquet(tmp_path / "found.parquet")
+    alone = json.loads(succeeded(*command[:3], "--history", "M0001,M0002", "--top-k", 3, "--json").stdout)
+    for row, one in zip(found["recommendations"][0], alone["recommendations"], strict=True):
+        assert (row["item_id"], row["title"], row["rank"]) == (one["item_id"], one["title"], one["rank"])
+        assert row["score"] == pytest.approx(one["score"], abs=1e-3)
+    assert found["unknown_history"].to_list() == [[], [], ["X2"]]
+    assert "none of the 1 history items" in found["reason"][1]
+    assert "is there already" in refused(*command, "--output", tmp_path / "found.parquet")
+    report = succeeded(*command, "--output", tmp_path / "found.parquet", "--overwrite", "--json").stdout
+    assert json.loads(report)["without_recommendations"] == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--users", "u.parquet", "--requests", "r.jsonl"), "give one of them"),
+        (("--users", "u.parquet", "--history", "M0001"), "--users holds the histories"),
+        (("--history", "M0001", "--engine", "ray"), "are for --users"),
+        (("--users", "u.parquet", "--output", "o.parquet", "--workers", 2), "--workers is for --engine ray"),
+        (("--users", "u.parquet", "--output", "o.parquet"), "u.parquet is no file"),
+    ],
+)
+def test_options_of_many_users_that_do_not_fit_are_refused(arguments, message):
+    assert message in refused("recommend", "--model", "nothing", *arguments)

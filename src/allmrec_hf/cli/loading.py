@@ -116,6 +116,38 @@ def named_llm(llm: str | None, gguf_file: str | None) -> str | None:
     return "/".join(part for part in split_gguf(llm, gguf_file) if part is not None)
 
 
+@contextlib.contextmanager
+def checkpoint_of_all_stages(model: str | None) -> Iterator[str]:
+    """Give the folder or Hub id of a checkpoint that can recommend; errors of its loading say which one it is.
+
+    Args:
+        model: Folder, Hub id or `demo`; the default one where None.
+
+    Raises:
+        CheckpointError: when there is none, it is of another kind, or it is not trained to stage 2.
+    """
+    from .. import DEFAULT_MODEL_VARIABLE, DEMO_CHECKPOINT
+    from ..configuration_allmrec import ALLMRecConfig
+    from ..errors import CheckpointError
+
+    name = model or os.environ.get(DEFAULT_MODEL_VARIABLE, DEMO_CHECKPOINT)
+    with checkpoint_errors(name):
+        path = located_checkpoint(name)
+        kind = checkpoint_type(path)
+        if kind is None:
+            raise CheckpointError(f"{name} has no config.json that names a model type; give the folder of a whole run")
+        if kind != ALLMRecConfig.model_type:
+            raise CheckpointError(
+                f"{name} is {an(kind)} model; only an A-LLMRec model can recommend, explain and take new items: give "
+                "the folder of a run with all stages"
+            )
+        if ALLMRecConfig.from_pretrained(path).llm_dim is None:
+            raise CheckpointError(
+                f"{name} is trained to stage 1 only; run `allmrec train --stage project` into the same folder first"
+            )
+        yield path
+
+
 def load_pipeline(
     model: str | None,
     llm: str | None = None,
@@ -139,27 +171,10 @@ def load_pipeline(
     """
     from transformers import pipeline
 
-    from .. import DEFAULT_MODEL_VARIABLE, DEMO_CHECKPOINT
-    from ..configuration_allmrec import ALLMRecConfig
-    from ..errors import CheckpointError
     from ..modeling_allmrec import ALLMRecModel
     from ..processing_allmrec import ALLMRecProcessor
 
-    name = model or os.environ.get(DEFAULT_MODEL_VARIABLE, DEMO_CHECKPOINT)
-    with checkpoint_errors(name):
-        path = located_checkpoint(name)
-        kind = checkpoint_type(path)
-        if kind is None:
-            raise CheckpointError(f"{name} has no config.json that names a model type; give the folder of a whole run")
-        if kind != ALLMRecModel.config_class.model_type:
-            raise CheckpointError(
-                f"{name} is {an(kind)} model; only an A-LLMRec model can recommend, explain and take new items: give "
-                "the folder of a run with all stages"
-            )
-        if ALLMRecConfig.from_pretrained(path).llm_dim is None:
-            raise CheckpointError(
-                f"{name} is trained to stage 1 only; run `allmrec train --stage project` into the same folder first"
-            )
+    with checkpoint_of_all_stages(model) as path:
         given: dict[str, Any] = {
             "text_encoder": text_encoder,
             "trust_remote_code": trust_remote_code,

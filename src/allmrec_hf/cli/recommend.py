@@ -23,6 +23,15 @@ from .loading import (
     located_checkpoint,
     named_llm,
 )
+from .many_users import (
+    EngineOption,
+    MaxTokensOption,
+    OverwriteOption,
+    RowsPerPartOption,
+    UsersOption,
+    WorkersOption,
+    recommend_for_users,
+)
 from .options import (
     ColumnOption,
     ConfigOption,
@@ -85,7 +94,10 @@ def recommend(
         Path | None,
         typer.Option(help="Many requests instead: a JSON object a line, with history or titles; see below."),
     ] = None,
-    output: Annotated[Path | None, typer.Option(help="Write the results of --requests here, a line each.")] = None,
+    users: UsersOption = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Write the results of --requests here, a line each; of --users as parquet.")
+    ] = None,
     on_error: Annotated[
         OnError, typer.Option(help="A request that cannot be served stops the command, or its error is its result.")
     ] = "raise",
@@ -94,7 +106,14 @@ def recommend(
         str | None, typer.Option(help="What ranks, such as fusion; the checkpoint's own choice if not given.")
     ] = None,
     num_permutations: PermutationsOption = 1,
-    batch_size: Annotated[int, typer.Option(min=1, help="Requests that the LLM reads at once, with --requests.")] = 16,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Requests that the LLM reads at once, with --requests or --users.")
+    ] = 16,
+    max_tokens_per_batch: MaxTokensOption = None,
+    engine: EngineOption = "local",
+    workers: WorkersOption = None,
+    rows_per_part: RowsPerPartOption = 2048,
+    overwrite: OverwriteOption = False,
     llm: LlmOption = None,
     gguf_file: GgufFileOption = None,
     allow_other_llm: OtherLlmOption = False,
@@ -107,6 +126,10 @@ def recommend(
     A line of --requests may hold `history` or `titles`, `candidates` or `candidate_titles`, and keys of your own, such
     as `user_id`, which its result repeats. Its result holds `recommendations`, or with --on-error return `error`.
 
+    A row of --users may hold the same as columns. The rows of its result stand in the same order, with your own
+    columns, `recommendations`, and where these are missing or items of the history are unknown a `reason`. A run that
+    was killed goes on where it was when the same command is given again.
+
     **Examples**
 
     `allmrec recommend --model runs/games --history B0001,B0002,B0003`
@@ -116,20 +139,40 @@ def recommend(
     `allmrec recommend --model runs/films --titles "Toy Story (1995)" --titles "Heat (1995)"`
 
     `allmrec recommend --model runs/games --requests users.jsonl --output found.jsonl --on-error return`
+
+    `allmrec recommend --model runs/games --users users.parquet --output found.parquet --max-tokens-per-batch 16384`
     """
     with user_errors():
         from ..errors import DataError
 
-        if requests is not None and (history is not None or titles or candidates is not None or candidate_titles):
-            raise DataError("--requests holds the histories and candidates of all requests; leave the others out")
-        if output is not None and requests is None:
-            raise DataError("--output is for the results of --requests")
+        many = [name for name, given in (("--requests", requests), ("--users", users)) if given is not None]
+        if len(many) > 1:
+            raise DataError("--requests and --users are two forms of the same; give one of them")
+        if many and (history is not None or titles or candidates is not None or candidate_titles):
+            raise DataError(f"{many[0]} holds the histories and candidates of all requests; leave the others out")
+        if output is not None and not many:
+            raise DataError("--output is for the results of --requests or --users")
+        if users is None and (engine != "local" or workers is not None or overwrite):
+            raise DataError("--engine, --workers and --overwrite are for --users")
+        if workers is not None and engine != "ray":
+            raise DataError("--workers is for --engine ray")
         if requests is not None and not requests.is_file():
             raise DataError(f"{requests} is no file; give JSON lines, one request each")
-        if requests is None and history is None and not titles:
-            raise DataError("the history is empty; give --history ID,ID,..., --titles TITLE or --requests FILE")
-        settings: dict[str, Any] = {"top_k": top_k, "num_permutations": num_permutations, "on_error": on_error}
-        settings["ranker"] = ranker
+        if not many and history is None and not titles:
+            raise DataError(
+                "the history is empty; give --history ID,ID,..., --titles TITLE, --requests or --users FILE"
+            )
+        settings: dict[str, Any] = {"top_k": top_k, "num_permutations": num_permutations, "ranker": ranker}
+        settings["max_tokens_per_batch"] = max_tokens_per_batch
+        if users is not None:
+            loading = {"llm": named_llm(llm, gguf_file), "trust_remote_code": trust_remote_code}
+            loading["allow_other_llm"] = allow_other_llm
+            settings["batch_size"] = batch_size
+            recommend_for_users(
+                users, output, model, loading, settings, engine, workers, rows_per_part, overwrite, json_output
+            )
+            return
+        settings["on_error"] = on_error
         if requests is not None:
             pipe = load_pipeline(model, named_llm(llm, gguf_file), None, trust_remote_code, allow_other_llm)
             _recommend_all(pipe, requests, output, batch_size, settings)
