@@ -18,7 +18,7 @@ _ENTRIES = (pl.String, pl.Categorical, pl.Enum)
 
 
 class UsersFile:
-    """Rows of users: `history` or `titles`, maybe `candidates` or `candidate_titles`, options such as `top_k`, and own columns.
+    """Rows of users: what a request holds (`history` or `titles`, candidates, options), and columns of your own.
 
     Args:
         path: A parquet file, or a folder of parquet files, which are read in the order of their names.
