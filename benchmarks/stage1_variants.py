@@ -43,7 +43,6 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "mse, 1e-3": (PAPER, FAST),
     "infonce, 1e-3": ({**PAPER, "matching_loss": "infonce"}, FAST),
     "mse and half decoded, 1e-3": ({**PAPER, **SOFTMAX}, FAST),
-    "infonce and half decoded, 1e-3": ({**PAPER, **SOFTMAX, "matching_loss": "infonce"}, FAST),
     "mse and half decoded, whitened texts, 1e-3": ({**PAPER, **SOFTMAX}, FAST),
 }
 

@@ -32,7 +32,7 @@ from .trained import target_counts
 
 TEXTS_AT_ONCE = 64
 CHECKED_TEXTS = 16  # of a table that is given, encoded again
-COMPARED_NUMBERS = 2**24  # of the items' vectors that all users of a batch are compared with
+COMPARED_NUMBERS = 2**22  # of the items' vectors that all users of a batch are compared with
 LEAST_COMPARED = 64
 TABLE_TOLERANCE = 0.05  # of a row's length: encoders in half precision round differently in other batches
 
@@ -241,7 +241,10 @@ class AlignmentModule(nn.Module):
         texts = self.text_embeddings(pool[chosen])
         rows = self.cf_encoder.item_embeddings[pool]
         rows = rows.index_copy(0, chosen, self.aligner.decode_items(self.aligner.encode_texts(texts)).to(rows.dtype))
-        scores = self.cf_encoder.score_vectors(users.unsqueeze(1), rows.unsqueeze(0))
+        if type(self.cf_encoder).score_vectors is CFEncoder.score_vectors:  # dot products
+            scores = users @ rows.T
+        else:
+            scores = self.cf_encoder.score_vectors(users.unsqueeze(1), rows.unsqueeze(0))
         return F.cross_entropy(scores, torch.searchsorted(pool, targets))
 
 
