@@ -9,6 +9,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "allmrec_hf"
 LAYERS = [
     {
         "errors",
+        "endpoint_handler",
         "durations",
         "ranking",
         "files",

@@ -58,7 +58,7 @@ def same_weights(first, second):
 def test_exported_code_is_closed_and_holds_nothing_more_than_needed(tmp_path):
     tiny_model().save_pretrained(tmp_path, include_llm=True, export_code=True)
     modules = {path.stem for path in tmp_path.glob("*.py")}
-    imported = {"allmrec_remote"}
+    imported = {"allmrec_remote", "handler"}
     for path in tmp_path.glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ImportFrom) and node.level:
@@ -69,7 +69,7 @@ def test_exported_code_is_closed_and_holds_nothing_more_than_needed(tmp_path):
     assert modules == imported
     assert "cf_sasrec" in modules
     assert not modules & {"ranking", "losses"}
-    for name in modules - {"allmrec_remote"}:
+    for name in modules - {"allmrec_remote", "handler"}:
         assert (tmp_path / f"{name}.py").read_bytes() == (PACKAGE / f"{name}.py").read_bytes()
 
 
@@ -129,7 +129,8 @@ def test_light_save_removes_what_the_checkpoint_carried_before_and_nothing_else(
     stranger = tiny_model(base_model_name_or_path=str(saved_llm))
     stranger.save_pretrained(folder)
     assert names(folder) == {
-        "README.md", "allmrec_remote.py", "config.json", "model.safetensors", "notes.py", "run.json"
+        "README.md", "allmrec_remote.py", "config.json", "handler.py", "model.safetensors", "notes.py",
+        "requirements.txt", "run.json"
     }  # fmt: skip
     assert not (folder / "language_model").exists()
     assert AutoModel.from_pretrained(folder).language_model is not None

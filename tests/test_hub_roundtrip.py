@@ -145,7 +145,7 @@ def test_shim_loads_without_the_import(through_shim, expected):
 
 def test_shim_survives_saving_what_it_loaded(through_shim, folder):
     assert readable_files(through_shim[1]) == readable_files(folder)
-    assert {path.name for path in through_shim[1].glob("*.py")} == {"allmrec_remote.py"}
+    assert {path.name for path in through_shim[1].glob("*.py")} == {"allmrec_remote.py", "handler.py"}
 
 
 # -- the Hub
@@ -196,7 +196,15 @@ def test_pushed_parts_make_a_light_checkpoint_on_its_branch(pushed):
     files = pushed.files("me/light", "tested")
     assert pushed.repos["model", "me/light"].private
     assert not any(name.startswith("language_model/") for name in files)
-    assert {"README.md", "config.json", "model.safetensors", "items.parquet", "allmrec_remote.py"} <= set(files)
+    assert {
+        "README.md",
+        "config.json",
+        "model.safetensors",
+        "items.parquet",
+        "allmrec_remote.py",
+        "handler.py",
+        "requirements.txt",
+    } <= set(files)
     assert b"base_model: me/llm" in files["README.md"]
 
 
@@ -204,7 +212,7 @@ def test_pushed_pipeline_keeps_the_card_and_replaces_an_earlier_push(pushed):
     first, second = list(pushed.repos["model", "me/piped"].commits.values())[1:]
     assert {"language_model/model.safetensors", "modeling_allmrec.py"} <= set(first)
     assert not any(name.startswith("language_model/") for name in second)
-    assert [name for name in second if name.endswith(".py")] == ["allmrec_remote.py"]
+    assert [name for name in second if name.endswith(".py")] == ["allmrec_remote.py", "handler.py"]
     assert second["README.md"] == b"# By hand\n"
 
 

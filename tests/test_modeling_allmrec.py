@@ -190,7 +190,9 @@ def test_light_checkpoint_holds_no_llm_weight(checkpoint):
         "README.md",
         "allmrec_remote.py",
         "config.json",
+        "handler.py",
         "model.safetensors",
+        "requirements.txt",
     }
 
 

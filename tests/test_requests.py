@@ -11,7 +11,8 @@ import pytest
 import torch
 from datasets import Dataset
 
-from allmrec_hf import DataError, ItemCatalog, RecommendationPipeline
+from allmrec_hf import ALLMRecError, DataError, ItemCatalog, RecommendationPipeline
+from allmrec_hf.errors import UnknownItemsError
 from allmrec_hf.explaining.explanation import explain, require_items
 from allmrec_hf.item_lookup import find_items
 from tests.tiny import tiny_model, tiny_processor
@@ -290,3 +291,68 @@ def test_retrieval_leaves_out_the_whole_history_though_the_model_reads_its_end(r
     batch = processor_short([history], [[36, 37]])
     assert "seen_ids" not in batch  # a prompt's tensors are what score and generate take
     assert model.score(**batch).shape == (1, 2)
+
+
+# -- options of a request, responses
+
+
+def test_a_request_may_bring_its_own_options(recommend):
+    requests = [
+        {"history": [1, 2], "top_k": 1},
+        {"history": [1, 2], "ranker": "cf", "top_k": np.int64(4)},
+        {"history": [1, 2], "num_candidates": 3, "num_permutations": 2},
+        {"history": [1, 2], "ranker": None, "top_k": None},
+    ]
+    options = [{"top_k": 1}, {"ranker": "cf", "top_k": 4}, {"num_candidates": 3, "num_permutations": 2}, {}]
+    together = recommend(requests, top_k=2, batch_size=4)
+    for found, given in zip(together, options, strict=True):
+        expected = recommend({"history": [1, 2]}, **{"top_k": 2, **given})
+        assert [row["item_id"] for row in found] == [row["item_id"] for row in expected]
+        assert [row["score"] for row in found] == pytest.approx([row["score"] for row in expected], abs=1e-4)
+        assert not {"top_k", "ranker", "num_candidates", "num_permutations"} & set(found[0])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"top_k": 0}, "top_k must be a whole number"),
+        ({"num_candidates": "5"}, "num_candidates must be a whole number"),
+        ({"num_permutations": True}, "num_permutations must be a whole number"),
+        ({"ranker": 3}, "ranker must be the name of a ranker"),
+        ({"ranker": "other"}, "unknown ranker 'other'"),
+        ({"topk": 3}, "is 'top_k' meant"),
+    ],
+)
+def test_wrong_options_of_a_request_are_refused(recommend, options, message):
+    with pytest.raises(ALLMRecError, match=message):
+        recommend({"history": [1, 2], **options})
+    bad, good = recommend([{"history": [1, 2], "u": 1, **options}, {"history": [1, 2]}], on_error="return", top_k=1)
+    assert message in bad["error"]
+    assert bad["u"] == 1
+    assert len(good) == 1
+
+
+def test_a_response_says_what_was_left_out(recommend):
+    request = {"history": [1, "nowhere", 2], "user_id": "u", "ranker": "cf"}
+    with pytest.warns(UserWarning, match="left out"):
+        rows = recommend(request, top_k=2)
+    found = recommend.respond(request, top_k=2)
+    assert found["unknown_history"] == ["nowhere"]
+    assert found["user_id"] == "u"
+    assert [row["item_id"] for row in found["recommendations"]] == [row["item_id"] for row in rows]
+    assert set(found["recommendations"][0]) == {"item_id", "title", "score", "rank", "parts"}
+    assert recommend.respond([request], top_k=2) == [found]
+    assert recommend.respond([]) == []
+    failed, _ = recommend.respond([{"history": [10**9], "user_id": "v"}, request], on_error="return")
+    assert set(failed) == {"user_id", "error"}
+
+
+def test_unknown_items_are_told_as_data(recommend):
+    unknown = [f"x{number}" for number in range(7)]
+    for key in ("candidates", "candidate_titles"):
+        with pytest.raises(UnknownItemsError) as told:
+            recommend.resolve({"history": [1, 2], key: unknown})
+        assert (told.value.field, told.value.items) == (key, unknown)
+    with pytest.raises(UnknownItemsError) as told:
+        recommend.resolve({"titles": unknown})
+    assert (told.value.field, told.value.items) == ("titles", unknown)

@@ -15,6 +15,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from .endpoint_handler import write_endpoint_files
 from .errors import CheckpointError
 from .files import written_whole
 from .hub_upload import escape, upload
@@ -112,7 +113,7 @@ def update_json(path: Path, changes: dict[str, Any]) -> None:
 def write_checkpoint_code(
     directory: Path, export_code: bool, cf_class: type, values: Mapping[str, Any] | None = None
 ) -> None:
-    """Write the entry module, and name it in `config.json`.
+    """Write the entry module, named in `config.json`, and the handler of Inference Endpoints.
 
     Args:
         directory: A folder with `config.json`.
@@ -131,6 +132,7 @@ def write_checkpoint_code(
         for name in needed_modules(classes):
             shutil.copyfile(Path(__file__).parent / f"{name}.py", directory / f"{name}.py")
     (directory / f"{ENTRY_MODULE}.py").write_text(entry, encoding="utf-8")
+    write_endpoint_files(directory, export_code)
     update_json(
         directory / "config.json",
         {

@@ -132,3 +132,22 @@ def test_data_whose_source_is_a_path_are_not_pushed(small_data, monkeypatch):
     )
     with pytest.raises(ALLMRecError, match=r"name paths of this machine .*dataset.json"):
         told.push_to_hub("me/data")
+
+
+@pytest.mark.parametrize("named", [False, True], ids=["as it is", "parts named on the Hub"])
+def test_a_checkpoint_without_a_handler_gets_one_in_what_is_uploaded(fake_hub, run, tmp_path, named):
+    folder = run
+    if not named:
+        folder = tmp_path / "whole"
+        tiny_processor().save_pretrained(folder)
+        tiny_model().save_pretrained(folder, include_llm=True)
+    for name in ("handler.py", "requirements.txt"):
+        (folder / name).unlink()
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    pushed = push(fake_hub, folder, **({"llm_id": "me/llm", "text_encoder_id": "me/te"} if named else {}))
+    assert b"EndpointHandler" in pushed["handler.py"]
+    assert pushed["requirements.txt"] == b"allmrec-hf\n"
+    assert pushed["model.safetensors"] == before["model.safetensors"]
+    assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
+    if not named:
+        assert pushed["README.md"] == before["README.md"]

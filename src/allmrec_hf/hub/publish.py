@@ -38,6 +38,7 @@ TOP_LEVEL_PATTERNS = (
     "model-*-of-*.safetensors",
     "model.safetensors.index.json",
     "*.py",
+    "requirements.txt",
 )
 SUBFOLDERS = ("text_encoder", "language_model")
 SUBFOLDER_SUFFIXES = (".json", ".safetensors", ".txt", ".model", ".jinja", ".md", ".py")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint_code import generated_card, update_json
+from ..endpoint_handler import HANDLER_FILE, write_endpoint_files
 from ..errors import ALLMRecError, CheckpointError
 from ..gguf_files import split_gguf
 from ..modeling_allmrec import ALLMRecModel
@@ -74,7 +75,8 @@ def shareable(directory: Path, files: Sequence[str], sharing: Sharing) -> Iterat
     config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
     is_ours = isinstance(config, dict) and config.get("model_type") == "a-llmrec"
     known = [str(directory), str(directory.resolve()), *local_parts(directory).values(), *_paths_of_the_run(directory)]
-    if not is_ours or sharing == Sharing():
+    has_handler = (directory / HANDLER_FILE).exists()
+    if not is_ours or (sharing == Sharing() and has_handler):
         check_no_local_parts(directory, _REMEDIES)
         check_no_machine_paths(directory, files, known)
         yield directory
@@ -88,7 +90,10 @@ def shareable(directory: Path, files: Sequence[str], sharing: Sharing) -> Iterat
         folder = Path(temporary)
         for name in files:
             _link(directory / name, folder / name)
-        _change(directory, folder, config, sharing)
+        if sharing != Sharing():
+            _change(directory, folder, config, sharing)
+        if not has_handler:  # of a version before there was one
+            write_endpoint_files(folder, bool(config.get("code_exported")))
         copied = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
         check_no_machine_paths(folder, copied, known)
         yield folder
