@@ -61,10 +61,12 @@ def test_an_addition_can_be_repeated_but_not_changed(client):
         ([{"item_id": "a", "title": "x" * 1001}], "items.0.title"),
         ([{"item_id": "a", "title": 3}], "items.0.title"),
         ([{"item_id": "a", "title": "b", "year": [1]}], "items.0.year"),
+        ([{"item_id": 1.5, "title": "b"}], "items.0.item_id"),
+        ([{"item_id": 10**30, "title": "b"}], "items.0.item_id"),
         ([{"item_id": "a", "title": "b", **{f"f{n}": n for n in range(51)}}], "items.0"),
         ([{"item_id": "a", "title": "b"}] * 1001, "items"),
     ],
-    ids=range(10),
+    ids=range(12),
 )
 def test_the_wrong_field_of_an_item_is_named(client, items, field):
     assert add(client, *items, status=422)["error"]["fields"][0]["field"] == field
@@ -132,7 +134,7 @@ def test_readers_see_additions_whole_while_they_are_made(service):
         readers = [threading.Thread(target=read) for _ in range(3)]
         for reader in readers:
             reader.start()
-        for number in range(15):
+        for number in range(8):
             add(
                 client, {"item_id": f"A{number}", "title": f"Added {number}"}, {"item_id": f"B{number}", "title": "Too"}
             )
@@ -140,9 +142,9 @@ def test_readers_see_additions_whole_while_they_are_made(service):
         for reader in readers:
             reader.join()
         assert failures == []
-        assert set(seen) <= set(range(500, 531, 2))
+        assert set(seen) <= set(range(500, 517, 2))
         assert len(set(seen)) > 1
-        assert client.get("/v1/models").json()["models"][0]["items"] == 1030
+        assert client.get("/v1/models").json()["models"][0]["items"] == 1016
 
 
 def test_a_model_without_its_text_encoder_takes_no_items(service):
@@ -166,7 +168,7 @@ ADDITIONS = [[{"item_id": f"I{number}", "title": "x" * number}] for number in ra
 
 def test_every_cut_of_a_journal_keeps_what_was_whole(tmp_path):
     path = tmp_path / "items.jsonl"
-    journal_of(path, *ADDITIONS[:3])
+    journal_of(path, *ADDITIONS[:2])
     whole = path.read_bytes()
     ends = [place + 1 for place, byte in enumerate(whole) if byte == ord("\n")]
     for cut in range(len(whole) + 1):

@@ -124,6 +124,22 @@ def test_requests_are_answered_while_a_model_is_loaded_anew(place):
     assert "M0001" not in json.dumps(service.log)
 
 
+def test_a_client_that_goes_stops_what_it_asked_for(place):
+    """An explanation of many passes is begun, its client goes, and the next request is answered long before its end."""
+    service = place.service
+    body = {"history": [f"M{number:04}" for number in range(1, 31)], "item": "M0500", "gradient_steps": 64}
+    started = time.monotonic()
+    service.post("v1/explain", **body).raise_for_status()
+    whole = time.monotonic() - started
+    with pytest.raises(requests.Timeout):
+        requests.post(f"{service.url}/v1/explain", json=body, timeout=whole / 10)
+    started = time.monotonic()
+    service.post("v1/recommend", history=["M0001"], ranker="cf").raise_for_status()
+    assert time.monotonic() - started < whole / 2
+    gone = [line for line in service.log if isinstance(line, dict) and line.get("status") == 499]
+    assert [line["route"] for line in gone] == ["/v1/explain"]
+
+
 def test_two_services_do_not_share_a_state(place):
     told = refused("serve", "--model", "demo", "--port", 0, "--state", place.state)
     assert "another service uses the folder" in told

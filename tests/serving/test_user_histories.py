@@ -221,6 +221,7 @@ def test_a_shop_posts_events_and_asks_for_a_user(client):
         ({"user_id": 3, "item_id": "a"}, "events.0.user_id"),
         ({"user_id": "u", "item_id": None}, "events.0.item_id"),
         ({"user_id": "u", "item_id": " "}, "events.0.item_id"),
+        ({"user_id": "u", "item_id": 1.5}, "events.0.item_id"),
         ({"user_id": "u", "item_id": "a", "timestamp": -1}, "events.0.timestamp"),
         ({"user_id": "u", "item_id": "a", "timestamp": 1e18}, "events.0.timestamp"),
         ({"user_id": "u", "item_id": "a", "timestamp": "now"}, "events.0.timestamp"),

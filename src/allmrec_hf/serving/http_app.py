@@ -7,12 +7,13 @@ import contextlib
 from collections.abc import AsyncIterator, Coroutine
 from typing import Annotated, Any, TypeVar
 
-from fastapi import Depends, FastAPI, Path, Query, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, Path, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 
 from .._version import __version__
+from ..errors import DataError
 from .bearer_tokens import BearerTokens
 from .http_envelope import RequestEnvelope, error_response
 from .recommender_service import RecommenderService
@@ -34,7 +35,7 @@ from .schemas import (
     SimilarRequest,
     SimilarResponse,
 )
-from .service_errors import ServiceError, of_validation
+from .service_errors import ServiceError, of_request, of_validation
 from .service_metrics import CONTENT_TYPE
 
 MAX_BODY = 2**20
@@ -89,7 +90,6 @@ def create_app(
         docs_url=None,  # the page would load scripts from elsewhere
         redoc_url=None,
         responses=_REFUSALS,
-        dependencies=[Depends(HTTPBearer(auto_error=False))],  # for the OpenAPI; the envelope checks
     )
     app.add_middleware(
         RequestEnvelope,
@@ -108,6 +108,10 @@ def create_app(
     async def not_served(request: Request, error: ServiceError) -> Response:
         return error_response(error, request.state.request_id)
 
+    @app.exception_handler(DataError)
+    async def no_request(request: Request, error: DataError) -> Response:
+        return error_response(of_request(error), request.state.request_id)
+
     @app.exception_handler(HTTPException)
     async def refused(request: Request, error: HTTPException) -> Response:
         told = ServiceError(error.status_code, _KINDS.get(error.status_code, "bad_request"), str(error.detail))
@@ -115,14 +119,17 @@ def create_app(
         response.headers.update(error.headers or {})
         return response
 
-    _add_recommendations(app, service)
-    _add_items(app, service)
-    _add_users(app, service)
-    _add_operation(app, service)
+    guarded = APIRouter(dependencies=[Depends(HTTPBearer(auto_error=False))])  # for the OpenAPI; the envelope checks
+    _add_recommendations(guarded, service)
+    _add_items(guarded, service)
+    _add_users(guarded, service)
+    _add_models(guarded, service)
+    app.include_router(guarded)
+    _add_health(app, service)
     return app
 
 
-def _add_recommendations(app: FastAPI, service: RecommenderService) -> None:
+def _add_recommendations(app: APIRouter, service: RecommenderService) -> None:
     @app.post("/v1/recommend", response_model_exclude_none=True)
     async def recommend(request: Request, body: RecommendRequest) -> RecommendResponse:
         """Recommend items after a history: retrieved from the catalogue, or the best of given candidates."""
@@ -144,7 +151,7 @@ def _add_recommendations(app: FastAPI, service: RecommenderService) -> None:
         return await _until_gone(request, service.explain(body))
 
 
-def _add_items(app: FastAPI, service: RecommenderService) -> None:
+def _add_items(app: APIRouter, service: RecommenderService) -> None:
     @app.post("/v1/items", status_code=201)
     async def add_items(body: AddItemsRequest) -> AddItemsResponse:
         """Add items by their text; when this is answered they are on the disk. It can be repeated."""
@@ -158,7 +165,7 @@ def _add_items(app: FastAPI, service: RecommenderService) -> None:
         return await service.item(item_id, model)  # type: ignore[return-value]
 
 
-def _add_users(app: FastAPI, service: RecommenderService) -> None:
+def _add_users(app: APIRouter, service: RecommenderService) -> None:
     @app.post("/v1/events", status_code=201)
     async def add_events(body: EventsRequest) -> EventsResponse:
         """Store events of users."""
@@ -175,7 +182,7 @@ def _add_users(app: FastAPI, service: RecommenderService) -> None:
         await service.forget(user_id)
 
 
-def _add_operation(app: FastAPI, service: RecommenderService) -> None:
+def _add_models(app: APIRouter, service: RecommenderService) -> None:
     @app.get("/v1/models")
     async def models() -> ModelsResponse:
         """List the models."""
@@ -189,6 +196,13 @@ def _add_operation(app: FastAPI, service: RecommenderService) -> None:
         await model.reload()
         return ModelInfo(**await asyncio.to_thread(model.info))
 
+    @app.get("/metrics", response_class=Response)
+    async def metrics() -> Response:
+        """Return counters for Prometheus."""
+        return Response(service.metrics.text(), media_type=CONTENT_TYPE)
+
+
+def _add_health(app: FastAPI, service: RecommenderService) -> None:
     @app.get("/health")
     async def health() -> dict[str, str]:
         """Tell that the process answers."""
@@ -199,11 +213,6 @@ def _add_operation(app: FastAPI, service: RecommenderService) -> None:
         """Tell whether requests can be served: models run and the store answers."""
         await service.check_ready()
         return {"status": "ready"}
-
-    @app.get("/metrics", response_class=Response)
-    async def metrics() -> Response:
-        """Return counters for Prometheus."""
-        return Response(service.metrics.text(), media_type=CONTENT_TYPE)
 
 
 async def _until_gone(request: Request, work: Coroutine[Any, Any, _Found]) -> Any:

@@ -7,7 +7,6 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-from ..values import id_text
 from .schemas import (
     AddItemsRequest,
     Event,
@@ -95,7 +94,7 @@ class RecommenderService:
         rows = [
             UserEvent(
                 event.user_id,
-                id_text(event.item_id) or str(event.item_id),
+                str(event.item_id),
                 None if event.timestamp is None else round(event.timestamp * 1000),
             )
             for event in events

@@ -4,10 +4,21 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+    StrictStr,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
-from ..values import is_missing
+from ..errors import DataError
+from ..values import id_text, is_missing
 
 MAX_HISTORY = 10_000
 MAX_CANDIDATES = 1_000
@@ -18,7 +29,10 @@ MAX_FURTHER = 50
 LATEST = 253_402_300_799  # the last second of the year 9999
 
 _Text = Annotated[StrictStr, Field(min_length=1, max_length=512)]
-ItemId = Annotated[_Text | StrictInt | StrictFloat, Field(description='Text or a number; 7, 7.0 and "7" are one id.')]
+_Int = Annotated[StrictInt, Field(ge=-(2**63), le=2**63 - 1)]
+_IdInt = Annotated[StrictInt, Field(ge=-(2**64), le=2**64)]
+_IdFloat = Annotated[StrictFloat, Field(ge=-(2**53), le=2**53)]  # beyond, neighbouring ids are one float
+ItemId = Annotated[_Text | _IdInt | _IdFloat, Field(description='Text or a number; 7, 7.0 and "7" are one id.')]
 Title = Annotated[StrictStr, Field(min_length=1, max_length=MAX_TITLE)]
 UserId = Annotated[StrictStr, Field(min_length=1, max_length=256)]
 _Ids = Annotated[list[ItemId], Field(min_length=1, max_length=MAX_HISTORY, fail_fast=True)]
@@ -145,19 +159,36 @@ class ExplainRequest(_OfUser):
         return self
 
 
-def _require_present(**texts: Any) -> None:
-    """Check that no text is one that stands for a missing value, such as a blank.
+def _checked_item_id(value: Any) -> Any:
+    """Return the id of an item that can be stored.
 
     Raises:
-        PydanticCustomError: when one is.
+        PydanticCustomError: when it stands for a missing value, such as a blank, or is no id of any catalogue.
     """
-    for name, value in texts.items():
-        if is_missing(value):
-            told = f"{value!r} counts as missing; give a text that says something"
-            raise PydanticCustomError("missing_text", "{told}", {"told": told, "field": name})
+    try:
+        found = id_text(value)
+    except DataError as error:
+        raise PydanticCustomError("item_id", "{told}", {"told": str(error)}) from error
+    return _checked_text(value if found is None else found)
 
 
-Further = Annotated[StrictStr, Field(max_length=MAX_DESCRIPTION)] | StrictInt | StrictFloat | StrictBool | None
+def _checked_text(value: Any) -> Any:
+    """Return a text that does not stand for a missing value.
+
+    Raises:
+        PydanticCustomError: when it does.
+    """
+    if is_missing(value):
+        told = f"{value!r} counts as missing; give a text that says something"
+        raise PydanticCustomError("missing_text", "{told}", {"told": told})
+    return value
+
+
+StoredId = Annotated[ItemId, AfterValidator(_checked_item_id)]
+StoredTitle = Annotated[Title, AfterValidator(_checked_text)]
+
+
+Further = Annotated[StrictStr, Field(max_length=MAX_DESCRIPTION)] | _Int | StrictFloat | StrictBool | None
 
 
 class NewItem(BaseModel):
@@ -166,13 +197,12 @@ class NewItem(BaseModel):
     model_config = ConfigDict(extra="allow", allow_inf_nan=False, protected_namespaces=())
     __pydantic_extra__: dict[str, Further] = Field(init=False)
 
-    item_id: ItemId
-    title: Title
+    item_id: StoredId
+    title: StoredTitle
     description: Annotated[StrictStr, Field(max_length=MAX_DESCRIPTION)] | None = None
 
     @model_validator(mode="after")
     def _check_further(self) -> Any:
-        _require_present(item_id=self.item_id, title=self.title)
         extra = self.__pydantic_extra__ or {}
         wrong = next((name for name in extra if not name.strip() or len(name) > 64), None)
         if len(extra) > MAX_FURTHER or wrong is not None:
@@ -198,15 +228,10 @@ class Event(_Body):
     """An interaction of a user with an item."""
 
     user_id: UserId
-    item_id: ItemId
+    item_id: StoredId
     timestamp: Annotated[StrictInt | StrictFloat, Field(ge=0, le=LATEST)] | None = Field(
         None, description="Seconds since 1970; where not given, now, and never before the user's last event."
     )
-
-    @model_validator(mode="after")
-    def _check_item(self) -> Any:
-        _require_present(item_id=self.item_id)
-        return self
 
 
 class EventsRequest(_Body):
