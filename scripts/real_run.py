@@ -148,7 +148,7 @@ def main(command: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--overwrite", action="store_true", help="remove an earlier run in the output folder first")
     given = parser.parse_args(command)
-    setup_process()
+    setup_process(verbose=True)
     try:
         with user_errors():
             run(given, say)
