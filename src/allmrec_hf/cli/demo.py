@@ -193,6 +193,8 @@ def evaluate_side_by_side(
         PromptTemplate.from_dict(processor.prompt).without_vectors().to_dict(),
         history_in_prompt=processor.history_in_prompt,
         max_length=processor.max_length,
+        max_title_characters=processor.max_title_characters,
+        max_title_tokens=processor.max_title_tokens,
     )
     words_only.catalog = processor.catalog
     embeddings = text_embedding_table(model.text_encoder, data.catalog.texts()).numpy()
