@@ -144,7 +144,7 @@ def main(command: Sequence[str] | None = None) -> int:
     parser.add_argument("--llm", default=LLM, help="the LLM among the parts (%(default)s)")
     parser.add_argument("--output", type=Path, default=OUTPUT, help="run folder (%(default)s)")
     parser.add_argument("--domain", help="what an item is called, such as movie or gift card")
-    parser.add_argument("--max-users", type=int, default=200, help="test users that are drawn (%(default)s)")
+    parser.add_argument("--max-users", type=int, default=150, help="test users that are drawn (%(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--overwrite", action="store_true", help="remove an earlier run in the output folder first")
     given = parser.parse_args(command)
