@@ -20,7 +20,7 @@ from .files import folder_written_whole
 from .item_lookup import NAMED, Naming, as_entries, find_items
 from .ranker import ModelRanker, UserBatch
 from .ranker_built_in import build_ranker
-from .rows_at_once import BatchTooLargeError, RowsAtOnce, rows_within
+from .rows_at_once import BatchTooLargeError, RowsAtOnce
 from .values import as_frame, as_records, is_missing
 
 logger = logging.getLogger(__name__)
@@ -354,7 +354,7 @@ class RecommendationPipeline(Pipeline):
                 for row, items in enumerate(lists)
             ]
 
-        return self._in_parts(lengths or [0] * len(users), max_tokens, score)
+        return self._rows_at_once.collected(lengths, len(users), max_tokens, score)
 
     def _retrieved(self, ranker: ModelRanker, users: UserBatch, count: int, max_tokens: int | None) -> list[list[int]]:
         """Return the candidates of users who have none, seen items left out."""
@@ -364,20 +364,10 @@ class RecommendationPipeline(Pipeline):
             found = ranker.retrieve(users if len(rows) == len(users) else users.take(rows), count)
             return [[index for index in row if index > 0] for row in found.item_indices.tolist()]
 
-        retrieved = self._in_parts(lengths or [0] * len(users), max_tokens, retrieve)
+        retrieved = self._rows_at_once.collected(lengths, len(users), max_tokens, retrieve)
         if not all(retrieved):
             raise DataError("the history holds every item of the catalogue; there is nothing left to recommend")
         return retrieved
-
-    def _in_parts(
-        self, lengths: Sequence[int], max_tokens: int | None, call: Callable[[list[int]], list[Any]]
-    ) -> list[Any]:
-        """Return what a call returns for each row, of as many rows at once as tokens and memory allow."""
-        results: list[Any] = [None] * len(lengths)
-        for rows, found in self._rows_at_once.run(rows_within(lengths, max_tokens), call):
-            for row, one in zip(rows, found, strict=True):
-                results[row] = one
-        return results
 
     def postprocess(self, model_outputs: dict[str, Any], top_k: int = 10) -> Any:  # type: ignore[override]
         """Sort by score and name the items; equal scores keep the order of the candidates."""

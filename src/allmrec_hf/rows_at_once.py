@@ -79,6 +79,22 @@ class RowsAtOnce:
                 done.append((rows, found[0]))
         return done
 
+    def collected(
+        self, lengths: Sequence[int] | None, rows: int, max_tokens: int | None, call: Callable[[list[int]], Sequence[T]]
+    ) -> list[T]:
+        """Return what a call returns for each row, of as many rows at once as tokens and memory allow.
+
+        Args:
+            lengths: Tokens of each row; not looked at, and may be None, where there is no budget.
+            rows: Their number.
+            max_tokens: The budget.
+            call: Takes rows, and returns one value for each.
+        """
+        results: dict[int, T] = {}
+        for part, found in self.run(rows_within(lengths or [0] * rows, max_tokens), call):
+            results |= zip(part, found, strict=True)
+        return [results[row] for row in range(rows)]
+
     def _tried(self, rows: list[int], call: Callable[[list[int]], T]) -> tuple[T] | None:
         """Return the result in a tuple, or None where memory was short and fewer rows are to be tried."""
         from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size

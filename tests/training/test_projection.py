@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from allmrec_hf.errors import DataError
+from allmrec_hf.errors import ALLMRecError, DataError
 from allmrec_hf.training.loop import run_stage
 from allmrec_hf.training.projection import ProjectionModule, ProjectionTask, candidate_items
 from allmrec_hf.training.samples import Samples
@@ -248,3 +248,61 @@ def test_more_candidates_than_items_are_refused(fresh, processor, small_data):
     task = task_of(fresh, processor, small_data, num_candidates=200)
     with pytest.raises(DataError, match="has 96 items, but a candidate set needs 200"):
         task.collate(np.arange(2), np.random.default_rng(0))
+
+
+# -- a budget of tokens
+
+
+def budgeted(model, processor, data, max_tokens, loss="lm", arguments=ARGUMENTS):
+    return ProjectionTask(ProjectionModule(model, loss), processor, data, "train", C, arguments, max_tokens)
+
+
+@pytest.mark.parametrize("loss", ["lm", "listwise"])
+def test_parts_of_a_batch_keep_the_budget_and_sum_to_its_gradient(fresh, processor, small_data, loss):
+    task = budgeted(copy.deepcopy(fresh), processor, small_data, 700, loss)
+    batch = task.collate(np.arange(6), np.random.default_rng(0))
+    read = batch["attention_mask"].sum(dim=1)
+    if loss == "listwise":
+        read = read + batch["answer_mask"].flatten(1).sum(dim=1)
+    parts = task.parts(batch)
+    assert len(parts) > 1
+    assert sum(len(part["input_ids"]) for part in parts) == 6
+    for part in parts:
+        assert part["attention_mask"].any(dim=0)[0]  # no column is padding alone
+        longest = part["attention_mask"].sum(dim=1)
+        if loss == "listwise":
+            longest = longest + part["answer_mask"].flatten(1).sum(dim=1)
+        assert len(longest) * int(longest.max()) <= 700 < int(read.sum())
+
+    def gradient(some):
+        task.module.zero_grad()
+        total = sum(task.loss_weight(part) for part in some)
+        for part in some:
+            (task.module(part)["loss"] * task.loss_weight(part) / total).backward()
+        return torch.cat([p.grad.flatten() for p in task.module.parameters() if p.grad is not None])
+
+    torch.testing.assert_close(gradient(parts), gradient([batch]), rtol=1e-3, atol=1e-6)
+
+
+def test_a_budget_of_tokens_trains_the_same_and_the_llm_never_reads_more(fresh, processor, small_data, tmp_path):
+    arguments = StageArguments(per_device_train_batch_size=6, max_steps=3, max_validation_users=6, seed=7)
+    weights, most = [], []
+    for budget in (None, 500):
+        model = copy.deepcopy(fresh)
+        task = budgeted(model, processor, small_data, budget, arguments=arguments)
+        read = []
+        model.language_model.register_forward_pre_hook(
+            lambda module, args, inputs, read=read: read.append(inputs["inputs_embeds"].shape[:2].numel()),
+            with_kwargs=True,
+        )
+        run_stage(task, arguments, tmp_path / str(budget), progress=None)
+        weights.append(torch.cat([p.detach().flatten() for p in model.user_projector.parameters()]))
+        most.append(max(read))
+    assert most[1] <= 500 < most[0]
+    torch.testing.assert_close(weights[0], weights[1], rtol=1e-3, atol=1e-5)
+
+
+def test_a_budget_below_one_prompt_is_an_error_with_the_budget_it_takes(fresh, processor, small_data):
+    task = budgeted(fresh, processor, small_data, 20)
+    with pytest.raises(ALLMRecError, match=r"more than the 20 that are to be read at once; give at least \d+"):
+        task.parts(task.collate(np.arange(3), np.random.default_rng(0)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,6 @@ from .part_making import make_part
 from .parts_folder import PartsFolder
 from .results import BatchSettings, PartRecommender
 from .users_file import UsersFile
-
-logger = logging.getLogger(__name__)
 
 MOST_BLOCKS = 4096  # what Ray hands out at once: a part each, or a few where there are very many
 
@@ -42,15 +39,25 @@ class PartMaker:
     ) -> None:
         self.table = UsersFile(users)
         self.parts = PartsFolder(output, self.table.rows, rows_per_part)
-        self.recommender = PartRecommender(load(), settings)
+        self.load, self.settings = load, settings
+        self.recommender: PartRecommender | None = None
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Make parts, and return how many users each has; one that is there already is left as it is."""
+        """Make parts, and return how many users each has; one that is there already is left as it is.
+
+        An error that a user can mend is returned as its text: Ray would wrap it in a traceback of its own.
+        """
         numbers = [int(number) for number in batch["part"]]
-        for number in numbers:
-            if not self.parts.path(number).exists():
-                make_part(self.recommender, self.table, self.parts, number)
-        return {"users": np.array([self.parts.span(number)[1] for number in numbers])}
+        error = ""
+        try:
+            self.recommender = self.recommender or PartRecommender(self.load(), self.settings)
+            for number in numbers:
+                if not self.parts.path(number).exists():
+                    make_part(self.recommender, self.table, self.parts, number)
+        except ALLMRecError as raised:
+            error = str(raised)
+        users = [self.parts.span(number)[1] for number in numbers]
+        return {"users": np.array(users), "error": np.array([error] * len(numbers), dtype=object)}
 
 
 def run_on_ray(
@@ -91,29 +98,24 @@ def run_on_ray(
         ray.init(log_to_driver=False, include_dashboard=False)
     ray.data.DataContext.get_current().enable_progress_bars = False
     gpus = int(ray.cluster_resources().get("GPU", 0))
-    numbers = ray.data.from_items([{"part": number} for number in missing]).repartition(min(len(missing), MOST_BLOCKS))
+    rows, blocks = [{"part": number} for number in missing], min(len(missing), MOST_BLOCKS)
+    numbers = ray.data.from_items(rows, override_num_blocks=blocks)
     made = numbers.map_batches(
         PartMaker,
         fn_constructor_args=(table.path.absolute(), parts.output.absolute(), parts.rows_per_part, load, settings),
         batch_size=1,
-        concurrency=min(workers or max(1, gpus), len(missing)),
+        compute=ray.data.ActorPoolStrategy(size=min(workers or max(1, gpus), len(missing))),
         num_gpus=1 if gpus else 0,
     )
     try:
         for row in made.iter_rows():
+            if row["error"]:
+                raise ALLMRecError(_with_hint(row["error"], parts))
             count(int(row["users"]))
-    except (RayError, ALLMRecError) as error:
-        own = _own_error(error)
-        raise ALLMRecError(
-            f"{own or 'a worker of Ray could not go on: ' + str(error).strip().splitlines()[-1]}"
-            + ("" if own and parts.continued in str(own) else f". {parts.continued}")
-        ) from error
+    except RayError as error:
+        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise ALLMRecError(_with_hint(f"a worker of Ray could not go on: {reason}", parts)) from error
 
 
-def _own_error(error: BaseException | None) -> ALLMRecError | None:
-    """Return the error of this package that a worker ended with."""
-    while error is not None:
-        if isinstance(error, ALLMRecError):
-            return error
-        error = getattr(error, "cause", None) or error.__cause__
-    return None
+def _with_hint(reason: str, parts: PartsFolder) -> str:
+    return reason if parts.continued in reason else f"{reason}. {parts.continued}"

@@ -20,6 +20,7 @@ from .loading import (
     located_checkpoint,
     named_llm,
 )
+from .many_users import MaxTokensOption
 from .options import ConfigOption, JsonOption, PermutationsOption, SeedOption, emit, say, stderr, user_errors
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ def load_rankers(
     trust_remote_code: bool = False,
     allow_other_llm: bool = False,
     names: Sequence[str] = (),
+    max_tokens_per_batch: int | None = None,
 ) -> list[Ranker]:
     """Return the model's rankers, its backbone alone and popularity, for a checkpoint of either kind.
 
@@ -57,6 +59,7 @@ def load_rankers(
         trust_remote_code: Run code that comes with it.
         allow_other_llm: Take an LLM that is not the one of the training.
         names: Rankers of the checkpoint; all that were trained for it where none is given.
+        max_tokens_per_batch: Tokens that the LLM reads at once.
 
     Raises:
         CheckpointError: when the checkpoint cannot be loaded, or its catalogue is not that of the data.
@@ -108,6 +111,7 @@ def load_rankers(
         if not backbone.is_dir():
             alone.name += ", cold items from text"
         options: dict[str, Any] = {"batch_size": batch_size, "num_permutations": num_permutations}
+        options["max_tokens_per_batch"] = max_tokens_per_batch
         num_candidates = None if whole else data.candidates("test").items.shape[1]
         rankers: list[Ranker] = [
             *checkpoint_rankers(loaded, processor, names, num_candidates, **options),
@@ -173,6 +177,7 @@ def evaluate(
     max_users: Annotated[int | None, typer.Option(min=1, help="A seeded sample of users.")] = None,
     seed: SeedOption = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="Users that the LLM reads at once.")] = 16,
+    max_tokens_per_batch: MaxTokensOption = None,
     num_permutations: PermutationsOption = 1,
     ranker: Annotated[
         list[str] | None,
@@ -251,6 +256,7 @@ def evaluate(
             trust,
             allow_other_llm,
             names,
+            max_tokens_per_batch=max_tokens_per_batch,
         )
         for each in rankers:
             if isinstance(each, ALLMRecRanker):

@@ -17,6 +17,7 @@ from ..modeling_allmrec import ALLMRecModel
 from ..processing_allmrec import ALLMRecProcessor
 from ..ranker import TitleLikelihood, UserBatch
 from ..ranker_built_in import build_ranker, compared_rankers
+from ..rows_at_once import RowsAtOnce
 from .protocol import History
 from .rankers import reranked_scores
 
@@ -39,6 +40,10 @@ class ALLMRecRanker:
             they were retrieved.
         num_permutations: Orders of the candidate list whose scores are averaged.
         ranker: What ranks, see `ranker_built_in.RANKERS`; the checkpoint's own choice where not given.
+        max_tokens_per_batch: Tokens that the LLM reads at once, padding included: of `batch_size` users it reads as
+            many as have them.
+
+    Where the device's memory does not hold a batch, half of its users are read at once from then on.
 
     Raises:
         ALLMRecError: when a number is below 1.
@@ -55,13 +60,15 @@ class ALLMRecRanker:
         num_ranked: int = 20,
         num_permutations: int = 1,
         ranker: str | None = None,
+        max_tokens_per_batch: int | None = None,
     ) -> None:
         for what, value in (
             ("batch_size", batch_size),
             ("num_ranked", num_ranked),
             ("num_permutations", num_permutations),
+            ("max_tokens_per_batch", max_tokens_per_batch),
         ):
-            if value < 1:
+            if value is not None and value < 1:
                 raise ALLMRecError(f"{what} must be at least 1, got {value}")
         processor.check_fits(model.config.tokenizer_fingerprint, model.cf_encoder.num_items)
         self.model = model.eval()
@@ -71,6 +78,8 @@ class ALLMRecRanker:
         self.batch_size = batch_size
         self.num_ranked = num_ranked
         self.num_permutations = num_permutations
+        self.max_tokens_per_batch = max_tokens_per_batch
+        self._rows_at_once = RowsAtOnce()
         self._trimmer = HeapTrimmer(model.device.type == "cpu")
 
     def _batches(self, histories: Sequence[History]) -> list[NDArray[np.int64]]:
@@ -80,6 +89,10 @@ class ALLMRecRanker:
         )
         return [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
 
+    def _lengths(self, histories: Sequence[Any], candidates: Sequence[Sequence[int]] | None = None) -> list[int] | None:
+        """Return the tokens that the LLM reads of each user, where they are to be counted."""
+        return None if self.max_tokens_per_batch is None else self.ranker.tokens_read(histories, candidates)
+
     def score(self, histories: Sequence[History], candidates: NDArray[np.int64]) -> Scores:
         """Return the ranker's `(B, C)` scores; `-inf` where a candidate is 0."""
         check_padded(candidates, self.model.cf_encoder.num_items, "candidates")
@@ -87,7 +100,14 @@ class ALLMRecRanker:
         for rows in self._batches(histories):
             lists = [[int(index) for index in candidates[row] if index > 0] for row in rows]
             users = UserBatch.encode(self.model, self.processor, [histories[row] for row in rows])
-            found = self.ranker.score(users, lists, self.num_permutations).scores.double().cpu().numpy()
+
+            def score(part: list[int], users: UserBatch = users, lists: list[list[int]] = lists) -> list[Scores]:
+                some = users if len(part) == len(users) else users.take(part)
+                found = self.ranker.score(some, [lists[row] for row in part], self.num_permutations)
+                return list(found.scores.double().cpu().numpy())
+
+            lengths = self._lengths(users.histories, lists)
+            found = self._rows_at_once.collected(lengths, len(rows), self.max_tokens_per_batch, score)
             for row, values in zip(rows, found, strict=True):
                 real = candidates[row] > 0
                 scores[row, real] = values[: int(real.sum())]
@@ -100,27 +120,42 @@ class ALLMRecRanker:
         values: list[Scores] = []
         for start in range(0, len(histories), RETRIEVED_AT_ONCE):
             users = UserBatch.encode(self.model, self.processor, histories[start : start + RETRIEVED_AT_ONCE])
-            found = self.ranker.retrieve(users, top_k)
-            items.append(found.item_indices.cpu().numpy())
-            values.append(found.scores.float().cpu().numpy())
-        retrieved = np.concatenate(items)
+
+            def retrieve(part: list[int], users: UserBatch = users) -> list[tuple[Any, Any]]:
+                found = self.ranker.retrieve(users if len(part) == len(users) else users.take(part), top_k)
+                return list(zip(found.item_indices.cpu().numpy(), found.scores.float().cpu().numpy(), strict=True))
+
+            lengths = self._lengths(users.histories)
+            for row in self._rows_at_once.collected(lengths, len(users), self.max_tokens_per_batch, retrieve):
+                items.append(row[0])
+                values.append(row[1])
+        retrieved, scores = np.stack(items), np.stack(values)
         if self.ranker.ranks_catalogue:
-            return retrieved, np.concatenate(values)
+            return retrieved, scores
         second = self.score(histories, retrieved[:, : self.num_ranked])
-        return reranked_scores(retrieved, np.concatenate(values), second, self.name)
+        return reranked_scores(retrieved, scores, second, self.name)
 
     def generate_titles(self, histories: Sequence[History], candidates: NDArray[np.int64]) -> list[str]:
         """Return the title that the LLM writes for each user, greedily, without its quotes (the paper's protocol)."""
         titles = [""] * len(histories)
         tokenizer = self.processor.tokenizer
+        counts = TitleLikelihood(self.model, self.processor)
         for rows in self._batches(histories):
-            batch = self.processor([histories[row].tolist() for row in rows], candidates[rows].tolist())
-            tokens = self.model.generate(
-                **batch.to(self.model.device),
-                max_new_tokens=min(LONGEST_ANSWER, batch["answer_ids"].shape[-1]),
-                pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
-            )
-            for row, text in zip(rows, tokenizer.batch_decode(tokens, skip_special_tokens=True), strict=True):
+            known, lists = [histories[row].tolist() for row in rows], candidates[rows].tolist()
+
+            def write(part: list[int], known: list[Any] = known, lists: list[Any] = lists) -> list[str]:
+                batch = self.processor([known[row] for row in part], [lists[row] for row in part])
+                end = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+                tokens = self.model.generate(
+                    **batch.to(self.model.device),
+                    max_new_tokens=min(LONGEST_ANSWER, batch["answer_ids"].shape[-1]),
+                    pad_token_id=end,
+                )
+                return tokenizer.batch_decode(tokens, skip_special_tokens=True)
+
+            lengths = None if self.max_tokens_per_batch is None else counts.tokens_read(known, lists)
+            found = self._rows_at_once.collected(lengths, len(rows), self.max_tokens_per_batch, write)
+            for row, text in zip(rows, found, strict=True):
                 titles[row] = text.strip().split("\n")[0].strip().strip('"').strip()
         return titles
 

@@ -76,7 +76,8 @@ class MLPLLM(Method):
         )
         arguments = stage_arguments(setting, "project")
         module = ProjectionModule(model, args.project.projection_loss, args.project.listwise_temperature)
-        task = ProjectionTask(module, processor, data, args.project.targets, args.project.num_candidates, arguments)
+        sizes = (args.project.num_candidates, arguments, args.project.max_tokens_per_batch)
+        task = ProjectionTask(module, processor, data, args.project.targets, *sizes)
         if args.project.warm_start_steps:
             warm_start(task, data, args.project, setting.folder / "warm-start", resume=True)
         model.user_projector.requires_grad_(template.has_user_slot)  # what no prompt shows is not trained

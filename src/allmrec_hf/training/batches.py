@@ -61,13 +61,21 @@ def step_groups(shares: BatchShares, arguments: StageArguments, pin_memory: bool
         generator=torch.Generator().manual_seed(arguments.seed),  # else it would draw from the global generator
     )
     group: list[Share] = []
-    for share in loader:
-        group.append(share)
-        if len(group) == arguments.gradient_accumulation_steps:
+    for number, (batch, weight, examples) in enumerate(loader, start=1):
+        parts = shares.task.parts(batch)
+        if len(parts) == 1 or not weight:
+            group.append((parts[0], weight, examples))
+        else:
+            group += [(part, shares.task.loss_weight(part), _rows(part)) for part in parts]
+        if number % arguments.gradient_accumulation_steps == 0:
             yield group
             group = []
     if group:
         yield group
+
+
+def _rows(batch: Batch) -> int:
+    return len(next(value for value in batch.values() if isinstance(value, torch.Tensor)))
 
 
 def _as_is(item: Any) -> Any:

@@ -15,6 +15,7 @@ from ..modeling_allmrec import ALLMRecModel
 from ..processing_allmrec import ALLMRecProcessor
 from ..ranker import TitleLikelihood, UserBatch
 from ..ranking import Ranks, hit_at_k, ndcg_at_k, reciprocal_rank, target_ranks
+from ..rows_at_once import RowsAtOnce, rows_within
 from .devices import global_batch_size
 from .samples import (
     NegativeSampler,
@@ -29,6 +30,7 @@ from .stage_arguments import StageArguments
 from .task import Batch, StageTask
 
 HELD_OUT_SHARE = 0.1
+OF_TOKENS = ("input_ids", "attention_mask", "slot_ids", "labels")  # `(B, T)`, left-padded
 
 
 class ProjectionModule(nn.Module):
@@ -181,6 +183,7 @@ class ProjectionTask(CandidateTask):
         targets: See `CandidateTask`.
         num_candidates: See `CandidateTask`.
         arguments: See `CandidateTask`.
+        max_tokens_per_batch: Tokens that the LLM reads at once; a batch with more is read in parts.
     """
 
     name = "project"
@@ -193,8 +196,11 @@ class ProjectionTask(CandidateTask):
         targets: Targets,
         num_candidates: int,
         arguments: StageArguments,
+        max_tokens_per_batch: int | None = None,
     ) -> None:
         super().__init__(processor, data, targets, num_candidates, arguments)
+        self.max_tokens_per_batch = max_tokens_per_batch
+        self._rows_at_once = RowsAtOnce()
         self.module: ProjectionModule = module
         self.model = module.model
         self.ranker = TitleLikelihood(self.model, processor)
@@ -221,7 +227,31 @@ class ProjectionTask(CandidateTask):
         """Return the number of answer tokens, or of users for the listwise loss."""
         return float((batch["labels"] != -100).sum()) if "labels" in batch else super().loss_weight(batch)
 
+    def parts(self, batch: Batch) -> list[Batch]:
+        """Return a batch in parts of `max_tokens_per_batch` tokens, prompts of similar length together."""
+        if self.max_tokens_per_batch is None:
+            return [batch]
+        lengths = batch["attention_mask"].sum(dim=1)
+        read = lengths + batch["answer_mask"].flatten(1).sum(dim=1) if "answer_mask" in batch else lengths
+        groups = rows_within(read.tolist(), self.max_tokens_per_batch)
+        return [batch] if len(groups) == 1 else [_some_rows(batch, rows, int(lengths[rows].max())) for rows in groups]
+
     def scores(self, histories: Sequence[np.ndarray], candidates: CandidateSet, device: torch.device) -> torch.Tensor:
         """Return the log-likelihoods `(B, C)` of the candidates' titles."""
         users = UserBatch.encode(self.model, self.processor, [history.tolist() for history in histories])
-        return self.ranker.score(users, candidates.items.tolist()).scores
+        lists = candidates.items.tolist()
+
+        def score(rows: list[int]) -> list[torch.Tensor]:
+            some = users if len(rows) == len(users) else users.take(rows)
+            return list(self.ranker.score(some, [lists[row] for row in rows]).scores)
+
+        lengths = None if self.max_tokens_per_batch is None else self.ranker.tokens_read(users.histories, lists)
+        return torch.stack(self._rows_at_once.collected(lengths, len(users), self.max_tokens_per_batch, score))
+
+
+def _some_rows(batch: Batch, rows: list[int], width: int) -> Batch:
+    """Return some rows of a batch, without the padding that none of them needs."""
+    return {
+        name: value[rows][:, -width:].contiguous() if name in OF_TOKENS else value[rows]
+        for name, value in batch.items()
+    }

@@ -319,6 +319,12 @@ class ProjectArguments(StageArguments):
         "sum", "A candidate's score: the sum or the mean of its title's log-likelihoods."
     )
     gradient_checkpointing: bool = option(False, "Less memory, more time.", free_on_resume=True)
+    max_tokens_per_batch: int | None = option(
+        None,
+        "Tokens that the LLM reads at once, padding included: a batch is read in parts, whose gradients are summed.",
+        at_least=1,
+        free_on_resume=True,
+    )
 
     def words(
         self, domain: str, verbs: tuple[str, str] | None = None, users: bool = True, items: bool = True

@@ -116,7 +116,8 @@ def run_projection(run: Run) -> None:
         model.checkpoint_activations()
     loop = arguments.loop()
     module = ProjectionModule(model, arguments.projection_loss, arguments.listwise_temperature)
-    task = ProjectionTask(module, processor, run.data, arguments.targets, arguments.num_candidates, loop)
+    sizes = (arguments.num_candidates, loop, arguments.max_tokens_per_batch)
+    task = ProjectionTask(module, processor, run.data, arguments.targets, *sizes)
     if arguments.warm_start_steps:
         warm_start(task, run.data, arguments, run.stage_folder("warm-start"), run.resume)
     model.user_projector.requires_grad_(run.prompt.has_user_slot)  # what no prompt shows is not trained

@@ -53,6 +53,13 @@ class StageTask(ABC):
         """
         return float(len(next(value for value in batch.values() if isinstance(value, torch.Tensor))))
 
+    def parts(self, batch: Batch) -> list[Batch]:
+        """Return a batch in the parts that go through the module one after the other; by default it is one.
+
+        Their losses are averaged by `loss_weight`, so the gradient is that of the whole batch.
+        """
+        return [batch]
+
     @property
     def num_validation_examples(self) -> int:
         """The number of validation examples; 0 where the stage has no validation."""

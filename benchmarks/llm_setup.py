@@ -1,0 +1,140 @@
+"""What the benchmarks of the LLM side have in common: shapes, invented data, models, and times taken in turns."""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, OPTConfig
+
+from allmrec_hf import ALLMRecConfig, ALLMRecModel, ALLMRecProcessor, SASRecConfig
+from allmrec_hf.data.prepare import prepare
+from allmrec_hf.data.prepared import PreparedData
+from allmrec_hf.data.synthetic import SyntheticWorld
+from allmrec_hf.part_sources import named_part
+from allmrec_hf.prompt import PromptTemplate
+
+OPT_125M = OPTConfig(
+    vocab_size=50_272,
+    hidden_size=768,
+    num_hidden_layers=12,
+    num_attention_heads=12,
+    ffn_dim=3_072,
+    max_position_embeddings=2_048,
+    do_layer_norm_before=True,
+)
+SHAPES = ("tiny", "opt-125m", "folder")
+CANDIDATES = 20
+
+
+def world(folder: Path) -> PreparedData:
+    """Return a small invented world."""
+    made = SyntheticWorld(num_items=400, num_users=400)
+    return prepare(
+        made.interactions(), made.items(), output=folder, filter="none", keep_items="all", domain="movie", name="world"
+    )
+
+
+def language_model(shape: str, llm: str | None, dtype: torch.dtype) -> tuple[Any, Any, str]:
+    """Return an LLM, its tokenizer and its name.
+
+    Args:
+        shape: `tiny`: the demo's LM; `opt-125m`: random weights; `folder`: what `llm` names.
+        llm: Folder or id.
+        dtype: Of the LLM.
+    """
+    torch.manual_seed(0)
+    demo = named_part("demo", "language_model")
+    if shape == "opt-125m":
+        made = AutoModelForCausalLM.from_config(OPT_125M, dtype=dtype)
+        return made.eval(), AutoTokenizer.from_pretrained(demo), "opt-125m shape, random weights"
+    source = demo if shape == "tiny" else llm
+    if source is None:
+        raise SystemExit("--shape folder needs --llm FOLDER")
+    found = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
+    name = "the demo's LM" if shape == "tiny" else Path(source).name
+    return found.eval(), AutoTokenizer.from_pretrained(source), name
+
+
+def build(data: PreparedData, llm: Any, tokenizer: Any) -> tuple[ALLMRecModel, ALLMRecProcessor]:
+    """Return a model with an untrained light part, and its processor."""
+    torch.manual_seed(1)
+    model = ALLMRecModel(ALLMRecConfig(cf_config=SASRecConfig(num_items=data.num_items, hidden_size=64)))
+    model.attach_language_model(llm)
+    processor = ALLMRecProcessor(tokenizer, PromptTemplate.for_domain("movie").to_dict(), max_length=2_000)
+    processor.catalog = data.catalog
+    return model.eval(), processor
+
+
+def users_of(data: PreparedData, count: int, seed: int = 0) -> tuple[list[list[int]], list[list[int]], list[int]]:
+    """Return histories, lists of 20 candidates, and the targets among them, of some users."""
+    generator = np.random.default_rng(seed)
+    sequences = [list(map(int, sequence)) for sequence in data.sequences() if len(sequence) > 10][:count]
+    targets = [sequence[-1] for sequence in sequences]
+    candidates = []
+    for sequence in sequences:
+        others = np.setdiff1d(np.arange(1, data.num_items + 1), sequence)
+        drawn = [*map(int, generator.choice(others, CANDIDATES - 1, replace=False)), sequence[-1]]
+        candidates.append([drawn[place] for place in generator.permutation(CANDIDATES)])
+    return [sequence[:-1] for sequence in sequences], candidates, targets
+
+
+def in_turns(ways: dict[str, Callable[[], Any]], repeats: int) -> dict[str, dict[str, Any]]:
+    """Return what each way returned, and CPU seconds of this process: the median and the range of its repeats.
+
+    The ways take turns, so that what slows the machine down for a while slows them all; each runs once before.
+    """
+    returned = {name: way() for name, way in ways.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(repeats):
+        for name, way in ways.items():
+            started = time.process_time()
+            way()
+            seconds[name].append(time.process_time() - started)
+    return {
+        name: {
+            "returned": returned[name],
+            "median_s": round(statistics.median(taken), 5),
+            "range_s": [round(min(taken), 5), round(max(taken), 5)],
+        }
+        for name, taken in seconds.items()
+    }
+
+
+def ratios(found: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Return the times, and those of ours against the others'; of two floors the lower one counts."""
+    ours = found["ours"]["median_s"]
+    times = {name: {key: one[key] for key in ("median_s", "range_s")} for name, one in found.items()}
+    quotients = {}
+    floors = [one["median_s"] for name, one in found.items() if name.startswith("floor")]
+    if floors:
+        quotients["ours_of_floor"] = round(ours / min(floors), 3)
+    if "naive" in found:
+        quotients["naive_of_ours"] = round(found["naive"]["median_s"] / ours, 3)
+    return {"times": times, **quotients}
+
+
+def peak_mb(run: Callable[[], Any]) -> float:
+    """Return by how many MB this process's memory rises at most while something runs (Linux)."""
+    status = Path("/proc/self/status")
+    kb = lambda field: int(status.read_text(encoding="utf-8").split(f"{field}:")[1].split()[0])  # noqa: E731
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak starts anew
+    before = kb("VmRSS")
+    run()
+    return round((kb("VmHWM") - before) / 1e3, 1)
+
+
+def machine() -> str:
+    """Return what the measurements ran on."""
+    models = [
+        line.split(":")[1].strip()
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        if line.startswith("model name")
+    ]
+    return f"{models[0] if models else platform.processor()}, {torch.get_num_threads()} thread, no GPU"
