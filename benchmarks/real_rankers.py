@@ -55,7 +55,7 @@ PROTOCOLS = ("candidates", "full")
 SETTINGS: dict[str, Any] = {
     "preset": "default",
     "backbone": {"num_train_epochs": 60, "eval_epochs": 3, "early_stopping_patience": 3, "max_validation_users": 2_000},
-    "align": {"fine_tune_text_encoder": False, "learning_rate": 1e-3},
+    "align": {"fine_tune_text_encoder": False, "learning_rate": 1e-3, "text_recommendation_weight": 1.0},
     "project": {"max_title_tokens": 12},
     "retrieve": {
         "num_llm_layers": 4,

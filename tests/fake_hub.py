@@ -410,9 +410,14 @@ class _Handler(BaseHTTPRequestHandler):
                 files.pop(value["path"])
             elif key == "deletedFolder":
                 files = {name: content for name, content in files.items() if not name.startswith(value["path"])}
+        pull = {}
+        if self.query.get("create_pr"):
+            number = 1 + sum(name.startswith("refs/pr/") for name in repo.branches)
+            branch = f"refs/pr/{number}"
+            pull = {"pullRequestUrl": f"{self.hub.endpoint}/{TYPE_TO_PREFIX[repo_type]}{repo_id}/discussions/{number}"}
         sha = repo.commit(branch, files, message)
         url = f"{self.hub.endpoint}/{TYPE_TO_PREFIX[repo_type]}{repo_id}/commit/{sha}"
-        self._json({"commitUrl": url, "commitOid": sha, "success": True, "hookOutput": ""})
+        self._json({"commitUrl": url, "commitOid": sha, "success": True, "hookOutput": "", **pull})
 
     def _branch(self, repo: FakeRepo, name: str) -> None:
         if name in repo.branches:

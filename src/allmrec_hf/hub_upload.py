@@ -45,10 +45,11 @@ def upload(
         endpoint: The address of a Hub of one's own; None takes `HF_ENDPOINT` or huggingface.co.
         files: The relative paths of what is uploaded; None takes every file.
         replaced: Patterns of files to delete from the repository where the upload does not hold them.
-        **commit: Passed to `HfApi.upload_folder`, such as `commit_message`.
+        **commit: Passed to `HfApi.upload_folder`, such as `commit_message` and `create_pr`.
 
     Returns:
-        The addresses of the repository (of the branch, where one is given) and of the commit.
+        The addresses of the repository (of the branch, where one is given, or of the pull request that was opened) and
+        of the commit.
 
     Raises:
         ALLMRecError: when the id is malformed, the Hub refuses or cannot be reached.
@@ -82,6 +83,8 @@ def upload(
     except ValueError as error:
         raise ALLMRecError(f"the Hub does not accept the files of {folder}: {error}") from error
     logger.info("uploaded %s to %s", folder, url)
+    if getattr(done, "pr_url", None):
+        return str(done.pr_url), str(done)
     return (str(url) if revision is None else f"{url}/tree/{revision}"), str(done)
 
 

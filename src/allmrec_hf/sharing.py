@@ -1,4 +1,4 @@
-"""Find what must not be published with a checkpoint: paths and parts that only this machine has."""
+"""Find what must not be published with a checkpoint: paths and parts that only this machine has, and secrets."""
 
 import json
 import re
@@ -12,6 +12,14 @@ from .part_sources import LANGUAGE_MODEL_PART, is_of_this_machine
 _POSIX = re.compile(r"(?<![\w/.:~&#-])/(?:[^\s\"'`<>|*?,;:()\[\]{}\\/]+/)+[^\s\"'`<>|*?,;:()\[\]{}\\/]*")
 _OTHERS = re.compile(r"\b[A-Za-z]:\\{1,2}[^\s\"'`<>|*?,;]+|\bfile://[^\s\"'`<>]+")
 _HOMES = frozenset(("home", "Users", "root", "tmp", "mnt", "media", "private", "scratch", "workspace"))
+_SECRETS = {
+    "a Hugging Face token": re.compile(r"\bhf_[A-Za-z0-9]{30,}\b"),
+    "a GitHub token": re.compile(r"\b(?:ghp|gho|ghs|ghu)_[A-Za-z0-9]{36,}\b|\bgithub_pat_\w{50,}\b"),
+    "an API key": re.compile(r"\bsk-(?:[a-z]+-)?[A-Za-z0-9_-]{32,}\b"),
+    "an AWS key id": re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b"),
+    "a private key": re.compile(r"-----BEGIN (?:[A-Z]+ )*PRIVATE KEY-----"),
+}
+LARGEST_FILE = 50 * 10**9  # bytes that the Hub takes in one file
 _WORDS = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "added_tokens.json", "special_tokens_map.json")
 _TEXT_SUFFIXES = (".json", ".md", ".txt", ".jinja", ".py", ".yaml", ".yml")
 
@@ -99,6 +107,39 @@ def check_no_machine_paths(folder: Path, files: Iterable[str], known: Iterable[s
         raise ALLMRecError(
             f"{len(found)} files name paths of this machine and are not published ({told}); take the paths out"
         )
+
+
+def check_no_secrets(folder: Path, files: Iterable[str]) -> None:
+    """Check that no text file to publish holds what looks like a token or a private key; vocabularies are left out.
+
+    Raises:
+        ALLMRecError: when one does; the message names the file and the kind, never the secret.
+    """
+    for name in files:
+        path = PurePosixPath(name)
+        if path.suffix not in _TEXT_SUFFIXES or path.name in _WORDS:
+            continue
+        text = (folder / name).read_text(encoding="utf-8", errors="replace")
+        kind = next((kind for kind, pattern in _SECRETS.items() if pattern.search(text)), None)
+        if kind is not None:
+            raise ALLMRecError(
+                f"{name} holds what looks like {kind} and is not published; take it out, and revoke it if it was shown"
+            )
+
+
+def check_sizes(folder: Path, files: Iterable[str], largest: int = LARGEST_FILE) -> None:
+    """Check that the Hub takes every file.
+
+    Raises:
+        ALLMRecError: when a file is larger than `largest` bytes.
+    """
+    for name in files:
+        size = (folder / name).stat().st_size
+        if size > largest:
+            raise ALLMRecError(
+                f"{name} has {size / 1e9:.1f} GB and the Hub takes files up to {largest / 1e9:.0f} GB; save the model "
+                "in smaller shards (save_pretrained(..., max_shard_size='5GB'))"
+            )
 
 
 # -- parts that only this machine has

@@ -11,7 +11,8 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import RepositoryNotFoundError
 
 from allmrec_hf.errors import ALLMRecError, CheckpointError
-from allmrec_hf.hub.publish import checkpoint_files, push_checkpoint
+from allmrec_hf.hub.publish import checkpoint_files, planned_upload, push_checkpoint
+from allmrec_hf.sharing import check_sizes
 
 FILES = {
     "config.json": json.dumps({"model_type": "bert"}),
@@ -111,6 +112,48 @@ def test_a_revision_becomes_a_branch_and_leaves_main_alone(fake_hub, checkpoint)
     assert push(fake_hub, checkpoint, revision="v1") == f"{fake_hub.endpoint}/me/model/tree/v1"
     assert fake_hub.files("me/model", "main") == {}
     assert set(fake_hub.files("me/model", "v1")) == set(FILES)
+
+
+def test_a_dry_run_names_every_file_with_its_size_and_sends_nothing(fake_hub, checkpoint):
+    assert planned_upload(checkpoint) == {name: len(content.encode()) for name, content in FILES.items()}
+    assert fake_hub.requests == []
+
+
+def test_a_push_is_one_commit(fake_hub, checkpoint):
+    push(fake_hub, checkpoint)
+    assert len(fake_hub.repos["model", "me/model"].messages) == 2  # the first made the repository
+
+
+def test_a_pull_request_leaves_the_branch_alone(fake_hub, checkpoint):
+    push(fake_hub, checkpoint)
+    (checkpoint / "README.md").write_text("another card")
+    assert push(fake_hub, checkpoint, create_pr=True) == f"{fake_hub.endpoint}/me/model/discussions/1"
+    assert fake_hub.files("me/model")["README.md"] == FILES["README.md"].encode()
+    assert fake_hub.files("me/model", "refs/pr/1")["README.md"] == b"another card"
+
+
+@pytest.mark.parametrize(
+    ("secret", "kind"),
+    [
+        ("hf_" + "a1B2" * 9, "a Hugging Face token"),
+        ("ghp_" + "x" * 36, "a GitHub token"),
+        ("sk-proj-" + "k" * 40, "an API key"),
+        ("AKIA" + "A1" * 8, "an AWS key id"),
+        ("-----BEGIN RSA PRIVATE KEY-----", "a private key"),
+    ],
+)
+def test_a_secret_is_never_published_nor_shown(fake_hub, checkpoint, secret, kind):
+    (checkpoint / "README.md").write_text(f"token: {secret}\n")
+    for refused in (lambda: push(fake_hub, checkpoint), lambda: planned_upload(checkpoint)):
+        with pytest.raises(ALLMRecError, match=rf"README.md holds what looks like {kind}") as caught:
+            refused()
+        assert secret not in str(caught.value)
+    assert fake_hub.requests == []
+
+
+def test_a_file_that_the_hub_does_not_take_is_refused(checkpoint):
+    with pytest.raises(ALLMRecError, match=r"model\.safetensors has .* smaller shards"):
+        check_sizes(checkpoint, ["model.safetensors"], largest=4)
 
 
 def test_a_refused_token_is_explained(checkpoint):

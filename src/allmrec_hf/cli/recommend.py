@@ -317,6 +317,10 @@ def push(
     repo: Annotated[str, typer.Option(help="Repository on the Hub, such as org/a-llmrec-games.")],
     private: Annotated[bool, typer.Option(help="Make a new repository private.")] = False,
     revision: Annotated[str | None, typer.Option(help="Branch to push to.")] = None,
+    pull_request: Annotated[bool, typer.Option("--pr", help="Open a pull request in place of a commit.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List every file with its size, checked as for a push; send nothing.")
+    ] = False,
     include_llm: Annotated[bool, typer.Option("--include-llm", help="Upload the LLM's weights too.")] = False,
     llm_id: Annotated[
         str | None, typer.Option(help="Hub id of the LLM, where the run has it from a folder: others load it there.")
@@ -340,24 +344,35 @@ def push(
 
     `allmrec push --model runs/games --repo org/a-llmrec-games`
 
+    `allmrec push --model runs/games --repo org/a-llmrec-games --dry-run`
+
     `allmrec push --model runs/games --repo org/a-llmrec-games --include-llm`
 
     `allmrec push --model runs/games --repo org/a-llmrec-games --llm-id facebook/opt-1.3b`
     """
     with user_errors():
-        from ..hub.publish import push_checkpoint
+        from ..hub.publish import planned_upload, push_checkpoint
 
+        folder = located_checkpoint(model) if model == DEMO else model
+        sharing: dict[str, Any] = {
+            "include_llm": include_llm,
+            "llm_id": llm_id,
+            "include_text_encoder": include_text_encoder,
+            "text_encoder_id": text_encoder_id,
+            "llm": named_llm(llm, gguf_file),
+            "text_encoder": text_encoder,
+            "trust_remote_code": trust_remote_code,
+        }
+        if dry_run:
+            files = planned_upload(folder, **sharing)
+            if json_output:
+                emit({"repository": repo, "files": files, "bytes": sum(files.values())})
+                return
+            for name, size in files.items():
+                say(f"{size:>15,}  {name}")
+            say(f"{sum(files.values()):>15,}  bytes in {len(files)} files for {repo}; nothing was sent")
+            return
         address = push_checkpoint(
-            located_checkpoint(model) if model == DEMO else model,
-            repo,
-            private=private or None,
-            revision=revision,
-            include_llm=include_llm,
-            llm_id=llm_id,
-            include_text_encoder=include_text_encoder,
-            text_encoder_id=text_encoder_id,
-            llm=named_llm(llm, gguf_file),
-            text_encoder=text_encoder,
-            trust_remote_code=trust_remote_code,
+            folder, repo, private=private or None, revision=revision, create_pr=pull_request, **sharing
         )
         emit({"url": address}) if json_output else say(address)

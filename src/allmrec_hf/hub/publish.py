@@ -11,6 +11,7 @@ from typing import Any
 
 from ..errors import CheckpointError
 from ..hub_upload import upload
+from ..sharing import check_no_secrets, check_sizes
 from .staging import Sharing, shareable
 
 logger = logging.getLogger(__name__)
@@ -81,6 +82,29 @@ def _belongs(relative: PurePosixPath) -> bool:
     return relative.parts[0] in SUBFOLDERS and relative.suffix in SUBFOLDER_SUFFIXES
 
 
+def planned_upload(directory: str | os.PathLike[str], **sharing: Any) -> dict[str, int]:
+    """Return what `push_checkpoint` would upload: each file's path in the repository and its bytes; nothing is sent.
+
+    Args:
+        directory: The checkpoint's folder.
+        **sharing: Fields of `staging.Sharing`.
+
+    Raises:
+        CheckpointError: when the folder is no checkpoint, or a part to be included cannot be loaded.
+        ALLMRecError: when the push would be refused for what the files hold.
+    """
+    files = checkpoint_files(directory)
+    with shareable(Path(directory), files, Sharing(**sharing)) as folder:
+        return {name: (folder / name).stat().st_size for name in _checked_files(folder)}
+
+
+def _checked_files(folder: Path) -> list[str]:
+    files = checkpoint_files(folder)
+    check_no_secrets(folder, files)
+    check_sizes(folder, files)
+    return files
+
+
 def push_checkpoint(
     directory: str | os.PathLike[str],
     repo_id: str,
@@ -90,12 +114,14 @@ def push_checkpoint(
     revision: str | None = None,
     endpoint: str | None = None,
     commit_message: str = "Upload an A-LLMRec checkpoint",
+    create_pr: bool = False,
     **sharing: Any,
 ) -> str:
     """Upload a checkpoint to a model repository, made where it does not exist, and return its address.
 
     A light checkpoint whose LLM or text encoder lies in a folder of this machine is refused: nobody else could load it.
-    No path of this machine is published: a text file that names one is refused too.
+    No path of this machine is published: a text file that names one is refused too, as are a file that holds what looks
+    like a token or a private key, and a file that the Hub does not take for its size.
 
     The repository then holds the weights of this checkpoint only: weight files of an earlier push that it does not
     have are removed. Other files of the repository stay.
@@ -108,6 +134,7 @@ def push_checkpoint(
         revision: The branch, made from `main` where it does not exist; None is `main`.
         endpoint: The address of a Hub of one's own; None takes `HF_ENDPOINT` or huggingface.co.
         commit_message: The first line of the commit.
+        create_pr: Open a pull request instead of committing to the branch; its address is returned.
         **sharing: Fields of `staging.Sharing`: `include_llm` and `include_text_encoder` upload these parts too,
             `llm_id` and `text_encoder_id` name them on the Hub.
 
@@ -119,7 +146,7 @@ def push_checkpoint(
     choices = Sharing(**sharing)
     files = checkpoint_files(directory)
     with shareable(Path(directory), files, choices) as folder:
-        files = checkpoint_files(folder)
+        files = _checked_files(folder)
         if "README.md" not in files:
             logger.warning("%s has no README.md: the repository will have no model card", directory)
         return upload(
@@ -132,4 +159,5 @@ def push_checkpoint(
             files=files,
             replaced=_REPLACED_WEIGHTS,
             commit_message=commit_message,
+            create_pr=create_pr,
         )[0]
