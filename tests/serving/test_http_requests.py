@@ -237,3 +237,26 @@ def test_the_examples_of_the_openapi_are_served(client):
         assert response.status_code < 300, (path, response.text)
         tried += 1
     assert tried == 6
+
+
+def test_each_of_several_models_has_its_own_items(tmp_path):
+    from starlette.testclient import TestClient
+
+    from allmrec_hf.serving.http_app import create_app
+    from allmrec_hf.serving.http_server import ServiceSettings, build_service
+    from tests.serving.conftest import DEMO
+
+    service = build_service({"films": DEMO, "other": DEMO}, ServiceSettings(state=tmp_path))
+    with TestClient(create_app(service)) as client:
+        item = {"item_id": "N1", "title": "The Lost Harbor"}
+        assert post(client, "items", 201, model="other", items=[item])["items"] == 1001
+        assert client.get("/v1/items/N1").status_code == 404
+        assert client.get("/v1/items/N1", params={"model": "other"}).json()["model"] == "other"
+        assert [one["items"] for one in client.get("/v1/models").json()["models"]] == [1000, 1001]
+        assert post(client, "recommend", history=HISTORY, ranker="cf")["model"] == "films"
+        assert post(client, "recommend", history=["N1"], ranker="cf", model="other")["model"] == "other"
+        assert post(client, "recommend", 422, history=["N1"], ranker="cf")["error"]["items"] == ["N1"]
+        counted = client.get("/metrics").text
+        assert 'allmrec_catalogue_items{model="other"} 1001.0' in counted
+        assert 'allmrec_requests_total{route="/v1/recommend",status="422"} 1.0' in counted
+        assert 'allmrec_batch_requests_count{model="films"} 2.0' in counted

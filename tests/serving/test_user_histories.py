@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import socket
 import sqlite3
@@ -13,7 +14,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from allmrec_hf.errors import ALLMRecError
-from allmrec_hf.serving import user_histories
+from allmrec_hf.serving import recommender_service, user_histories
 from allmrec_hf.serving.http_app import create_app
 from allmrec_hf.serving.service_errors import ServiceError
 from allmrec_hf.serving.user_histories import RedisHistories, SQLiteHistories, UserEvent, open_histories
@@ -235,3 +236,19 @@ def test_the_wrong_field_of_an_event_is_named(client, event, field):
         assert response.status_code == 422
         assert response.json()["error"]["fields"][0]["field"] == field
     assert client.get("/v1/users/u/history").status_code == 404
+
+
+def test_a_slow_store_is_not_waited_for_by_any_number_of_requests(service, monkeypatch):
+    monkeypatch.setattr(recommender_service, "MAX_STORE_CALLS", 3)
+    gate = threading.Event()
+    monkeypatch.setattr(service.histories, "history", lambda user_id: [user_id] if gate.wait(30) else [])
+
+    async def ask():
+        waiting = [asyncio.ensure_future(service.history(f"u{number}")) for number in range(3)]
+        await asyncio.sleep(0)
+        with pytest.raises(ServiceError, match="too many requests wait for the store") as told:
+            await service.history("u4")
+        gate.set()
+        return told.value.status, [found["history"] for found in await asyncio.gather(*waiting)]
+
+    assert asyncio.run(ask()) == (429, [["u0"], ["u1"], ["u2"]])

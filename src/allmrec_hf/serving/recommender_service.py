@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 from .schemas import (
     AddItemsRequest,
@@ -19,7 +18,8 @@ from .service_errors import ServiceError
 from .service_metrics import ServiceMetrics
 from .user_histories import UserEvent, UserHistories
 
-logger = logging.getLogger(__name__)
+MAX_STORE_CALLS = 256  # at once; more are refused
+_Found = TypeVar("_Found")
 
 
 class RecommenderService:
@@ -36,6 +36,7 @@ class RecommenderService:
         self.histories = histories
         self.metrics = metrics
         self._default = models[0]
+        self._asking = 0  # calls of the store that are not yet answered
 
     def model(self, name: str | None) -> ServedModel:
         """Return a model by its name.
@@ -99,7 +100,7 @@ class RecommenderService:
             )
             for event in events
         ]
-        await asyncio.to_thread(self.histories.append, rows)
+        await self._ask_store(self.histories.append, rows)
         items = dict.fromkeys(row.item_id for row in rows)
         unknown = [item for item in items if not any(item in model.catalog for model in self.models.values())]
         return {"stored": len(rows), "unknown_items": unknown}
@@ -110,7 +111,7 @@ class RecommenderService:
         Raises:
             ServiceError: 404 where there is none.
         """
-        found = await asyncio.to_thread(self.histories.history, user_id)
+        found = await self._ask_store(self.histories.history, user_id)
         if not found:
             raise ServiceError(404, "unknown_user", "no events of this user are stored", fields={"user_id": "unknown"})
         return {"user_id": user_id, "history": found}
@@ -121,7 +122,7 @@ class RecommenderService:
         Raises:
             ServiceError: 404 where there is none.
         """
-        if not await asyncio.to_thread(self.histories.forget, user_id):
+        if not await self._ask_store(self.histories.forget, user_id):
             raise ServiceError(404, "unknown_user", "no events of this user are stored", fields={"user_id": "unknown"})
 
     async def check_ready(self) -> None:
@@ -133,7 +134,7 @@ class RecommenderService:
         stopped = [name for name, model in self.models.items() if not model.batcher.alive]
         if stopped:
             raise ServiceError(503, "stopping", f"stopped: {', '.join(stopped)}", retry_after=5)
-        await asyncio.to_thread(self.histories.check)
+        await self._ask_store(self.histories.check)
 
     async def close(self) -> None:
         """Finish what was accepted and close everything."""
@@ -144,3 +145,12 @@ class RecommenderService:
         if body.history is not None or body.titles is not None or body.user_id is None:
             return {}
         return {"history": (await self.history(body.user_id))["history"]}
+
+    async def _ask_store(self, call: Callable[..., _Found], *arguments: Any) -> _Found:
+        if self._asking >= MAX_STORE_CALLS:
+            raise ServiceError(429, "busy", "too many requests wait for the store of user histories", retry_after=1)
+        self._asking += 1
+        try:
+            return await asyncio.to_thread(call, *arguments)
+        finally:
+            self._asking -= 1
