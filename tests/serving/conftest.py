@@ -6,9 +6,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-
-pytest.importorskip("fastapi", reason="the extra serve is not installed")
-
 from starlette.testclient import TestClient
 
 import allmrec_hf

@@ -8,9 +8,6 @@ import os
 import sys
 
 import pytest
-
-pytest.importorskip("mcp", reason="the extra serve is not installed")
-
 from mcp import Client
 from mcp.client.stdio import StdioServerParameters
 

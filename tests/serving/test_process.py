@@ -20,8 +20,6 @@ import requests
 import allmrec_hf
 from tests.command_line import refused
 
-pytest.importorskip("uvicorn", reason="the extra serve is not installed")
-
 
 class Service:
     """`allmrec serve` in a process of its own."""
