@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -64,12 +65,38 @@ def suite_tables(path: Path) -> dict[str, str]:
     return {marker: suite_table(*table) for marker, table in found.items() if len(table[0])}
 
 
+SHOWN = ("backbone", "text", "retrieval", "fusion")
+
+
+def real_rankers(report: dict[str, Any]) -> str:
+    """Return NDCG@10 among the stored candidates of the main rankers and controls, as Markdown."""
+    lines = [
+        "| data set | method | seeds | overall | warm | cold | never seen |",
+        "| --- | --- | --- |" + " ---: |" * 4,
+    ]
+    for found in report["datasets"].values():
+        for method, protocols in found["methods"].items():
+            if method.split(",")[0].split(" ")[0] not in SHOWN:
+                continue
+            rows = protocols["candidates"]
+            cells = [_over_seeds(rows[group]["ndcg@10"]["seeds"]) if group in rows else "-" for group in GROUPS]
+            lines.append(f"| {found['title']} | {method} | {len(rows['overall']['seeds'])} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _over_seeds(means: list[float]) -> str:
+    spread = f" ± {statistics.stdev(means):.3f}" if len(means) > 1 else ""
+    return f"{statistics.mean(means):.3f}{spread}"
+
+
 def tables() -> dict[str, str]:
     """Return Markdown by marker name."""
     seeds = (RESULTS / "demo_seeds.md").read_text(encoding="utf-8")
     found = {"demo_seeds": seeds.split("\n\n", 1)[1].strip()}
     for name in ("explanation_agreement", "free_text"):
         found[name] = (RESULTS / f"{name}.md").read_text(encoding="utf-8").strip()
+    if (RESULTS / "real_rankers.json").exists():
+        found["real_rankers"] = real_rankers(json.loads((RESULTS / "real_rankers.json").read_text(encoding="utf-8")))
     for path in sorted(RESULTS.glob("*.json")):
         report = json.loads(path.read_text(encoding="utf-8"))
         if "methods" in report:
