@@ -93,3 +93,13 @@ def test_a_run_is_computed_again_only_where_more_time_is_allowed(cf_quality: Mod
     assert not cf_quality.is_done(path, 91.0)
     path.write_text('{"format": 2, "stopped_by": "early_stopping", "time_limit_s": 90.0}', encoding="utf-8")
     assert cf_quality.is_done(path, 1000.0)
+
+
+def test_one_rate_explains_what_was_measured_and_the_page_of_scale_shows_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import scale
+
+    measured = scale.json.loads(scale.MEASURED.read_text(encoding="utf-8"))
+    for name, predicted, real in scale.checks(measured):
+        assert 2 / 3 < real / predicted < 3 / 2, name
+    assert scale.tables() in scale.PAGE.read_text(encoding="utf-8")
