@@ -69,6 +69,7 @@ _VALUES: dict[str, dict[str, dict[str, Any]]] = {
         },
         "align": {
             **_OURS["align"],
+            "text_recommendation_weight": 1.0,
             "fine_tune_text_encoder": False,
             "min_steps": 1_000,
             "early_stopping_patience": 2,
