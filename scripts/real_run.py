@@ -99,7 +99,6 @@ def arguments(output: Path, llm: Path, text_encoder: Path, seed: int, **sections
             "max_validation_users": 50,
             "max_title_tokens": 12,
         },
-        "retrieve": {"num_llm_layers": 6},
         "rank": {"rankers": "likelihood,letter,retrieval,fusion", "max_validation_users": 200},
         "llm": {"name": str(llm), "dtype": "float32"},
     }

@@ -18,6 +18,8 @@ from allmrec_hf.ranker_built_in import build_ranker, compared_rankers, rankers_o
 from allmrec_hf.ranker_fusion import gates, standardized
 from allmrec_hf.ranker_retrieval import RetrievalRanker
 from allmrec_hf.training.fusion_fitting import FusionSamples, fit_fusion, fitted_weights
+from allmrec_hf.training.retrieval_training import RetrievalModule, RetrievalTask
+from allmrec_hf.training.stage_arguments import RetrieveArguments
 from allmrec_hf.training.trainer import ALLMRecTrainer
 from tests import command_line, small_run
 from tests.tiny import FAMILIES, tiny_llm
@@ -104,6 +106,51 @@ def test_the_first_layer_alone_by_hand():
         assert torch.allclose(
             last_states(first_layers(llm, 1), 8, inputs_embeds=embeds), llm.model.norm(states), atol=1e-5
         )
+
+
+def test_the_depth_that_ranks_validation_users_best_stays(run, small_parts, small_data, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    sections = {"retrieve": {**RETRIEVE, "num_llm_layers": None, "llm_depths": "1,2"}}
+    args = small_run.run_arguments(folder, small_run.settings(small_parts)).replaced(**sections)
+    shutil.rmtree(folder / "checkpoints" / "retrieve")
+    trainer = ALLMRecTrainer(args=args, data=small_data)
+    trainer.train("retrieve")
+    found = {
+        layers: json.loads((folder / "checkpoints" / "retrieve" / f"layers-{layers}" / "training.json").read_text())
+        for layers in (1, 2)
+    }
+    best = {layers: told["result"]["best"] for layers, told in found.items()}
+    model = trainer.model
+    assert model.config.rankers["retrieval"]["num_llm_layers"] == max(best, key=best.get)
+    ranker = build_ranker("retrieval", model, trainer.processor)
+    task = RetrievalTask(RetrievalModule(model, trainer.processor), small_data, args.retrieve.loop(), 2, 8)
+    assert len(ranker.decoder.layers) == max(best, key=best.get)
+    metrics = task.validate(np.arange(task.num_validation_examples), torch.device("cpu"))
+    assert metrics["ndcg@10"].mean() == pytest.approx(max(best.values()))
+
+
+def test_a_share_of_the_layers_is_rounded_up():
+    assert RetrieveArguments(num_llm_layers=0.15).layers_of(30) == [5]
+    assert RetrieveArguments(num_llm_layers=0.15).layers_of(2) == [1]
+    assert RetrieveArguments(num_llm_layers=6).layers_of(30) == [6]
+    assert RetrieveArguments(llm_depths="2, .5,6").layers_of(12) == [2, 6]
+    assert RetrieveArguments().layers_of(12) == [None]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_llm_layers": 2.5}, "num_llm_layers must be a whole number of layers, or a share"),
+        ({"llm_depths": "2,many"}, "llm_depths must be a whole number of layers, or a share .* got 'many'"),
+        ({"llm_depths": "0"}, "llm_depths must be"),
+        ({"llm_depths": "2", "num_llm_layers": 2}, "both given"),
+        ({"llm_depths": "2,4", "eval_strategy": "no"}, "eval_strategy is no"),
+    ],
+)
+def test_an_impossible_depth_is_refused(options, message):
+    with pytest.raises(ALLMRecError, match=message):
+        RetrieveArguments(**options)
 
 
 def test_more_layers_than_the_llm_has_are_refused():

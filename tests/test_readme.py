@@ -50,7 +50,7 @@ def test_the_ten_lines_of_the_readme_run(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(ALLMRecTrainer, "push_to_hub", lambda self, repo: pushed.append((repo, self.output_dir)))
     few = '{"max_steps": 3, "min_steps": None'
     code = TEN_LINES.replace('"facebook/opt-125m"', '"demo", text_encoder="demo"')
-    code = code.replace('project={"learning_rate": 1e-4}', f'project={few}, "learning_rate": 1e-4}}')
+    code = code.replace('retrieve={"learning_rate": 5e-4}', f'retrieve={few}, "learning_rate": 5e-4}}')
     code = code.replace('preset="quick"', f'preset="quick", backbone={few}}}, align={few}}}')
     namespace = {"interactions": world.interactions().to_pandas(), "items": world.items().to_pandas()}
     exec(compile(code, "README.md", "exec"), namespace)

@@ -141,6 +141,12 @@ def test_option_of_a_wrong_value_is_refused_before_anything_runs(options, messag
         plan(parsed(methods=["popularity", {"label": "other", "method": "a-llmrec", "options": options}]))
 
 
+def test_option_of_a_wrong_value_of_a_backbone_is_refused_before_anything_runs():
+    entry = {"label": "fast", "method": "sasrec", "options": {"learning_rate": -1}}
+    with pytest.raises(ALLMRecError, match="fast: an option of the method sasrec cannot be used: learning_rate must"):
+        plan(parsed(methods=["popularity", entry]))
+
+
 def test_option_that_the_method_does_not_have_is_refused_before_anything_runs():
     with pytest.raises(ALLMRecError, match=r"other: the method item-knn has no options \['k'\]; it has neighbors"):
         plan(parsed(**method_entry(options={"k": 3})))

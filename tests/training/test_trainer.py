@@ -196,6 +196,17 @@ def test_arguments_merge_preset_recipe_and_what_is_given():
     assert again.project.learning_rate == 1e-4
 
 
+def test_options_of_a_stage_that_no_ranker_trains_are_named_in_a_warning(small_data, tmp_path, caplog):
+    given = {"seed": 7, "retrieve": {"dim": 8}, "project": {"learning_rate": 1e-4, "projector": "linear"}}
+    trainer = ALLMRecTrainer(args=ALLMRecTrainingArguments(tmp_path / "run", "quick", **given), data=small_data)
+    trainer._warn_of_unused_options(trainer.args.rank.steps())
+    (warning,) = caplog.messages
+    assert warning.startswith("project.learning_rate: no effect, since the rankers of this run (retrieval,fusion)")
+    caplog.clear()
+    trainer._warn_of_unused_options(trainer.args.replaced(rank="likelihood,retrieval").rank.steps())
+    assert not caplog.messages
+
+
 def test_arguments_of_yaml_and_of_python_are_the_same(tmp_path):
     (tmp_path / "run.yaml").write_text(
         "preset: quick\nbackbone: ligr\nalign:\n  joint_dim: 64\nproject: {learning_rate: 1e-4}\nllm: demo\n"

@@ -128,6 +128,7 @@ def _arguments(
         output,
         "demo" if invented and llm is None else "quick",
         align={"text_encoder": text_encoder or DEMO, "fine_tune_text_encoder": text_encoder is None},
+        rank="likelihood",  # the paper's three stages
         llm={"name": llm or DEMO, "include_llm": llm is None},
         seed=seed,
     )
@@ -149,7 +150,11 @@ def _done(output: Path, stage: str) -> str:
     if stage == "rank":
         ranker = json.loads((output / "config.json").read_text(encoding="utf-8"))["ranker"]
         return f"what ranks by default: {ranker}"
-    record = json.loads((output / "checkpoints" / stage / "training.json").read_text(encoding="utf-8"))["result"]
+    records = [  # several where depths of the LLM were tried
+        json.loads(path.read_text(encoding="utf-8"))["result"]
+        for path in (output / "checkpoints" / stage).glob("**/training.json")
+    ]
+    record = max(records, key=lambda one: one["best"] or 0.0)
     best = "" if record["best"] is None else f", best {record['metric']} {record['best']:.3f} on validation"
     return f"{record['steps']:,} steps, {record['epochs']} epochs{best}"
 

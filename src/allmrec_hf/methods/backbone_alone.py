@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from typing import Any
 
 from ..data.prepared import PreparedData
+from ..errors import ALLMRecError
 from ..evaluation.rankers import BackboneRanker
+from ..training.stage_arguments import BackboneArguments
 from .method import Method, Setting
 from .shared import trained_backbone
 
@@ -26,7 +30,8 @@ PAPERS = {
 class BackboneAlone(Method):
     """A backbone trained on the training part, without text and without an LLM.
 
-    An item never seen in training keeps its initial vector, which means nothing.
+    An item never seen in training keeps its initial vector, which means nothing. The options are those of the section
+    `backbone` (`learning_rate`, `options: {dropout: 0.5}`), on top of the preset and of the suite's budget.
 
     Args:
         name: The backbone's registered name.
@@ -38,11 +43,30 @@ class BackboneAlone(Method):
         "is a negative and nothing else, so it ranks last: on never-seen targets Hit@1 is 0, below chance"
     )
 
+    options = tuple(field.name for field in fields(BackboneArguments) if field.name not in {"name", "module", "seed"})
+
     def __init__(self, name: str) -> None:
         self.name = name
         self.paper = PAPERS.get(name, "")
 
     def fit(self, data: PreparedData, setting: Setting) -> BackboneRanker:
         """Train the backbone, or take the one that an earlier method of the same data and seed left."""
-        self.checked(setting)
-        return BackboneRanker(trained_backbone(data, replace(setting, backbone=self.name)), name=self.name)
+        return BackboneRanker(trained_backbone(data, self.own_setting(setting)), name=self.name)
+
+    def checked(self, setting: Setting) -> Mapping[str, Any]:
+        """Return the options.
+
+        Raises:
+            ALLMRecError: when one is unknown or has an impossible value.
+        """
+        options = super().checked(setting)
+        try:
+            BackboneArguments.from_dict(dict(options))
+        except ALLMRecError as error:
+            raise ALLMRecError(f"an option of the method {self.name} cannot be used: {error}") from error
+        return options
+
+    def own_setting(self, setting: Setting) -> Setting:
+        """Return the setting with this backbone, and with the options in its budget."""
+        stage = {**setting.budget.get("backbone", {}), **self.checked(setting)}
+        return replace(setting, backbone=self.name, budget={**setting.budget, "backbone": stage})

@@ -55,9 +55,9 @@ class ALLMRecTrainingArguments:
         ALLMRecError: when an option is unknown (the message offers the nearest) or a value impossible.
 
     Example:
-        >>> args = ALLMRecTrainingArguments("runs/shop", preset="quick", project={"learning_rate": 1e-4})
-        >>> args.project.learning_rate, args.project.per_device_train_batch_size
-        (0.0001, 16)
+        >>> args = ALLMRecTrainingArguments("runs/shop", preset="quick", retrieve={"learning_rate": 5e-4})
+        >>> args.retrieve.learning_rate, args.retrieve.per_device_train_batch_size
+        (0.0005, 32)
     """
 
     output_dir: str | Path

@@ -102,7 +102,9 @@ _VALUES: dict[str, dict[str, dict[str, Any]]] = {
             "eval_epochs": 5,
             "history_titles": False,
             "history_in_prompt": 8,
+            "num_llm_layers": 0.15,
         },
+        "rank": {"rankers": "retrieval,fusion"},
     },
     # For the invented world: three minutes of training on one core. With fewer users, as many steps as with all 3,000.
     "demo": {
@@ -172,6 +174,8 @@ def resolved(preset: str, given: Mapping[str, Mapping[str, Any]]) -> dict[str, A
             own |= {"options": options or None}
         if "num_train_epochs" in own and "min_steps" not in own:
             values.pop("min_steps", None)  # who gives epochs alone gets these
+        if own.get("llm_depths") is not None:
+            values.pop("num_llm_layers", None)
         try:
             sections[section] = kind(**{**values, **own})
         except ALLMRecError as error:

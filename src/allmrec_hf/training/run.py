@@ -129,10 +129,9 @@ class Run:
 
     def has_begun(self, stage: str) -> bool:
         """Tell whether something of a stage was trained that can be gone on with."""
-        folders = ("warm-start", "project") if stage == "project" else (stage,)
-        return self.is_done(stage) or any(
-            checkpoint.latest(self.stage_folder(name) / CHECKPOINTS_FOLDER) for name in folders
-        )
+        own = self.stage_folder(stage)
+        folders = [own, *([self.stage_folder("warm-start")] if stage == "project" else own.glob("layers-*"))]
+        return self.is_done(stage) or any(checkpoint.latest(folder / CHECKPOINTS_FOLDER) for folder in folders)
 
     def is_behind(self, stage: str) -> bool:
         """Tell whether a resumed run has this stage behind it."""

@@ -383,8 +383,16 @@ class RetrieveArguments(StageArguments):
     """Hold the settings of the ranker `retrieval`, whose head is trained around the frozen LLM."""
 
     dim: int = option(128, "Width of the space in which users and items are compared.", at_least=1)
-    num_llm_layers: int | None = option(
-        None, "The LLM's first layers that are run; the cost falls with them. All where not given.", at_least=1
+    num_llm_layers: float | None = option(
+        None,
+        "The LLM's first layers that are run; the cost falls with them. A value below 1 is a share of its layers, "
+        "rounded up. All where not given.",
+        above=0,
+    )
+    llm_depths: str | None = option(
+        None,
+        "Depths to train at in place of num_llm_layers, with commas between, such as 2,4,8; the one that ranks "
+        "validation users best stays.",
     )
     history_in_prompt: int = option(10, "The latest history items that a prompt holds.", at_least=1)
     history_titles: bool = option(
@@ -396,6 +404,46 @@ class RetrieveArguments(StageArguments):
     num_negatives: int = option(32, "Items drawn for each batch, beside the targets of its other users.", at_least=1)
     distillation_weight: float = option(1.0, "Weight of the distance to the user representation.", at_least=0)
     uniformity_weight: float = option(0.1, "Weight of the uniformity of users and items.", at_least=0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.llm_depths is not None and self.num_llm_layers is not None:
+            raise ALLMRecError("num_llm_layers and llm_depths are both given; give one")
+        if self.llm_depths is not None and self.eval_strategy == "no":
+            raise ALLMRecError("llm_depths are chosen among by validation, but eval_strategy is no")
+        self.layers_of(1)
+
+    def layers_of(self, whole: int) -> list[int | None]:
+        """Return the depths to train at, as numbers of layers; None: all.
+
+        Args:
+            whole: The LLM's layers, of which a share is taken.
+
+        Raises:
+            ALLMRecError: when a depth is neither a whole number of layers nor a share.
+
+        Example:
+            >>> RetrieveArguments(num_llm_layers=0.15).layers_of(30)
+            [5]
+            >>> RetrieveArguments(llm_depths="2, 0.5").layers_of(12)
+            [2, 6]
+        """
+        if self.llm_depths is None:
+            return [None if self.num_llm_layers is None else _layers("num_llm_layers", self.num_llm_layers, whole)]
+        return list(dict.fromkeys(_layers("llm_depths", text, whole) for text in split_names(self.llm_depths)))
+
+
+def _layers(name: str, value: Any, whole: int) -> int:
+    """Return a number of layers that was given as such or as a share of `whole`."""
+    try:
+        number = float(value)
+    except ValueError:
+        number = math.nan
+    if 0 < number < 1:
+        return math.ceil(number * whole)
+    if number >= 1 and number.is_integer():
+        return int(number)
+    raise ALLMRecError(f"{name} must be a whole number of layers, or a share of them below 1; got {value!r}")
 
 
 RANKER_STAGES = {"likelihood": "project", "letter": "project", "retrieval": "retrieve", "fusion": "rank"}

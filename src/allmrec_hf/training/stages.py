@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+import math
+from pathlib import Path
+from typing import Any
 
 import torch
 
 from ..cf_encoder import CFEncoder
 from ..configuration_allmrec import ALLMRecConfig
-from ..language_model import context_length
+from ..language_model import context_length, num_layers
 from ..modeling_allmrec import ALLMRecModel
 from ..processing_allmrec import ALLMRecProcessor
 from ..prompt import HistoryTemplate, LetterTemplate
@@ -29,6 +32,7 @@ from .retrieval_training import RetrievalModule, RetrievalTask
 from .run import Run
 from .run_checks import backbone_config
 from .stage_arguments import recipe_of, split_names
+from .task import StageResult
 from .text_encoders import text_dim
 from .warm_start import warm_start
 
@@ -156,20 +160,42 @@ def run_retrieval(run: Run) -> None:
     model.config.rankers = rankers
     model.config.ranker = _first_ranker(run) if run.is_done("project") else RetrievalRanker.kind
     template = HistoryTemplate.for_domain(run.data.domain, run.data.verbs, arguments.history_titles)
-    settings = {name: getattr(arguments, name) for name in ("dim", "num_llm_layers", "history_in_prompt")}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(arguments.seed)
-        add_retrieval_head(model, {**settings, "prompt": template.to_dict()})
-    loop = arguments.loop()
-    module = RetrievalModule(model, processor, arguments.distillation_weight, arguments.uniformity_weight)
-    task = RetrievalTask(module, run.data, loop, arguments.positions, arguments.num_negatives)
-    place(module, process_state().device)
-    run_stage(task, loop, run.stage_folder("retrieve"), run.resume, callbacks=run.callbacks)
+    settings = {name: getattr(arguments, name) for name in ("dim", "history_in_prompt")}
+    depths = arguments.layers_of(num_layers(model.require_language_model()))
+    heads = {}
+    for layers in depths:
+        folder = run.stage_folder("retrieve") / ("" if len(depths) == 1 else f"layers-{layers}")
+        result = _train_head(
+            run, model, processor, {**settings, "num_llm_layers": layers, "prompt": template.to_dict()}, folder
+        )
+        heads[layers] = (result.best, model.retrieval_head, model.config.rankers)
+    chosen = max(depths, key=lambda layers: -math.inf if heads[layers][0] is None else heads[layers][0])
+    _, model.retrieval_head, model.config.rankers = heads[chosen]
+    if len(depths) > 1 and run.writes:
+        told = ", ".join(f"{layers}: {heads[layers][0]:.4f}" for layers in depths)
+        logger.info(
+            "retrieval runs the first %s layers of the LLM; NDCG@10 on validation users by depth: %s", chosen, told
+        )
     if run.writes:
         model.eval()
-        module.ranker.item_table()  # every item once; a request makes its user's vector only
+        RetrievalRanker(model, processor).item_table()  # every item once; a request makes its user's vector only
         _save(run, model, processor, "retrieve")
     process_state().wait_for_everyone()
+
+
+def _train_head(
+    run: Run, model: ALLMRecModel, processor: ALLMRecProcessor, settings: dict[str, Any], folder: Path
+) -> StageResult:
+    """Give the model a fresh head of the ranker `retrieval` and train it."""
+    arguments = run.args.retrieve
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(arguments.seed)
+        add_retrieval_head(model, settings)
+    module = RetrievalModule(model, processor, arguments.distillation_weight, arguments.uniformity_weight)
+    loop = arguments.loop()
+    task = RetrievalTask(module, run.data, loop, arguments.positions, arguments.num_negatives)
+    place(module, process_state().device)
+    return run_stage(task, loop, folder, run.resume, callbacks=run.callbacks)
 
 
 def run_ranking(run: Run) -> None:

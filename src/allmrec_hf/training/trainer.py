@@ -26,7 +26,7 @@ from .llms import without_trust
 from .pretrained_backbone import load_backbone
 from .run import LoadedParts, Run
 from .run_checks import check_run
-from .stage_arguments import STEPS
+from .stage_arguments import LOOPS, RUN_WIDE, STEPS, StageArguments
 from .stages import TRAIN
 
 logger = logging.getLogger(__name__)
@@ -134,7 +134,9 @@ class ALLMRecTrainer:
             ALLMRecError: when the folder is not empty or another trainer is at work in it, an earlier stage is missing,
                 a part cannot be loaded, options changed since the run was interrupted, or a callback raised.
         """
-        stages = self.args.rank.steps() if stages is None else stages
+        if stages is None:
+            stages = self.args.rank.steps()
+            self._warn_of_unused_options(stages)
         wanted = (stages,) if isinstance(stages, str) else tuple(stages)
         run = Run(
             self.data, self.args, bool(resume_from_checkpoint), self.trust_remote_code, self.parts, self.callbacks
@@ -146,6 +148,24 @@ class ALLMRecTrainer:
                     logger.info("stage %s", stage)
                     TRAIN[stage](run)
         return self
+
+    def _warn_of_unused_options(self, stages: Sequence[str]) -> None:
+        """Say which options of a loop were given for stages that the run's rankers do not need."""
+        loop = set(StageArguments.names()) - set(RUN_WIDE)
+        unused = [
+            f"{stage}.{name}"
+            for stage in LOOPS
+            if stage not in stages
+            for name in self.args.given[stage]
+            if name in loop
+        ]
+        if unused:
+            logger.warning(
+                "%s: no effect, since the rankers of this run (%s) do not train that stage; name one that does "
+                "(--rankers, in Python rank=): likelihood or letter for project, retrieval for retrieve",
+                ", ".join(unused),
+                self.args.rank.rankers,
+            )
 
     @property
     def processor(self) -> ALLMRecProcessor:
