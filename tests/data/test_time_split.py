@@ -304,3 +304,11 @@ def test_shuffled_training_histories_keep_everything_but_the_order(world: pl.Dat
     assert with_shuffled_histories(data, 4).digests["interactions"] != shuffled.digests["interactions"]
     by_time = prepare(world, filter="none", num_candidates=5, split="time")
     assert with_shuffled_histories(by_time, 3).cuts == by_time.cuts
+
+
+def test_scenario_of_shuffled_histories_trains_and_asks_after_the_same_random_order(data):
+    split = scenario("shuffled-histories", seed=3).split(data)
+    assert split.training is split.evaluation
+    assert split.training.digests["interactions"] == with_shuffled_histories(data, 3).digests["interactions"]
+    assert split.description["label"] == "shuffled-histories-seed-3"
+    assert split.evaluation.candidates("test").items.tolist() == data.candidates("test").items.tolist()

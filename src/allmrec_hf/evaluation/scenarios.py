@@ -23,6 +23,7 @@ from ..data.subsets import (
     resplit_by_time,
     users_with_targets,
     with_recent,
+    with_shuffled_histories,
     with_users,
     without,
 )
@@ -296,6 +297,19 @@ class TimeSplit(Scenario):
 
 
 @dataclass(frozen=True)
+class ShuffledHistories(Scenario):
+    """Train and evaluate with every user's training part in a random order; targets and candidates stay."""
+
+    name: ClassVar[str] = "shuffled-histories"
+    seed: int = 0
+
+    def _make(self, *domains: PreparedData) -> EvaluationSplit:
+        (data,) = domains
+        part = with_shuffled_histories(data, self.seed, self._note("training and evaluation"))
+        return EvaluationSplit(part, part, {})
+
+
+@dataclass(frozen=True)
 class CrossDomain(Scenario):
     """Train on one data set, evaluate on another; ids get the name of their data set as a prefix."""
 
@@ -347,7 +361,7 @@ class CrossDomain(Scenario):
 
 
 SCENARIOS: dict[str, type[Scenario]] = {
-    kind.name: kind for kind in (Overall, ColdUsers, ColdUsersCut, FewShot, Share, TimeSplit, CrossDomain)
+    kind.name: kind for kind in (Overall, ColdUsers, ColdUsersCut, FewShot, Share, TimeSplit, ShuffledHistories, CrossDomain)
 }
 
 
