@@ -145,6 +145,18 @@ def test_full_ranks_the_unseen_catalogue_and_counts_misses(toy_data):
     assert result.to_dict()["targets_already_seen"] == 0
 
 
+def test_beside_candidates_the_whole_catalogue_is_ranked_by_all_that_can(toy_data):
+    costly = TableRanker(by_index(-1), "asks the LLM for each item")
+    costly.ranks_catalogue = False
+    result = evaluate([TableRanker(by_index(1)), costly], toy_data, max_users=3, seed=2, full_ranking=True)
+    alone = evaluate([TableRanker(by_index(1))], toy_data, "full", max_users=3, seed=2)
+    assert result.report["full_ranking"] == alone.report
+    assert set(result.report["methods"]) == {"table", "asks the LLM for each item"}
+    assert result.to_table().endswith(alone.to_table())
+    assert result.to_markdown().endswith(alone.to_markdown())
+    assert "full_ranking" not in evaluate([costly], toy_data, full_ranking=True).report
+
+
 def test_full_ranks_ties_by_expectation(toy_data):
     result = evaluate([TableRanker(np.zeros(11))], toy_data, "full", cutoffs=(1,), num_retrieved=100)
     assert result.ranks["table"].expected.tolist() == [4, 4, 4, 4]  # seven unseen items of equal score

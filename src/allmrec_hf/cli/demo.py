@@ -216,7 +216,7 @@ def evaluate_side_by_side(
         text,
         PopularityRanker(data.item_counts("train")),
     ]
-    result = evaluate(rankers, data, max_users=max_users)
+    result = evaluate(rankers, data, max_users=max_users, full_ranking=True)
     result.write_json(output / "evaluation.json")
     tell(f"evaluate {len(rankers)} methods on the same candidates, {time.monotonic() - before:.0f} s")
     return result

@@ -189,6 +189,10 @@ def evaluate(
     shuffle_test: Annotated[
         bool, typer.Option(help="Also rank after histories in random order: what their order is worth.")
     ] = False,
+    full_ranking: Annotated[
+        bool,
+        typer.Option(help="Beside candidates also the whole catalogue, by all that need no LLM pass for each item."),
+    ] = True,
     output: Annotated[Path | None, typer.Option(help="Write the JSON report here.")] = None,
     per_user: Annotated[Path | None, typer.Option(help="Write every user's rank and ties here, as parquet.")] = None,
     update_card: Annotated[bool, typer.Option(help="Put the numbers into the run folder's model card.")] = False,
@@ -261,7 +265,18 @@ def evaluate(
         for each in rankers:
             if isinstance(each, ALLMRecRanker):
                 tell_evaluation_cost(each, prepared, protocol, split, max_users, seed)
-        result = run(rankers, prepared, protocol, split, max_users=max_users, seed=seed, shuffle_test=shuffle_test)
+        first = rankers[0]
+        added = isinstance(first, ALLMRecRanker) and len(first.processor.catalog) > prepared.num_items
+        result = run(
+            rankers,
+            prepared,
+            protocol,
+            split,
+            max_users=max_users,
+            seed=seed,
+            shuffle_test=shuffle_test,
+            full_ranking=full_ranking and not added,  # of items that the others lack there is no fair ranking
+        )
         if output is not None:
             result.write_json(output)
         if per_user is not None:

@@ -88,9 +88,10 @@ def further_rows(report: Report) -> list[list[list[str]]]:
 
 
 def format_table(report: Report) -> str:
-    """Return aligned text tables under one line that says what they show."""
+    """Return aligned text tables under one line that says what they show; the full ranking comes last."""
     parts = [_aligned(rows) for rows in (table_rows(report), *further_rows(report))]
-    return "\n\n".join([describe(report), *parts])
+    whole = [format_table(report["full_ranking"])] if "full_ranking" in report else []
+    return "\n\n".join([describe(report), *parts, *whole])
 
 
 def _aligned(rows: list[list[str]]) -> str:
@@ -109,7 +110,9 @@ def _aligned(rows: list[list[str]]) -> str:
 
 def format_markdown(report: Report) -> str:
     """Return the table in Markdown; a pipe in a method's name is escaped, other markup is the caller's to escape."""
-    return "\n\n".join(_markdown(rows) for rows in (table_rows(report), *further_rows(report)))
+    parts = [_markdown(rows) for rows in (table_rows(report), *further_rows(report))]
+    whole = report.get("full_ranking")
+    return "\n\n".join([*parts, *([] if whole is None else [describe(whole), format_markdown(whole)])])
 
 
 def _markdown(table: list[list[str]]) -> str:

@@ -118,6 +118,7 @@ def evaluate(
     groups: Mapping[str, ArrayLike] | None = None,
     history_buckets: Sequence[int] | None = None,
     shuffle_test: bool = False,
+    full_ranking: bool = False,
 ) -> EvaluationResult:
     """Evaluate rankers side by side on the same users, targets and candidates.
 
@@ -139,6 +140,8 @@ def evaluate(
         groups: Further groups: name -> `(U,)` booleans, one for each user of `data.candidates(split)`, in their order.
         history_buckets: The largest history length of each bucket but the last, such as `(5, 10, 20)`; None has none.
         shuffle_test: Rank a second time after histories in random order, which goes into the report as `shuffled`.
+        full_ranking: Under the protocol `"candidates"`, also rank the whole catalogue for the same users, by every
+            method but those that ask an LLM for each item; its report goes into the report as `full_ranking`.
 
     Returns:
         The report and every user's ranks. Metrics are means over all orders of tied candidates.
@@ -212,6 +215,11 @@ def evaluate(
             for ranker in rankers
             for values in [_shuffled_ranks(ranker, rows, protocol, num_retrieved, batch_size, seed)]
         }
+    whole = [ranker for ranker in rankers if getattr(ranker, "ranks_catalogue", True)]
+    if full_ranking and protocol == "candidates" and whole:
+        again = {"max_users": max_users, "seed": seed, "known": known, "groups": groups}
+        sizes = {"num_retrieved": num_retrieved, "batch_size": batch_size, "history_buckets": history_buckets}
+        report["full_ranking"] = evaluate(whole, data, "full", split, **again, **sizes).report
     if lists:
         report["beyond_accuracy"] = _beyond_accuracy(lists, rows, warmth, (known or data).item_counts(SPLITS[split]))
     return EvaluationResult(

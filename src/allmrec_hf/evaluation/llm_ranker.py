@@ -135,6 +135,11 @@ class ALLMRecRanker:
         second = self.score(histories, retrieved[:, : self.num_ranked])
         return reranked_scores(retrieved, scores, second, self.name)
 
+    @property
+    def ranks_catalogue(self) -> bool:
+        """Whether the whole catalogue is ranked without an LLM pass for each item."""
+        return self.ranker.ranks_catalogue
+
     def generate_titles(self, histories: Sequence[History], candidates: NDArray[np.int64]) -> list[str]:
         """Return the title that the LLM writes for each user, greedily, without its quotes (the paper's protocol)."""
         titles = [""] * len(histories)

@@ -361,7 +361,8 @@ class CrossDomain(Scenario):
 
 
 SCENARIOS: dict[str, type[Scenario]] = {
-    kind.name: kind for kind in (Overall, ColdUsers, ColdUsersCut, FewShot, Share, TimeSplit, ShuffledHistories, CrossDomain)
+    kind.name: kind
+    for kind in (Overall, ColdUsers, ColdUsersCut, FewShot, Share, TimeSplit, ShuffledHistories, CrossDomain)
 }
 
 

@@ -85,6 +85,7 @@ _VALUES: dict[str, dict[str, dict[str, Any]]] = {
             "warmup_steps": 0.03,
             "max_grad_norm": 1.0,
             "early_stopping_patience": 1,
+            "max_title_tokens": 16,
             "max_validation_users": 500,
             "max_seconds": 90,
             "save_steps": 100,
@@ -99,7 +100,7 @@ _VALUES: dict[str, dict[str, dict[str, Any]]] = {
             "max_grad_norm": 1.0,
             "max_validation_users": 200,
             "max_seconds": 300,
-            "eval_epochs": 5,
+            "eval_strategy": "no",  # reading every candidate's title takes as long as a third of the training
             "history_titles": False,
             "history_in_prompt": 8,
             "num_llm_layers": 0.15,
@@ -175,7 +176,9 @@ def resolved(preset: str, given: Mapping[str, Mapping[str, Any]]) -> dict[str, A
         if "num_train_epochs" in own and "min_steps" not in own:
             values.pop("min_steps", None)  # who gives epochs alone gets these
         if own.get("llm_depths") is not None:
-            values.pop("num_llm_layers", None)
+            values = {
+                option: value for option, value in values.items() if option not in ("num_llm_layers", "eval_strategy")
+            }
         try:
             sections[section] = kind(**{**values, **own})
         except ALLMRecError as error:

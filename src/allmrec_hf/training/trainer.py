@@ -185,6 +185,8 @@ class ALLMRecTrainer:
     def evaluate(self, rankers: Sequence[Ranker] | None = None, **options: Any) -> EvaluationResult:
         """Return how well the model ranks, beside its backbone and popularity on the same candidates.
 
+        The whole catalogue is ranked for the same users too, see `full_ranking` of `allmrec_hf.evaluate`.
+
         Args:
             rankers: What is evaluated in place of these; every ranker of the checkpoint is among them.
             **options: As of `allmrec_hf.evaluate`: `split`, `max_users`, `protocol`, ...
@@ -197,7 +199,7 @@ class ALLMRecTrainer:
                 BackboneRanker(load_backbone(self.output_dir / "backbone")),
                 PopularityRanker(self.data.item_counts("train")),
             ]
-        return evaluate(rankers, self.data, **options)
+        return evaluate(rankers, self.data, **{"full_ranking": True, **options})
 
     def pipeline(self, **options: Any) -> RecommendationPipeline:
         """Return `pipeline("recommendation")` of the checkpoint."""
