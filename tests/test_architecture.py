@@ -55,18 +55,29 @@ WITHIN_LAYER = {
     ("catalog", "item_rows"),
     ("language_model", "errors"),
 }
-UPPER_PACKAGES = {"methods", "explaining", "benchmark", "serving", "batch_inference"}
+UPPER_PACKAGES = {"methods", "explaining", "benchmark", "serving", "space", "batch_inference"}
 PACKAGES = {"data", "training", "evaluation", "hub", "cli", *UPPER_PACKAGES}
 FORBIDDEN = {
     "data": {"training", "evaluation", "hub", "cli", *UPPER_PACKAGES},
     "training": {"cli", *UPPER_PACKAGES},  # its trainer evaluates, and shares on the Hub
     "evaluation": {"training", "hub", "cli", *UPPER_PACKAGES},
     "hub": {"data", "training", "cli", *UPPER_PACKAGES},
-    "methods": {"hub", "explaining", "benchmark", "serving", "batch_inference", "cli"},
-    "explaining": {"training", "hub", "methods", "benchmark", "serving", "batch_inference", "cli"},
-    "benchmark": {"hub", "explaining", "serving", "batch_inference", "cli"},
-    "serving": {"data", "training", "evaluation", "hub", "methods", "benchmark", "batch_inference", "cli"},
-    "batch_inference": {"training", "evaluation", "hub", "methods", "explaining", "benchmark", "serving", "cli"},
+    "methods": {"hub", "explaining", "benchmark", "serving", "space", "batch_inference", "cli"},
+    "explaining": {"training", "hub", "methods", "benchmark", "serving", "space", "batch_inference", "cli"},
+    "benchmark": {"hub", "explaining", "serving", "space", "batch_inference", "cli"},
+    "serving": {"data", "training", "evaluation", "hub", "methods", "benchmark", "space", "batch_inference", "cli"},
+    "space": {"data", "training", "evaluation", "hub", "methods", "benchmark", "serving", "batch_inference", "cli"},
+    "batch_inference": {
+        "training",
+        "evaluation",
+        "hub",
+        "methods",
+        "explaining",
+        "benchmark",
+        "serving",
+        "space",
+        "cli",
+    },
     "cli": set(),
 }
 MODEL_MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if not path.stem.startswith("_"))

@@ -1,4 +1,4 @@
-"""`allmrec`: prepare, train, import-backbone, evaluate, benchmark, recommend, explain, add-items, serve, push, demo."""
+"""`allmrec`: every command, from `prepare` and `train` to `serve`, `space` and `push`."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from .options import setup_process, user_errors
 from .prepare_command import prepare
 from .recommend import add_items, push, recommend
 from .serve import serve
+from .space import space
 from .train import SectionedCommand, train
 
 app = typer.Typer(
@@ -55,6 +56,7 @@ for name, function in (
     ("explain", explain),
     ("add-items", add_items),
     ("serve", serve),
+    ("space", space),
     ("push", push),
     ("demo", demo),
 ):
