@@ -11,18 +11,18 @@ import time
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+from headless_chromium import chromium
+from PIL import Image
 
 from allmrec_hf.space.page import build_page, launch_page
 from allmrec_hf.space.page_model import PageModel
 from allmrec_hf.space.run_page import load_checkpoint
 from allmrec_hf.space.space_folder import ABOUT_DEMO
-from tests.space.browser import chromium
 
+ROOT = Path(__file__).resolve().parents[1]
 IMAGES = ROOT / "docs" / "images"
 LARGEST = 150_000  # bytes
-COLORS = 128
+COLORS = 256
 PATIENCE = 120_000  # milliseconds
 ITEM = ("The Dusty Saddle", "A western film about a lonely sheriff, his horse and a saddle.")
 
@@ -72,17 +72,15 @@ def search(page: Any) -> None:
 
 PICTURES = {  # what is shown, size, colours, from which heading on
     "space_recommend_light": (recommend, (1000, 1010), "light", None),
-    "space_compare_dark": (compare, (1000, 900), "dark", None),
+    "space_compare_dark": (compare, (1000, 1060), "dark", None),
     "space_phone_recommend": (recommend, (375, 1180), "light", None),
-    "space_phone_new_item": (new_item, (375, 1180), "dark", "#am-place"),
-    "space_phone_search": (search, (375, 1180), "light", None),
+    "space_phone_new_item": (new_item, (375, 1180), "dark", "#am-placed"),
+    "space_phone_search": (search, (375, 760), "light", None),
 }
 
 
 def photograph(browser: Any, address: str, name: str) -> Path:
     """Write one picture and return its path."""
-    from PIL import Image
-
     show, (width, height), scheme, start = PICTURES[name]
     context = browser.new_context(
         viewport={"width": width, "height": height}, color_scheme=scheme, reduced_motion="reduce"
@@ -93,8 +91,7 @@ def photograph(browser: Any, address: str, name: str) -> Path:
     page.wait_for_selector("#am-input")
     show(page)
     if start is not None:
-        page.evaluate("(start) => window.scrollTo(0, document.querySelector(start).offsetTop - 12)", start)
-        page.locator(start).evaluate("(node) => node.scrollIntoView()")
+        page.locator(start).evaluate("(node) => { node.scrollIntoView(); window.scrollBy(0, -14); }")
     time.sleep(0.6)
     path = IMAGES / f"{name}.png"
     page.screenshot(path=str(path))

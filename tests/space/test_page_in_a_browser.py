@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("gradio", reason="pip install 'allmrec-hf[space]' brings the page")
 
 from allmrec_hf.space.page import build_page, launch_page
-from tests.space import browser as driven
+from scripts import headless_chromium as driven
 
 pytestmark = [
     pytest.mark.slow,
@@ -122,7 +122,7 @@ def test_by_keyboard_alone_from_the_first_letter_to_the_reasons(visit):
         if page.evaluate("document.activeElement.id") == "am-input":
             break
     page.keyboard.type("mustang")
-    page.wait_for_selector("#am-option-3")
+    page.wait_for_selector("#am-option-0[aria-selected=true]")
     page.keyboard.press("ArrowDown")
     assert page.locator("#am-option-1").get_attribute("aria-selected") == "true"
     page.keyboard.press("Enter")
@@ -236,9 +236,11 @@ def test_waiting_failing_and_a_lost_server_are_told(visit, hostile, monkeypatch)
         page.wait_for_selector("#am-results [role=alert]")
     assert "Something went wrong inside" in page.locator("#am-results").inner_text()
     assert "secret" not in page.content()
-    one.context.route("**/queue/join*", lambda route: route.abort())
-    page.locator("#am-recommend").click()
-    page.wait_for_selector("text=The server did not answer")
+    with hostile._alone:
+        page.locator("#am-recommend").click()
+        page.wait_for_selector("#am-results .am-loading")
+        one.context.set_offline(True)
+        page.wait_for_selector("text=The server does not answer")
 
 
 def test_a_new_item_is_seen_by_its_visitor_alone(visit, hostile):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ast
 import re
+import socket
 from pathlib import Path
 
+import pytest
 import yaml
 
 from allmrec_hf import __version__
@@ -71,6 +73,7 @@ def test_other_files_of_the_folder_stay(tmp_path):
 
 
 def test_a_missing_checkpoint_is_one_line(tmp_path):
+    pytest.importorskip("gradio")
     assert "gone" in refused("space", "--model", tmp_path / "gone")
     assert "of one model" in refused("space", "--compare", "demo", "--llm", "x")
 
@@ -85,11 +88,8 @@ def test_checkpoints_are_called_by_their_last_part_where_that_tells_them_apart(t
 
 
 def test_a_port_in_use_is_one_line(monkeypatch, pipe):
-    import socket
-
-    from allmrec_hf.cli import space as command
-
-    monkeypatch.setattr(command, "load_pipeline", lambda *_: pipe)
+    pytest.importorskip("gradio")
+    monkeypatch.setattr("allmrec_hf.cli.space.load_pipeline", lambda *_: pipe)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

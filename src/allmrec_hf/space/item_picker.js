@@ -97,6 +97,7 @@ function choose(place) {
 
 function mark(place) {
   active = place;
+  input.removeAttribute("aria-activedescendant");
   [...options.children].forEach((node, other) => {
     node.setAttribute("aria-selected", String(other === active));
     if (other === active) {
@@ -149,6 +150,8 @@ async function search() {
 
 input.addEventListener("input", () => {
   clearTimeout(timer);
+  asked += 1; // an answer to what stood here before comes too late
+  mark(-1); // Enter must not pick of a list that is about to change
   timer = setTimeout(search, 120);
 });
 input.addEventListener("focus", () => {
@@ -169,7 +172,10 @@ input.addEventListener("keydown", (event) => {
   } else if (event.key === "Enter") {
     event.preventDefault();
     if (active >= 0) choose(active);
-    else if (input.value.trim()) search();
+    else if (input.value.trim()) {
+      clearTimeout(timer);
+      search();
+    }
     else if (picked().length) {
       close();
       trigger("submit");

@@ -22,13 +22,30 @@ TITLE = "What would they like next?"
 LONGEST_HISTORY = 200
 _EVENTS: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 _MODEL: dict[str, Any] = {**_EVENTS, "concurrency_id": "model", "concurrency_limit": 1}
-_LIST_JS = """
+_RESULT_JS = """
+const waits = () => element.querySelector('.am-loading, [aria-busy=true]') !== null;
+let probe = null;
+function look() {  // while something is awaited, see whether the server is still there
+  clearInterval(probe);
+  if (!waits()) return;
+  probe = setInterval(async () => {
+    if (!waits()) return clearInterval(probe);
+    try {
+      await fetch(window.location.pathname, { method: 'HEAD', cache: 'no-store' });
+    } catch {
+      clearInterval(probe);
+      if (waits()) props.value = props.lost;
+    }
+  }, 3000);
+}
+watch('value', look);
 element.addEventListener('click', (event) => {
   const button = event.target.closest('button[data-item], button[data-remove]');
   if (!button || button.getAttribute('aria-busy') === 'true') return;
   button.setAttribute('aria-busy', 'true');
   button.textContent = 'Wait…';
   trigger('select', { item: button.dataset.item || button.dataset.remove });
+  look();
 });
 """
 _WAITING = {
@@ -243,9 +260,7 @@ def build_page(models: Sequence[PageModel], title: str = TITLE, about: str = "")
                         container=False,
                     )
                     button = gr.Button("Recommend", variant="primary", elem_id="am-recommend", min_width=200)
-                results = gr.HTML(
-                    parts.empty_history(), js_on_load=_LIST_JS, apply_default_css=False, elem_id="am-results"
-                )
+                results = _result(parts.empty_history(), "am-results")
             with gr.Tab("New item"):
                 gr.HTML(
                     '<p class="am-lead">An item that nobody has touched yet is known by its text alone. Type one and '
@@ -256,15 +271,13 @@ def build_page(models: Sequence[PageModel], title: str = TITLE, about: str = "")
                 name = gr.Textbox(label="Title", max_length=LONGEST_TITLE, elem_id="am-new-title")
                 text = gr.Textbox(label="Description", lines=3, max_length=LONGEST_DESCRIPTION, elem_id="am-new-text")
                 try_out = gr.Button("Place the item", variant="primary", elem_id="am-place")
-                placed = gr.HTML(
+                placed = _result(
                     parts.message("empty", "Give the new item a title and, better, a description.")
                     if model.takes_no_items is None
                     else parts.message("error", model.takes_no_items, title="This checkpoint takes no new items"),
-                    apply_default_css=False,
-                    js_on_load=None,
-                    elem_id="am-placed",
+                    "am-placed",
                 )
-                own = gr.HTML("", js_on_load=_LIST_JS, apply_default_css=False, elem_id="am-own")
+                own = _result("", "am-own")
             with gr.Tab("Compare"):
                 left_value, right_value = page.default_sides()
                 with gr.Row():
@@ -278,30 +291,26 @@ def build_page(models: Sequence[PageModel], title: str = TITLE, about: str = "")
                         js_on_load=None,
                     )
                 duel = gr.Button("Compare", variant="primary", elem_id="am-compare")
-                compared = gr.HTML(
-                    parts.empty_history(), apply_default_css=False, js_on_load=None, elem_id="am-compared"
-                )
-        lost = parts.message(
-            "error", "The server did not answer, or too many people ask.", "Wait a little and try again.", "No answer"
-        )
+                compared = _result(parts.empty_history(), "am-compared")
+        lost = _now(parts.lost())
 
         asked = gr.on(
             [button.click, picker.submit, ranker.input],
             outputs=results,
             **_now(parts.loading(_WAITING["recommend"])),
         ).then(page.recommend, [picker, ranker, trials], [results, shown, said], **_MODEL)
-        asked.failure(outputs=results, **_now(lost))
+        asked.failure(outputs=results, **lost)
         why = results.select(page.why, shown, [results, shown, said], **_MODEL)
-        why.failure(outputs=results, **_now(lost))
+        why.failure(outputs=results, **lost)
         placing = gr.on([try_out.click, name.submit], outputs=placed, **_now(parts.loading(_WAITING["place"]))).then(
             page.place, [picker, name, text, trials], [placed, trials, own, said], **_MODEL
         )
-        placing.failure(outputs=placed, **_now(lost))
+        placing.failure(outputs=placed, **lost)
         own.select(page.remove, trials, [trials, own, placed], **_EVENTS)
         comparing = gr.on(
             [duel.click, left.input, right.input], outputs=compared, **_now(parts.loading(_WAITING["compare"]))
         ).then(page.compare, [picker, left, right], [compared, said], **_MODEL)
-        comparing.failure(outputs=compared, **_now(lost))
+        comparing.failure(outputs=compared, **lost)
         state_js = (
             f"(items) => {{ const card = items && items.length ? {json.dumps(parts.ready())} : "
             f"{json.dumps(parts.empty_history())}; return [card, card]; }}"
@@ -310,6 +319,12 @@ def build_page(models: Sequence[PageModel], title: str = TITLE, about: str = "")
         picker.change(None, cancels=[asked, why, comparing], **_EVENTS)
     blocks.queue(max_size=64)
     return blocks
+
+
+def _result(html: str, elem_id: str) -> gr.HTML:
+    """Return a place for results."""
+    settings: dict[str, Any] = {"apply_default_css": False, "elem_id": elem_id, "lost": parts.lost()}
+    return gr.HTML(html, js_on_load=_RESULT_JS, **settings)
 
 
 def _shown_example(example: Mapping[str, Any]) -> dict[str, Any]:

@@ -101,6 +101,13 @@ def failure(error: Exception | None) -> str:
     return message("error", f"{error}.", "Change the history or the item and try again.", "This cannot be answered")
 
 
+def lost() -> str:
+    """Return what stands in place of a result when the server does not answer."""
+    return message(
+        "error", "The server does not answer, or too many people ask.", "Wait a little and try again.", "No answer"
+    )
+
+
 def loading(text: str) -> str:
     """Return what stands in place of a result while it is made."""
     bars = "".join(f'<div class="am-bone" style="width:{width}%"></div>' for width in (92, 78, 85, 64))

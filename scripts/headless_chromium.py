@@ -1,4 +1,4 @@
-"""Debian's Chromium, driven by Playwright; the tests are skipped where either is missing."""
+"""Debian's Chromium, driven by Playwright, for tests and screenshots; it fetches nothing from other machines."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def lacking() -> str | None:
 
 @contextmanager
 def chromium() -> Iterator[Any]:
-    """Give a browser that fetches nothing from other machines."""
+    """Give a browser."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
