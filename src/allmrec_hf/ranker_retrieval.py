@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from .errors import CheckpointError
 from .language_model import first_layers, last_states, padded_pass, token_vectors
@@ -132,7 +134,9 @@ class RetrievalRanker(CatalogueRanker):
         """Return unit vectors `(k, dim)` of items, made anew."""
         order = sorted(range(len(items)), key=lambda row: len(self.processor.title(items[row])))  # little padding
         found = torch.empty(len(items), self.head.item_vectors.shape[1], device=self.model.device)
-        for start in range(0, len(order), ITEMS_AT_ONCE):
+        pause = 0.5 if sys.stderr.isatty() else 30.0  # seconds between two signs of progress
+        starts = range(0, len(order), ITEMS_AT_ONCE)
+        for start in tqdm(starts, "reading items", unit="batch", delay=10, mininterval=pause, leave=False):
             part = order[start : start + ITEMS_AT_ONCE]
             rows = self._rows([self.item_prompt(items[row]) for row in part])
             found[part] = self.head.item_vectors_of(self.states(rows, self.head.item_token))
