@@ -105,7 +105,7 @@ _VALUES: dict[str, dict[str, dict[str, Any]]] = {
             "history_in_prompt": 8,
             "num_llm_layers": 0.15,
         },
-        "rank": {"rankers": "retrieval,fusion"},
+        "rank": {"rankers": "retrieval,fusion", "max_validation_users": 1_000},
     },
     # For the invented world: three minutes of training on one core. With fewer users, as many steps as with all 3,000.
     "demo": {
