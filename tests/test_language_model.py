@@ -539,15 +539,24 @@ def test_an_llm_in_pefts_wrapper_is_read_through_it(processor):
     assert all(p.grad is None for p in model.language_model.parameters())
 
 
-def test_bfloat16_on_a_processor_without_its_instructions_is_told(tmp_path, monkeypatch, caplog):
-    from allmrec_hf.llm_files import find_llm, load_llm_files
+@pytest.mark.parametrize(
+    ("has", "asked", "room", "dtype", "told"),
+    [
+        (False, {}, None, torch.float32, "loaded in float32"),
+        (False, {"dtype": "auto"}, None, torch.float32, "loaded in float32"),
+        (False, {}, 1_000, torch.bfloat16, "float32 (--llm.dtype float32"),
+        (False, {"dtype": torch.bfloat16}, None, torch.bfloat16, "float32 (--llm.dtype float32"),
+        (False, {"dtype": torch.float32}, None, torch.float32, None),
+        (True, {}, None, torch.bfloat16, None),
+    ],
+)
+def test_bfloat16_on_a_processor_without_its_instructions(has, asked, room, dtype, told, tmp_path, monkeypatch, caplog):
+    from allmrec_hf import llm_files
 
     tiny_llm("llama").to(torch.bfloat16).save_pretrained(tmp_path)
-    for has, told in ((False, 1), (True, 0)):
-        known = {"architecture": "x86_64", "avx512_bf16": has}
-        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda known=known: known, raising=False)
-        caplog.clear()
-        load_llm_files(find_llm(str(tmp_path)))
-        assert sum("far faster" in record.message for record in caplog.records) == told
-    load_llm_files(find_llm(str(tmp_path)), dtype=torch.float32)
-    assert not caplog.records
+    known = {"architecture": "x86_64", "avx512_bf16": has}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known, raising=False)
+    monkeypatch.setattr(llm_files, "free_main_memory", lambda: room)
+    llm = llm_files.load_llm_files(llm_files.find_llm(str(tmp_path)), check_memory=False, **asked)
+    assert {parameter.dtype for parameter in llm.parameters()} == {dtype}
+    assert [told in record.message for record in caplog.records] == ([] if told is None else [True])

@@ -15,7 +15,7 @@ from transformers.utils import cached_file
 
 from .errors import CheckpointError
 from .gguf_files import GGUFFacts, gguf_facts, gguf_path, no_such_gguf
-from .llm_memory import check_memory
+from .llm_memory import check_memory, free_main_memory
 from .part_sources import LANGUAGE_MODEL_PART, is_hub_id, located, one_line, require_found
 
 logger = logging.getLogger(__name__)
@@ -166,23 +166,42 @@ def load_llm_files(
         size = sum(parameter.nbytes for parameter in llm.parameters()) / 1e9
         how = "packed in their blocks" if packed else f"unpacked to {str(llm.dtype).removeprefix('torch.')}"
         logger.info("%s: the weights of %s are %s (%.2f GB).", facts.architecture, source.gguf, how, size)
-    _warn_of_slow_dtype(llm, source.shown)
+    llm = _in_a_fast_dtype(llm, source.shown, options.get("dtype") in (None, "auto"))
     if source.adapter is not None:
         add_adapter(llm, source.adapter, **source.adapter_where)
     return llm
 
 
-def _warn_of_slow_dtype(llm: Any, name: str) -> None:
-    """Say that a processor without instructions for bfloat16 computes in it far more slowly than in float32."""
+def _in_a_fast_dtype(llm: Any, name: str, free: bool) -> Any:
+    """Return the LLM, in float32 where the processor has no instructions for its bfloat16 and nobody asked for a dtype.
+
+    Args:
+        llm: The LLM as loaded.
+        name: Its name in messages.
+        free: Whether no dtype was asked for.
+    """
     known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     if known.get("architecture") != "x86_64" or known.get("avx512_bf16") or known.get("amx_bf16"):
-        return
-    if llm.dtype == torch.bfloat16 and llm.device.type == "cpu":
+        return llm
+    if llm.dtype != torch.bfloat16 or llm.device.type != "cpu":
+        return llm
+    room, size = free_main_memory(), sum(parameter.nbytes for parameter in llm.parameters())
+    fits = room is None or room > 2 * size
+    what = f"{name} is in bfloat16, for which this processor has no instructions"
+    if free and fits:
         logger.warning(
-            "%s is in bfloat16, for which this processor has no instructions: float32 (--llm.dtype float32, "
-            "dtype=torch.float32) takes twice the memory and is far faster.",
-            name,
+            "%s: it is loaded in float32, which takes twice the memory (%.1f GB) and is far faster; dtype=torch.bfloat16 "
+            "(--llm.dtype bfloat16) keeps it.",
+            what,
+            2 * size / 1e9,
         )
+        return llm.float()
+    logger.warning(
+        "%s: float32 (--llm.dtype float32, dtype=torch.float32) takes twice the memory (%.1f GB) and is far faster.",
+        what,
+        2 * size / 1e9,
+    )
+    return llm
 
 
 def _gguf_arguments(source: LLMSource, packed: bool, options: dict[str, Any]) -> dict[str, Any]:
