@@ -190,8 +190,8 @@ def _in_a_fast_dtype(llm: Any, name: str, free: bool) -> Any:
     what = f"{name} is in bfloat16, for which this processor has no instructions"
     if free and fits:
         logger.warning(
-            "%s: it is loaded in float32, which takes twice the memory (%.1f GB) and is far faster; dtype=torch.bfloat16 "
-            "(--llm.dtype bfloat16) keeps it.",
+            "%s: it is loaded in float32, which takes twice the memory (%.1f GB) and is far faster; "
+            "dtype=torch.bfloat16 (--llm.dtype bfloat16) keeps it.",
             what,
             2 * size / 1e9,
         )
