@@ -18,6 +18,7 @@ LAYERS = [
         "histories",
         "values",
         "item_rows",
+        "growing_table",
         "catalog",
         "outputs",
         "prompt",

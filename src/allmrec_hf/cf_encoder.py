@@ -26,6 +26,7 @@ from .cf_losses import (
 )
 from .checkpoint_code import check_weights_match_config
 from .errors import ALLMRecError, CheckpointError, DataError
+from .growing_table import appended_embedding
 from .indices import check_padded
 from .outputs import CFEncoderOutput
 from .retrieval import FaissIndex, build_index, exact_top_items, require_dot_product
@@ -371,10 +372,7 @@ class CFEncoder(PreTrainedModel):
         width = self.item_embeddings.shape[1]
         if vectors.ndim != 2 or vectors.shape[1] != width:
             raise DataError(f"new item vectors must be (k, d_cf) with d_cf = {width}, got {tuple(vectors.shape)}")
-        old = self.item_embedding.weight
-        grown = nn.Embedding(len(old) + len(vectors), width, padding_idx=0, _weight=torch.cat([old, vectors.to(old)]))
-        grown.weight.requires_grad_(old.requires_grad)
-        self.item_embedding = grown.train(self.training)
+        self.item_embedding = appended_embedding(self.item_embedding, vectors)
         self.config.num_items = self.num_items
         self._drop_index()
 

@@ -13,6 +13,7 @@ from transformers.utils import logging
 from .cf_encoder import register_cf_encoder
 from .cf_user_vectors import MIN_L2, ContrastingUserConfig, ContrastingUserEncoder
 from .errors import ALLMRecError
+from .growing_table import appended_embedding
 
 logger = logging.get_logger(__name__)
 
@@ -81,6 +82,7 @@ class LightGCNModel(ContrastingUserEncoder):
         self.history_embedding.weight.requires_grad_(False)  # written by update_tables
         self.initial_item_embedding = None
         self._graph: _Graph | None = None
+        self._scale: tuple[Any, Any] = (None, None)  # of new items' rows, and the state of the tables that it is of
         self._init_contrast()
         self.post_init()
 
@@ -170,21 +172,28 @@ class LightGCNModel(ContrastingUserEncoder):
     @torch.no_grad()
     def append_items(self, vectors: Tensor) -> None:
         """Grow both served tables by vectors `(k, d_cf)`, see `CFEncoder.append_items` and `_history_rows`."""
+        rows = self._history_rows(vectors)
         super().append_items(vectors)
-        old = self.history_embedding.weight
-        table = torch.cat([old, self._history_rows(vectors)])
-        self.history_embedding = _table(table).train(self.training)
-        self.history_embedding.weight.requires_grad_(False)
+        self.history_embedding = appended_embedding(self.history_embedding, rows)
+        self._scale = (self._tables(), self._scale[1])  # rows of that scale do not change it
 
     def _history_rows(self, vectors: Tensor) -> Tensor:
         """Return what items `(k, d_cf)` without neighbours add to a history: their vectors, scaled as trained ones are.
 
         The scale is the least squares one between the two tables over the items that were trained.
         """
-        served, history = self.item_embedding.weight.float(), self.history_embedding.weight.float()
-        served = served[: len(history)] * history.any(dim=1, keepdim=True)
-        scale = (served * history).sum() / served.square().sum().clamp(min=1e-12)
-        return (vectors.to(served) * scale).to(self.history_embedding.weight)
+        if self._scale[0] != self._tables():
+            served, history = self.item_embedding.weight.float(), self.history_embedding.weight.float()
+            served = served * history.any(dim=1, keepdim=True)
+            self._scale = (self._tables(), (served * history).sum() / served.square().sum().clamp(min=1e-12))
+        weight = self.history_embedding.weight
+        return (vectors.to(weight.device, torch.float32) * self._scale[1]).to(weight)
+
+    def _tables(self) -> tuple[int, ...]:
+        """Return what tells whether the two served tables are as they were."""
+        weights = (self.item_embedding.weight, self.history_embedding.weight)
+        states = [(len(weight), weight.data_ptr(), weight._version) for weight in weights if not weight.is_inference()]
+        return tuple(number for state in states for number in state)
 
 
 def _table(vectors: Tensor) -> nn.Embedding:

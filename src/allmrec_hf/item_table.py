@@ -5,6 +5,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from .growing_table import appended
+
 
 class ItemTable(nn.Module):
     """The joint embedding and interaction count of every item, so that inference needs no text encoder.
@@ -28,11 +30,10 @@ class ItemTable(nn.Module):
     def append(self, text_joint_embeddings: torch.Tensor, text_embeddings: torch.Tensor) -> None:
         """Add items without interactions by `(k, d_joint)` and `(k, d_text)`."""
         if self.text_directions is not None:
-            new = F.normalize(text_embeddings.float(), dim=-1).to(self.text_directions)
-            self.text_directions = torch.cat([self.text_directions, new])
-        joint = text_joint_embeddings.to(self.text_joint_embeddings)
-        self.text_joint_embeddings = torch.cat([self.text_joint_embeddings, joint])
-        self.interaction_counts = torch.cat([self.interaction_counts, self.interaction_counts.new_zeros(len(joint))])
+            self.text_directions = appended(self.text_directions, F.normalize(text_embeddings.float(), dim=-1))
+        self.text_joint_embeddings = appended(self.text_joint_embeddings, text_joint_embeddings)
+        none = self.interaction_counts.new_zeros(len(text_joint_embeddings))
+        self.interaction_counts = appended(self.interaction_counts, none)
 
 
 @torch.no_grad()

@@ -145,11 +145,10 @@ class RetrievalRanker(CatalogueRanker):
     @torch.no_grad()
     def item_table(self) -> Tensor:
         """Return the vectors `(N + 1, dim)` of all items; those that are not stored yet are made and stored."""
-        table = self.head.item_vectors
-        missing = table.isnan().any(dim=1).nonzero().flatten().tolist()
+        missing = list(self.head.missing_items())
         if missing:
-            table[missing] = self.vectors_of_items(missing).to(table)
-        return table
+            self.head.store_items(missing, self.vectors_of_items(missing))
+        return self.head.item_vectors
 
     # -- ranking
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .caches import BoundedCache
+from .growing_table import appended
 from .projector import build_projector
 
 FIRST_TEMPERATURE = 0.1
@@ -50,6 +51,7 @@ class RetrievalHead(nn.Module):
         self.register_buffer("item_vectors", torch.full((num_items + 1, dim), float("nan")))
         self.item_vectors[0] = 0
         self.users = BoundedCache(CACHED_USERS)  # vectors by state and history
+        self._missing: tuple[tuple[int, int, int] | None, list[int]] = (None, [])  # items, and of which state
 
     def state(self, llm_weight: Tensor) -> tuple[tuple[int, int], ...]:
         """Return what tells these weights from others, for the keys of `users`.
@@ -75,5 +77,23 @@ class RetrievalHead(nn.Module):
 
     def append_items(self, count: int) -> None:
         """Make room for new items, whose vectors are computed when they are first asked for."""
+        missing, first = self.missing_items(), len(self.item_vectors)
         room = self.item_vectors.new_full((count, self.item_vectors.shape[1]), float("nan"))
-        self.item_vectors = torch.cat([self.item_vectors, room])
+        self.item_vectors = appended(self.item_vectors, room)
+        self._missing = (self._table_state(), [*missing, *range(first, first + count)])
+
+    def missing_items(self) -> list[int]:
+        """Return the items whose vectors are not computed yet; the table is looked through where it has changed."""
+        if self._missing[0] is None or self._missing[0] != self._table_state():
+            self._missing = (self._table_state(), self.item_vectors.isnan().any(dim=1).nonzero().flatten().tolist())
+        return self._missing[1]
+
+    def store_items(self, items: list[int], vectors: Tensor) -> None:
+        """Store the vectors `(k, dim)` of items that were missing."""
+        missing = set(self.missing_items()) - set(items)
+        self.item_vectors[items] = vectors.to(self.item_vectors)
+        self._missing = (self._table_state(), sorted(missing))
+
+    def _table_state(self) -> tuple[int, int, int] | None:
+        table = self.item_vectors
+        return None if table.is_inference() else (len(table), table.data_ptr(), table._version)
