@@ -47,6 +47,10 @@ CONFIGS = {
         **{"vocab_size": VOCABULARY, "hidden_size": 32, "num_layers": 2, "num_heads": 4, "intermediate_size": 48},
         **{"attention_types": [[["global", "local"], 1]], "window_size": 24, "max_position_embeddings": 1024},
     },
+    "gemma2": GEMMA3,
+    "qwen2": {**TEXT, "sliding_window": 32},
+    "cohere2": GEMMA3,
+    "gpt_oss": {**GEMMA3, "num_local_experts": 2, "num_experts_per_tok": 1},
     "rwkv": {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2, "context_length": 1024},
     "bart": BART,
     "bert": {**SHAPE},
@@ -145,14 +149,51 @@ def test_rankings_beyond_a_window_equal_the_naive_ones(kind, processor):
     model = attached(build(kind))
     batch = processor(HISTORIES, CANDIDATES)
     assert int(batch["attention_mask"].sum(dim=1).max()) > 64
-    assert model.scoring_method != "tree"
+    assert model.scoring_method == ("prefix_cache" if kind == "gpt_neo" else "tree")
     found, right = model.score(**batch), model.score(**batch, method="naive")
     torch.testing.assert_close(found, right, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(model.score(**batch, method="prefix_cache"), right, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["gemma3", "gemma3_text", "mistral", "gemma2", "qwen2", "cohere2", "gpt_oss"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("window", [2, 5, 9, 12])
+def test_the_packed_pass_keeps_windows_shorter_than_prompt_title_or_both(kind, attention, window):
+    """A title's token sees the prompt's last tokens and its own title's, as many as the window has."""
+    if kind in ("gemma2", "gpt_oss") and attention == "sdpa":
+        pytest.skip("it has eager attention only")
+    changes = {"sliding_window": window, "use_sliding_window": True, "max_window_layers": 1}
+    if kind == "gemma3":
+        changes = {"text_config": {**GEMMA3, "sliding_window": window}}
+    llm = build(kind, **changes)
+    llm.set_attn_implementation(attention)
+    lengths = ((14, 8), (6, 1, 7, 3))  # two users' prompts, and the titles of each
+    trial = scoring._trial(llm, *lengths)
+    with torch.no_grad():
+        found = scoring.score_tree(llm, *trial.inputs)
+        plain = scoring.score_prefix_cache(llm, *trial.inputs)
+    torch.testing.assert_close(found, trial.expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(plain, trial.expected, rtol=1e-4, atol=1e-4)
+    assert scoring.verified_method(llm) == "tree"
+    wide = build(kind, **{"text_config": GEMMA3} if kind == "gemma3" else {"sliding_window": 1000})
+    assert float((scoring._trial(wide, *lengths).expected - trial.expected).abs().max()) > 1e-3  # it does matter
+
+
+def test_gradients_through_the_packed_pass_of_a_windowed_llm_are_the_naive_ones():
+    llm = build("gemma3_text", sliding_window=6).requires_grad_(False)
+    embeds, mask, answers, answer_mask = scoring._trial(llm, (14, 8), (6, 1, 7, 3)).inputs
+    gradients = []
+    for method in ("tree", "naive"):
+        own = embeds.detach().clone().requires_grad_(True)
+        scoring.METHODS[method](llm, own, mask, answers, answer_mask).sum().backward()
+        gradients.append(own.grad)
+    torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["gemma3", "mistral"])
 def test_self_check_reaches_past_the_window(kind, monkeypatch):
     llm = build(kind)
+    monkeypatch.setattr(scoring, "WINDOW", "unheard")  # the mask of the packed row has no window
     monkeypatch.setattr(scoring, "_refused_beforehand", lambda language_model, method: None)
     assert "behind prompts of" in scoring.check_method(llm, "tree")
     assert scoring.check_method(llm, "prefix_cache") is None
@@ -164,12 +205,12 @@ def test_window_out_of_reach_is_checked_on_the_first_prompt_beyond_it(processor,
     model = attached(build("mistral"))
     batch = processor(HISTORIES, CANDIDATES)
     right = model.score(**batch, method="naive")
-    assert (model.scoring_method, model._unreached_limit) == ("prefix_cache", 40)
+    assert (model.scoring_method, model._unreached_limit) == ("tree", 40)
     torch.testing.assert_close(model.score(**batch), right, rtol=1e-5, atol=1e-4)
-    assert (model.scoring_method, model._unreached_limit) == ("prefix_cache", None)
+    assert (model.scoring_method, model._unreached_limit) == ("tree", None)
     model._unreached_limit = 40
     with monkeypatch.context() as patch:
-        patch.setitem(scoring.METHODS, "prefix_cache", lambda *args: scoring.score_naive(*args) + 1)
+        patch.setitem(scoring.METHODS, "tree", lambda *args: scoring.score_naive(*args) + 1)
         torch.testing.assert_close(model.score(**batch), right)
     assert model.scoring_method == "naive"
     assert "off for this LLM from here on" in caplog.text
@@ -530,7 +571,7 @@ def test_an_llm_in_pefts_wrapper_is_read_through_it(processor):
     assert local_limits(wrapped) == {"sliding_window": 32}
     batch = processor(HISTORIES, CANDIDATES)
     model, plain = attached(wrapped), attached(build("gemma3"))
-    assert model.scoring_method == "prefix_cache"
+    assert model.scoring_method == "tree"
     torch.testing.assert_close(model.score(**batch), plain.score(**batch))  # a fresh adapter changes nothing
     assert difference(plain.config.language_model_fingerprint, wrapped) is None
     model.checkpoint_activations()

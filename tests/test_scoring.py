@@ -41,10 +41,10 @@ def test_naive_is_right_even_for_an_llm_that_ignores_the_mask():
     assert deviation_from_naive(tiny_llm("lfm2"), "naive") <= 1e-4
 
 
-def test_a_sliding_window_is_refused_the_tree():
+def test_a_sliding_window_is_kept_in_the_packed_pass():
     llm = tiny_llm("mistral")
-    assert "sliding" in check_method(llm, "tree")
-    assert verified_method(llm) == "prefix_cache"
+    assert check_method(llm, "tree") is None
+    assert verified_method(llm) == "tree"
 
 
 def test_unknown_method_is_named():

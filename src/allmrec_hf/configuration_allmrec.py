@@ -45,6 +45,8 @@ class ALLMRecConfig(PreTrainedConfig):
         tokenizer_fingerprint: Hash of the vocabulary that the prompts were trained with.
         language_model_fingerprint: What tells the LLM that the projectors were trained for from others of its width,
             see `language_model_checks.fingerprint`; checkpoints made before have none.
+        language_model_record: What the checks of that LLM found when it was last attached, and under which
+            circumstances, see `language_model_checks.recalled`.
         code_exported: Whether the checkpoint carries this package's core, so that it loads without the package.
 
     Example:
@@ -80,6 +82,7 @@ class ALLMRecConfig(PreTrainedConfig):
     rankers: dict | None = None
     tokenizer_fingerprint: str | None = None
     language_model_fingerprint: dict | None = None
+    language_model_record: dict | None = None
     code_exported: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:

@@ -1,16 +1,31 @@
-"""Check an LLM on a few tokens when it is attached: that it is causal, how it pads, and which LLM it is."""
+"""Check an LLM on a few tokens when it is attached: that it is causal, how it pads, and which LLM it is.
+
+The checks take some fifteen passes. A checkpoint records what they found and under which circumstances, so that the
+same LLM loaded again costs the one pass that tells it is the same.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import transformers
 
 from .errors import CheckpointError
-from .language_model import input_device, input_width, last_logits, num_token_rows, padded_pass, text_config
+from .language_model import (
+    input_device,
+    input_width,
+    is_offloaded,
+    last_logits,
+    num_token_rows,
+    padded_pass,
+    text_config,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -21,6 +36,7 @@ SAMPLED = 64  # figures of each part of an identity
 DECIMALS = 6
 OTHER_WORDS, OTHER_ANSWERS = 0.95, 0.8  # below such a correlation it is another LLM
 SAME_WORDS, SAME_ANSWERS = 0.999, 0.98  # below such a one it was fine-tuned or coarsely quantised since
+_NOT_OF_THE_RESULTS = ("_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype", "use_cache")
 _ERRORS = (RuntimeError, TypeError, ValueError, AttributeError, KeyError, IndexError, NotImplementedError)
 
 
@@ -31,10 +47,12 @@ class LanguageModelFacts:
     Attributes:
         width: d_llm.
         pads_left: Whether the LLM reads left-padded prompts as it reads them alone; where not, see `padded_pass`.
+        reads_tokens: Whether it reads more of a token than its embedding vector.
     """
 
     width: int
     pads_left: bool
+    reads_tokens: bool = False
 
 
 def require_decoder(config: Any) -> None:
@@ -113,8 +131,9 @@ def examine(language_model: Any) -> LanguageModelFacts:
                 f"{float(moved):.2g}"
             )
         )
-    _warn_where_tokens_are_more_than_vectors(language_model, tokens, words)
-    return LanguageModelFacts(width, _pads_left(language_model, vectors, read))
+    reads_tokens = _reads_tokens(language_model, tokens, words)
+    _warn(language_model, reads_tokens)
+    return LanguageModelFacts(width, _pads_left(language_model, vectors, read), reads_tokens)
 
 
 def _pads_left(language_model: Any, vectors: torch.Tensor, alone: torch.Tensor) -> bool:
@@ -137,14 +156,20 @@ def _pads_left(language_model: Any, vectors: torch.Tensor, alone: torch.Tensor) 
     return strays <= max(16 * relative_rounding(vectors), 1e-4) * float(expected.abs().max())
 
 
-def _warn_where_tokens_are_more_than_vectors(language_model: Any, tokens: torch.Tensor, words: torch.Tensor) -> None:
+def _reads_tokens(language_model: Any, tokens: torch.Tensor, words: torch.Tensor) -> bool:
+    """Tell whether an LLM reads more of a token than its embedding vector."""
     try:
         mask = torch.ones_like(tokens)
         by_ids = last_logits(language_model, TOKENS, input_ids=tokens, attention_mask=mask).float()
         by_vectors = _logits(language_model, words)
     except _ERRORS:
-        return
-    if float((by_ids - by_vectors).abs().max()) > max(16 * relative_rounding(words), 1e-4) * float(by_ids.abs().max()):
+        return False
+    strays = float((by_ids - by_vectors).abs().max())
+    return strays > max(16 * relative_rounding(words), 1e-4) * float(by_ids.abs().max())
+
+
+def _warn(language_model: Any, reads_tokens: bool) -> None:
+    if reads_tokens:
         logger.warning(
             "This LLM (%s) reads more of a token than its embedding vector; prompts of vectors tell it less, in "
             "training and in scoring alike.",
@@ -226,3 +251,81 @@ def difference(known: Mapping[str, Any], language_model: Any) -> str | None:
             answers,
         )
     return None
+
+
+# -- what was found before
+
+
+def _settings_alone(values: Any) -> Any:
+    """Return a config's values without those that a model gets by being saved or loaded."""
+    if not isinstance(values, Mapping):
+        return values
+    return {str(name): _settings_alone(value) for name, value in values.items() if name not in _NOT_OF_THE_RESULTS}
+
+
+def circumstances(language_model: Any) -> str | None:
+    """Return a digest of all that the results of the checks depend on beside the weights.
+
+    Returns:
+        None where they must not be taken over: an LLM with code of its own, with hooks or a `forward` put in place, or
+        spread over devices.
+    """
+    modules = list(language_model.modules())
+    classes = sorted({f"{type(module).__module__}.{type(module).__qualname__}" for module in modules})
+    foreign = any(name.startswith("transformers_modules.") for name in classes)
+    changed = any(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module) for module in modules)
+    if foreign or changed or is_offloaded(language_model) or getattr(language_model, "hf_device_map", None):
+        return None
+    configs = (language_model.config, text_config(language_model))
+    facts = {
+        "versions": [transformers.__version__, torch.__version__],
+        "classes": classes,
+        "dtypes": sorted({str(parameter.dtype) for parameter in language_model.parameters()}),
+        "device": input_device(language_model).type,
+        "attention": [str(getattr(config, "_attn_implementation", None)) for config in configs],
+        "settings": [_settings_alone(config.to_dict()) for config in configs],
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def record_of(
+    language_model: Any, facts: LanguageModelFacts, method: str, refused: Mapping[str, str]
+) -> dict[str, Any] | None:
+    """Return what a checkpoint keeps of the results; None where they must not be taken over, see `circumstances`.
+
+    Args:
+        language_model: The LLM.
+        facts: What `examine` found.
+        method: The scoring method that was chosen.
+        refused: The faster methods that were not, and why.
+    """
+    where = circumstances(language_model)
+    if where is None:
+        return None
+    found = {"pads_left": facts.pads_left, "reads_tokens": facts.reads_tokens}
+    return {"circumstances": where, **found, "scoring_method": method, "refused_methods": dict(refused)}
+
+
+def recalled(
+    record: Mapping[str, Any] | None, known: Mapping[str, Any] | None, language_model: Any
+) -> LanguageModelFacts | None:
+    """Return what `examine` found before, where that holds for an LLM: same circumstances, same words and answers.
+
+    Args:
+        record: See `record_of`.
+        known: The fingerprint of the LLM that was checked.
+        language_model: An LLM in eval mode, with its weights.
+
+    Returns:
+        None where the checks must be made.
+    """
+    if not record or not known or record.get("circumstances") != circumstances(language_model):
+        return None
+    if max(known["token_ids"]) >= num_token_rows(language_model):
+        return None
+    found = _figures(language_model, list(known["token_ids"]))
+    for name, least in (("words", SAME_WORDS), ("answers", SAME_ANSWERS)):
+        if len(found[name]) != len(known[name]) or not _correlation(known[name], found[name]) >= least:
+            return None
+    _warn(language_model, record["reads_tokens"])
+    return LanguageModelFacts(input_width(language_model), record["pads_left"], record["reads_tokens"])

@@ -25,13 +25,13 @@ from .language_model import (
     num_token_rows,
     padded_pass,
 )
-from .language_model_checks import difference, examine, fingerprint
+from .language_model_checks import difference, examine, fingerprint, recalled, record_of
 from .modeling_pretrained import ALLMRecPreTrainedModel
 from .outputs import ALLMRecOutput, RetrievalOutput
 from .projector import build_projector
 from .prompt import NO_SLOT, USER_SLOT
 from .retrieval_head import RetrievalHead
-from .scoring import METHODS, check_method, check_on, packed_length, unreached_limit, verified_method
+from .scoring import METHODS, check_method, check_on, packed_length, tell_refused, unreached_limit, verified_method
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ class ALLMRecModel(ALLMRecPreTrainedModel):
         self.scoring_method = "naive"
         self.pads_left = True  # whether the LLM reads left-padded prompts as it reads them alone
         self._unreached_limit: int | None = None  # of attention, in tokens, beyond which the method is yet unchecked
-        self._refused_methods: dict[str, str | None] = {}
+        self._refused_methods: dict[str, Any] = {}  # why, or None where a method may be used
         self._random_items: tuple[int, torch.Tensor] | None = None  # seed, (N + 1, d_joint); made on demand, not saved
         self.register_state_dict_post_hook(_drop_language_model)
         self.register_load_state_dict_post_hook(_expect_no_language_model)
@@ -146,9 +146,16 @@ class ALLMRecModel(ALLMRecPreTrainedModel):
             CheckpointError: when the LLM is not causal, takes no vectors, or is not the one that the projectors were
                 trained for.
         """
+        self._attach(language_model, scoring_method, allow_other_llm, loaded_here=False)
+
+    def _attach(self, language_model: Any, scoring_method: str, allow_other_llm: bool, loaded_here: bool) -> None:
+        """Attach an LLM; of one that was loaded here, what the checkpoint records of its checks is taken over."""
         language_model.requires_grad_(False)
         language_model.eval()
-        facts = examine(language_model)
+        config: Any = self.config
+        record: Any = config.language_model_record if loaded_here and scoring_method == "auto" else None
+        before = recalled(record, config.language_model_fingerprint, language_model)
+        facts = before or examine(language_model)
         if self.config.llm_dim is None:
             self.config.llm_dim = facts.width
             text_config = copy.deepcopy(language_model.config)
@@ -158,7 +165,7 @@ class ALLMRecModel(ALLMRecPreTrainedModel):
             for projector in (self.user_projector, self.item_projector):
                 projector.apply(self._init_weights)
             self.config.language_model_fingerprint = fingerprint(language_model)
-        else:
+        elif before is None:
             self._require_same(language_model, facts.width, allow_other_llm)
         self.language_model = language_model
         self._no_split_modules = sorted({*(self._no_split_modules or []), *(language_model._no_split_modules or [])})
@@ -172,9 +179,16 @@ class ALLMRecModel(ALLMRecPreTrainedModel):
             if part is not None:
                 part.to(device)
         self.pads_left = facts.pads_left
-        self.scoring_method = verified_method(language_model, scoring_method)
+        if before is not None:
+            self.scoring_method, self._refused_methods = record["scoring_method"], dict(record["refused_methods"])
+            tell_refused(self._refused_methods)
+        else:
+            self._refused_methods = {}
+            self.scoring_method = verified_method(language_model, scoring_method, self._refused_methods)
+        if before is None and scoring_method == "auto":
+            found = (facts, self.scoring_method, self._refused_methods)
+            config.language_model_record = record_of(language_model, *found)
         self._unreached_limit = None if self.scoring_method == "naive" else unreached_limit(language_model)
-        self._refused_methods = {}
 
     def _require_same(self, language_model: Any, width: int, allow_other_llm: bool) -> None:
         trained = f"the LLM of the training ({self.config.base_model_name_or_path})"

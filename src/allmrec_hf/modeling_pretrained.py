@@ -102,6 +102,10 @@ class ALLMRecPreTrainedModel(PreTrainedModel):
         """Freeze a causal LM and make it this model's."""
         raise NotImplementedError
 
+    def _attach(self, language_model: Any, scoring_method: str, allow_other_llm: bool, loaded_here: bool) -> None:
+        """Attach an LLM; of one that was loaded here, what the checkpoint records of its checks is taken over."""
+        raise NotImplementedError
+
     def require_language_model(self) -> Any:
         """Return the LLM; the model implements it."""
         raise NotImplementedError
@@ -360,12 +364,13 @@ class ALLMRecPreTrainedModel(PreTrainedModel):
             model._encoder_carried = False
         elif text_encoder is not None:
             model.attach_text_encoder(text_encoder)
+        named = isinstance(language_model, str)
         if isinstance(language_model, str) and model.config.llm_dim is not None:
             language_model = model._load_language_model(language_model, {**hub, **within}, llm_kwargs)
         elif isinstance(language_model, str):
             language_model = None  # trained to stage 1 only: there is no LLM to load
         if language_model is not None:
-            model.attach_language_model(language_model, allow_other_llm=allow_other_llm)
+            model._attach(language_model, "auto", allow_other_llm, loaded_here=named)
         model.eval()
         return model, info
 

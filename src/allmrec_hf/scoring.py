@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +47,7 @@ needs."""
 REACH_BUDGET = {"cpu": 1e12}
 """Parameters times tokens that the check of a window may cost, by device; see `OTHER_REACH_BUDGET`."""
 OTHER_REACH_BUDGET = 1e14
+WINDOW, SLIDING = "sliding_window", "sliding_attention"  # what a config calls a window, and layers that have one
 PAST = 16  # tokens that a check goes past a window
 
 
@@ -180,17 +181,15 @@ def score_tree(
     same = candidate[:, :, None] == candidate[:, None, :]
     allowed[:, prefix_length:, prefix_length:] = same & (step[:, :, None] >= step[:, None, :]) & real[:, None, :]
     allowed |= torch.eye(total, dtype=torch.bool, device=device)  # a padding row must see something: no NaN
-    bias = torch.zeros(batch, 1, total, total, dtype=dtype, device=device)
-    bias.masked_fill_(~allowed[:, None], torch.finfo(dtype).min)
 
     embeds = language_model.get_input_embeddings()(tokens).to(dtype)
-    prompt_tokens = prefix_mask.sum(dim=1, keepdim=True)
+    places = torch.cat([positions(prefix_mask), prefix_mask.sum(dim=1, keepdim=True) + step], dim=1)
     logits = last_logits(
         language_model,
         packed + 1,
         inputs_embeds=torch.cat([prefix_embeds, embeds], dim=1),
-        attention_mask=bias,
-        position_ids=torch.cat([positions(prefix_mask), prompt_tokens + step], dim=1),
+        attention_mask=_tree_masks(language_model, allowed, places, dtype),
+        position_ids=places,
     )
     # Token t > 0 of a candidate is predicted where its token t - 1 was read, token 0 by the prompt's last position.
     scores = torch.zeros(batch, num_candidates * length, dtype=torch.float32, device=device)
@@ -202,6 +201,39 @@ def score_tree(
     first = logits[:, :1].expand(batch, num_candidates, -1)
     scores[:, :, 0] += _token_log_likelihoods(first, answer_ids[:, :, 0], mask[:, :, 0])
     return scores
+
+
+def _tree_masks(
+    language_model: Any, allowed: torch.Tensor, places: torch.Tensor, dtype: torch.dtype
+) -> torch.Tensor | dict[str, torch.Tensor]:
+    """Return the bias `(B, 1, T, T)` of every layer; of an LLM whose layers differ, one for each kind of them.
+
+    A sliding window goes by the places that tokens have in their own prompt and title, not in the packed row.
+
+    Args:
+        language_model: The LLM.
+        allowed: `(B, T, T)` True where a token may see another.
+        places: `(B, T)` position ids.
+        dtype: Of the bias.
+    """
+
+    def bias(seen: torch.Tensor) -> torch.Tensor:
+        found = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
+        return found.masked_fill_(~seen, torch.finfo(dtype).min).unsqueeze(1)
+
+    window = local_limits(language_model).get(WINDOW)
+    if window is None:
+        return bias(allowed)
+    near = bias(allowed & (places[:, :, None] - places[:, None, :] < window))
+    kinds = _kinds_of_layers(language_model)
+    if not kinds - {SLIDING}:
+        return near
+    return {kind: near if kind == SLIDING else bias(allowed) for kind in sorted(kinds)}
+
+
+def _kinds_of_layers(language_model: Any) -> set[str]:
+    kinds = getattr(text_config(language_model), "layer_types", None)
+    return set(kinds) if isinstance(kinds, (list, tuple)) else set()
 
 
 METHODS: dict[str, Callable[..., torch.Tensor]] = {
@@ -223,11 +255,11 @@ def _refused_beforehand(language_model: Any, method: str) -> str | None:
             implementation = getattr(config, "_attn_implementation", None) or ""
             if "flash" in implementation or "flex" in implementation:
                 return f"{implementation} takes no mask of our own"
-        limits = local_limits(language_model)
+        limits = {name: size for name, size in local_limits(language_model).items() if name != WINDOW}
         if limits:
             names = ", ".join(f"{name} {size}" for name, size in limits.items())
             return f"a limit of attention would be lost, as it goes by places in the packed row ({names})"
-        kinds = special_layers(language_model)
+        kinds = [kind for kind in special_layers(language_model) if kind != SLIDING]
         if kinds:
             return f"its layers are of other kinds than full attention ({', '.join(kinds)})"
     return None
@@ -413,12 +445,19 @@ def check_on(language_model: Any, method: str, inputs: tuple[torch.Tensor, ...])
     return _judged(language_model, method, _Trial(own, _one_by_one(language_model, own)))
 
 
-def verified_method(language_model: Any, wanted: str = "auto") -> str:
+def tell_refused(refused: Mapping[str, str]) -> None:
+    """Log which methods are off, and why."""
+    for method in (method for method in METHODS if method in refused):  # the fastest first
+        logger.warning("Scoring by %s is off for this LLM: %s.", method, refused[method])
+
+
+def verified_method(language_model: Any, wanted: str = "auto", refused: dict[str, str] | None = None) -> str:
     """Return the fastest scoring method that equals the naive one with this LLM.
 
     Args:
         language_model: A causal LM with its weights.
         wanted: `"auto"`, or the one method to check.
+        refused: Gets the faster methods that are not equal, and why.
 
     Raises:
         ALLMRecError: when the wanted method is unknown or not equal with this LLM.
@@ -438,5 +477,7 @@ def verified_method(language_model: Any, wanted: str = "auto") -> str:
             reason = _reason_against(language_model, method, trials)
         if reason is None:
             return method
-        logger.warning("Scoring by %s is off for this LLM: %s.", method, reason)
+        tell_refused({method: reason})
+        if refused is not None:
+            refused[method] = reason
     return "naive"

@@ -31,7 +31,7 @@ DEFAULT_ROWS_PER_PART = 2048
 EVERY_S = 30.0
 RETRIEVED = 20  # candidates of a user where none are given, the pipeline's default
 
-_NOT_OF_THE_SCORES = ("_name_or_path", "transformers_version")
+_NOT_OF_THE_SCORES = ("_name_or_path", "transformers_version", "language_model_record")
 _OF_PROMPTS = (
     *("prompt", "history_in_prompt", "max_history_length"),
     *("max_length", "max_title_characters", "max_title_tokens"),
