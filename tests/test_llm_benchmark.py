@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, OPTConfig
 
 from tests.tiny import tiny_model, tiny_processor
 
@@ -53,3 +57,49 @@ def test_ratios_are_against_the_lower_floor(benchmark):
     assert "| stage 2: step at most 1.15 of the floor | 2 ✗ |" in page._goals([report])
     assert "| stage 2: naive at least 2 of ours | 2.5 ✓ |" in page._goals([report])
     assert "| stage2 | x, float32 | 2 (2-2) |  | 1 (1-1) | 2 | 2.5 |" in page._details([report])
+
+
+def run_gpu(*arguments):
+    return subprocess.run(
+        [sys.executable, str(BENCHMARKS / "gpu.py"), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=250,
+        check=False,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"},
+    )
+
+
+def test_the_gpu_script_without_a_gpu_says_so_and_ends():
+    done = run_gpu()
+    assert (done.returncode, done.stdout.strip()) == (0, "no GPU here: nothing was measured"), done.stderr[-2000:]
+
+
+def test_the_gpu_script_measures_every_figure(tmp_path):
+    done = run_gpu("--shape", "tiny", "--device", "cpu", "--batch-size", 2, "--repeats", 1, "--output", tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    written = json.loads((tmp_path / "gpu_cpu_tiny.json").read_text())
+    assert written == json.loads(done.stdout)
+    assert (written["card"], written["dtype"], written["goal_share_of_matmul"]) == ("CPU", "bfloat16", 0.5)
+    assert written["matmul_tflops"] > 0
+    for part in ("stage2", "recommend"):
+        assert written[part]["users"] == 2
+        assert written[part]["peak_gib"] is None
+        assert min(written[part][name] for name in ("seconds", "tokens_per_second", "share_of_matmul")) > 0
+    assert written["recommend"]["generated_tokens"] == 12
+
+
+def test_flops_are_those_of_the_layers_the_attention_and_the_logits_that_are_read(monkeypatch):
+    """One layer of width 4: 12 d^2 weights with biases and norms, 4 d FLOPs of attention a token and token seen."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import gpu
+
+    config = OPTConfig(vocab_size=10, hidden_size=4, num_hidden_layers=1, num_attention_heads=1, ffn_dim=16)
+    llm = AutoModelForCausalLM.from_config(config)
+    layer = 4 * (16 + 4) + 2 * 64 + 16 + 4 + 2 * 8
+    assert gpu.layer_parameters(llm) == layer
+    forward = 6 * (2 * layer + 4 * 4 * 3) + 2 * 2 * 10 * 4
+    assert gpu.flops(llm, tokens=6, length=3, read=2, backward=False) == forward
+    assert gpu.flops(llm, tokens=6, length=3, read=2, backward=True) == 2 * forward
+    for name in ("gpu", "llm_setup"):
+        sys.modules.pop(name, None)
