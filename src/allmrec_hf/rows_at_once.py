@@ -46,6 +46,13 @@ def rows_within(lengths: Sequence[int], max_tokens: int | None) -> list[list[int
     return groups
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an error says that a device's memory does not hold what was asked of it."""
+    from accelerate.utils.memory import should_reduce_batch_size
+
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and should_reduce_batch_size(error))
+
+
 class RowsAtOnce:
     """Run batches; where the device's memory does not hold one, run its halves, and no larger ones from then on.
 
@@ -97,12 +104,12 @@ class RowsAtOnce:
 
     def _tried(self, rows: list[int], call: Callable[[list[int]], T]) -> tuple[T] | None:
         """Return the result in a tuple, or None where memory was short and fewer rows are to be tried."""
-        from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+        from accelerate.utils.memory import clear_device_cache
 
         try:
             return (call(rows),)
         except (RuntimeError, MemoryError) as error:
-            if isinstance(error, RuntimeError) and not should_reduce_batch_size(error):
+            if not is_out_of_memory(error):
                 raise
             if len(rows) == 1:
                 raise BatchTooLargeError(

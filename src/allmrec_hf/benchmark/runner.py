@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
@@ -33,6 +34,7 @@ from ..methods.registry import method
 from ..modeling_allmrec import ALLMRecModel
 from ..training.llms import check_llm
 from .benchmark_report import render
+from .launched import Crew, launched
 from .plan import PlannedRun, part_name, plan
 from .published_full_ranking import published_figures
 from .runs import (
@@ -83,6 +85,7 @@ class Outcome:
         skipped: Scenarios that cannot be made: dataset, scenario, reason.
         failed: Runs that ended with an error: dataset, scenario, label, seed, error.
         report: The report, where there was anything to tell.
+        rank: The number of this process among those that were launched together; the first one writes and tells.
     """
 
     planned_runs: list[PlannedRun]
@@ -91,6 +94,7 @@ class Outcome:
     skipped: list[dict[str, Any]] = field(default_factory=list)
     failed: list[dict[str, Any]] = field(default_factory=list)
     report: Path | None = None
+    rank: int = 0
 
 
 def run_suite(
@@ -103,7 +107,7 @@ def run_suite(
     """Compute the benchmark runs of a suite that have no stored result yet.
 
     Of an earlier call only its finished runs and the checkpoints of unfinished methods are used, so it may have ended
-    in any way.
+    in any way. Processes of `torchrun` or `accelerate launch` that all call this share the runs out, see `launched`.
 
     Args:
         suite: The suite.
@@ -117,38 +121,58 @@ def run_suite(
             computed then.
     """
     place.output.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(place.output / LOCK_FILE, timeout=0):
-            return _run_suite(suite, place, processes, keep_parts, prepare_process)
-    except Timeout as error:
-        raise ALLMRecError(
-            f"another command is running in {place.output}; wait for it, or give another --output"
-        ) from error
+    with launched() as crew:
+        if crew.world > 1 and processes > 1:
+            raise ALLMRecError(f"the runs are shared out by {crew.world} launched processes already; leave out --jobs")
+        try:
+            with nullcontext() if crew.rank else FileLock(place.output / LOCK_FILE, timeout=0):
+                return _run_suite(suite, place, processes, keep_parts, prepare_process, crew)
+        except Timeout as error:
+            raise ALLMRecError(
+                f"another command is running in {place.output}; wait for it, or give another --output"
+            ) from error
 
 
 def _run_suite(
-    suite: Suite, place: Place, processes: int, keep_parts: bool, prepare_process: Callable[[], None] | None
+    suite: Suite,
+    place: Place,
+    processes: int,
+    keep_parts: bool,
+    prepare_process: Callable[[], None] | None,
+    crew: Crew,
 ) -> Outcome:
     trust = place.trust_remote_code
     outcome = Outcome(
         [replace(planned, setting=replace(planned.setting, trust_remote_code=trust)) for planned in plan(suite)]
     )
+    outcome.rank = crew.rank
     to_do = [planned for planned in outcome.planned_runs if not is_done(place.output, planned.key)]
-    logger.info("%d runs, %d of them done already", len(outcome.planned_runs), len(outcome.planned_runs) - len(to_do))
-    discard_unfinished(place.output)
-    needed = {name for planned in outcome.planned_runs for name in (planned.dataset.name, *planned.scenario.domains)}
-    for spec in (spec for spec in suite.datasets if spec.name in needed):
-        check_files(spec, place.data_root, place.output)
-    _check_llms(to_do)
     data = Datasets(suite, place)
-    _check_splits(suite, outcome.planned_runs, data)
+    if crew.rank == 0:
+        done = len(outcome.planned_runs) - len(to_do)
+        logger.info("%d runs, %d of them done already", len(outcome.planned_runs), done)
+        discard_unfinished(place.output)
+        needed = {name for each in outcome.planned_runs for name in (each.dataset.name, *each.scenario.domains)}
+        for spec in (spec for spec in suite.datasets if spec.name in needed):
+            check_files(spec, place.data_root, place.output)
+        _check_llms(to_do)
+        _check_splits(suite, outcome.planned_runs, data)
+    numbers = crew.of_main("to do", [outcome.planned_runs.index(planned) for planned in to_do])
+    groups = _groups([outcome.planned_runs[number] for number in numbers])
     started, finished = time.monotonic(), 0
-    for computed, skipped, failed in _all_groups(to_do, data, processes, prepare_process):
+    mine: list[_GroupOutcome] = []
+    for found in _all_groups(groups[crew.rank :: crew.world], data, processes, prepare_process):
+        mine.append(found)
+        finished += found[0] + len(found[2])
+        logger.info("%d of %d runs after %.0f s", finished, len(numbers), time.monotonic() - started)
+    everyone = crew.gathered("outcomes", mine)
+    for number in range(len(groups)):  # in the order of one process
+        computed, skipped, failed = everyone[number % crew.world][number // crew.world]
         outcome.computed += computed
         outcome.skipped += [entry for entry in skipped if entry not in outcome.skipped]  # once for all seeds
         outcome.failed += failed
-        finished += computed + len(failed)
-        logger.info("%d of %d runs after %.0f s", finished, len(to_do), time.monotonic() - started)
+    if crew.rank:
+        return outcome
     _write(place.output / SKIPPED_FILE, outcome.skipped)
     _write(place.output / FAILED_FILE, outcome.failed)
     if not outcome.failed and not keep_parts:
@@ -222,11 +246,18 @@ def compute_run(planned: PlannedRun, split: EvaluationSplit, data: Datasets) -> 
     return BenchmarkRun(planned.key, result.to_dict(), result.per_user(), ended - started, details)
 
 
+def _groups(planned_runs: Sequence[PlannedRun]) -> list[list[PlannedRun]]:
+    """Return runs in groups with common trained parts, which are what processes share out."""
+    return [list(part) for _, part in groupby(planned_runs, key=lambda planned: planned.group)]
+
+
 def _all_groups(
-    planned_runs: Sequence[PlannedRun], data: Datasets, processes: int, prepare_process: Callable[[], None] | None
+    groups: Sequence[Sequence[PlannedRun]],
+    data: Datasets,
+    processes: int,
+    prepare_process: Callable[[], None] | None,
 ) -> Iterable[_GroupOutcome]:
-    """Yield the outcome of each group of runs with common parts; groups are what processes share out."""
-    groups = [list(part) for _, part in groupby(planned_runs, key=lambda planned: planned.group)]
+    """Yield the outcome of each group."""
     if processes <= 1:
         yield from (_run_group(group, data) for group in groups)
         return

@@ -69,13 +69,18 @@ def benchmark(
     `allmrec benchmark --suite paper-beauty --list`
 
     `allmrec benchmark --suite published --data-root raw --output runs/published`
+
+    `torchrun --nproc-per-node 4 -m allmrec_hf.cli.main benchmark --suite real --data-root raw --output runs/real`
     """
     with user_errors():
+        from ..benchmark.launched import launched_rank
         from ..benchmark.runner import Place
         from ..benchmark.sources import why_absent
         from ..benchmark.suite import suite_names
         from ..errors import ALLMRecError
 
+        if launched_rank() and (list_runs or only_report):
+            return
         if list_runs and suite is None and data is None:
             emit({"suites": suite_names()}) if json_output else say("\n".join(suite_names()))
             return
@@ -104,6 +109,8 @@ def benchmark(
             raise ALLMRecError("give the folder of the benchmark: --output DIR")
         place = Place(output, data_root, allow_other_counts, trust_remote_code)
         outcome = _run(chosen, place, jobs, keep_parts, only_report)
+        if outcome.rank:  # of several processes, all compute and one tells
+            return
         if json_output:
             emit(_summary(outcome))
         else:
@@ -199,6 +206,8 @@ def _run(suite: Suite, place: Place, jobs: int, keep_parts: bool, only_report: b
         done = sum(is_done(place.output, planned.key) for planned in planned)
         stderr.print(f"interrupted; {done} of {len(planned)} runs are done; the same command resumes", markup=False)
         raise
+    if outcome.rank:
+        return outcome
     try:
         outcome.report = write_report(suite, outcome, place.output, _command())
     except ALLMRecError:

@@ -73,6 +73,7 @@ def load_rankers(
     from ..evaluation.rankers import BackboneRanker, PopularityRanker
     from ..modeling_allmrec import ALLMRecModel
     from ..processing_allmrec import ALLMRecProcessor
+    from ..training.devices import place, process_state
     from ..training.fair import fair_backbone
     from ..training.pretrained_backbone import load_backbone_alone, load_trained_backbone
 
@@ -104,6 +105,7 @@ def load_rankers(
         loaded = ALLMRecModel.from_pretrained(
             model, language_model=llm or "auto", trust_remote_code=trust, allow_other_llm=allow_other_llm
         )
+        place(loaded, process_state().device)
         backbone = Path(model) / "backbone"  # as trained, before cold items got embeddings from their texts
         if (backbone / CATALOG_FILE).exists():
             check_mixed(model, ItemCatalog.load(backbone), processor.catalog)
@@ -210,6 +212,8 @@ def evaluate(
     `allmrec evaluate --model runs/games --data data/games`
 
     `allmrec evaluate --model runs/games --data data/games --protocol full --max-users 1000 --json`
+
+    `accelerate launch --module allmrec_hf.cli.main evaluate --model runs/games --data data/games --output report.json`
     """
     with user_errors():
         from ..data.prepared import PreparedData
@@ -217,6 +221,7 @@ def evaluate(
         from ..evaluation.evaluation_cost import tell_evaluation_cost
         from ..evaluation.evaluator import evaluate as run
         from ..evaluation.llm_ranker import ALLMRecRanker
+        from ..evaluation.shares import leave, rank_and_world
         from ..files import check_writable
         from ..hub.card import read_card, write_card
 
@@ -262,8 +267,9 @@ def evaluate(
             names,
             max_tokens_per_batch=max_tokens_per_batch,
         )
+        writes = rank_and_world()[0] == 0  # of several processes, all rank and one tells
         for each in rankers:
-            if isinstance(each, ALLMRecRanker):
+            if isinstance(each, ALLMRecRanker) and writes:
                 tell_evaluation_cost(each, prepared, protocol, split, max_users, seed)
         first = rankers[0]
         added = isinstance(first, ALLMRecRanker) and len(first.processor.catalog) > prepared.num_items
@@ -277,6 +283,9 @@ def evaluate(
             shuffle_test=shuffle_test,
             full_ranking=full_ranking and not added,  # of items that the others lack there is no fair ranking
         )
+        leave()
+        if not writes:
+            return
         if output is not None:
             result.write_json(output)
         if per_user is not None:

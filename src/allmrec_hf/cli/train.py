@@ -58,6 +58,7 @@ def train(
     with user_errors():
         from ..data.prepared import PreparedData
         from ..evaluation.scenarios import scenario
+        from ..evaluation.shares import leave
         from ..training.arguments import ALLMRecTrainingArguments
         from ..training.devices import process_state
         from ..training.stage_arguments import RUN_WIDE
@@ -77,9 +78,7 @@ def train(
         trainer = ALLMRecTrainer(args=args, data=prepared, trust_remote_code=trust_remote_code)
         trainer.train(stages, resume_from_checkpoint=resume)
         state = process_state()
-        if state.num_processes > 1:  # else a process that ends first may take the others' connections with it
-            state.wait_for_everyone()
-            state.destroy_process_group()
+        leave()
         if not state.is_main_process:
             return
         if json_output:

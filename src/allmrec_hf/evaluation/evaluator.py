@@ -22,7 +22,7 @@ from ..files import written_whole
 from ..ranking import Ranks, summarize_ranks, target_ranks
 from .beyond_accuracy import PLACES, beyond_accuracy, item_categories
 from .evaluation_report import format_markdown, format_table
-from .protocol import EvaluationData, Ranker, TargetSplit, TitleGenerator, TrainSplit
+from .protocol import EvaluationData, History, Ranker, TargetSplit, TitleGenerator, TrainSplit
 from .rankers import ShuffledHistories
 from .retrieved import check_scores, retrieved_ranks
 from .rows import Rows, count_seen_targets, further_members, select_rows
@@ -121,6 +121,9 @@ def evaluate(
     full_ranking: bool = False,
 ) -> EvaluationResult:
     """Evaluate rankers side by side on the same users, targets and candidates.
+
+    Processes of `accelerate launch` or `torchrun` that all call this share out batches of `batch_size` users, and each
+    returns what one process would.
 
     Args:
         rankers: The methods, with names of their own each.
@@ -323,12 +326,12 @@ def _warmth(data: EvaluationData, known: EvaluationData, split: TargetSplit) -> 
 
 
 def _candidate_ranks(ranker: Ranker, rows: Rows, batch_size: int) -> Ranks:
-    parts = []
-    for batch, histories, candidates in rows.batches(ranker.name, batch_size):
+    def ranked(batch: slice, histories: list[History], candidates: NDArray[np.int64]) -> Ranks:
         scores = np.asarray(ranker.score(histories, candidates), dtype=np.float64)
         check_scores(ranker, scores, rows.items[batch].shape)
-        parts.append(target_ranks(scores, rows.positions[batch]))
-    return Ranks.concatenate(parts)
+        return target_ranks(scores, rows.positions[batch])
+
+    return Ranks.concatenate(rows.mapped(ranker.name, batch_size, ranked))
 
 
 def _shuffled_ranks(ranker: Ranker, rows: Rows, protocol: str, num_retrieved: int, batch_size: int, seed: int) -> Ranks:
@@ -360,13 +363,14 @@ def _chance_ranks(rows: Rows, protocol: str, num_retrieved: int) -> Ranks:
 
 def _full_ranks(ranker: Ranker, rows: Rows, num_retrieved: int, batch_size: int) -> tuple[Ranks, NDArray[np.int64]]:
     """Return the ranks of the targets, and the first items of every list `(R, PLACES)`, 0 where it has ended."""
-    ranks, lists = [], np.zeros((len(rows.users), PLACES), dtype=np.int64)
-    for batch, histories, _ in rows.batches(ranker.name, batch_size):
+
+    def retrieved(batch: slice, histories: list[History], _: NDArray[np.int64]) -> tuple[Ranks, NDArray[np.int64]]:
         found = retrieved_ranks(ranker, histories, rows.targets[batch], num_retrieved, rows.data.num_items)
-        ranks.append(found.ranks)
         first = found.items[:, :PLACES]
-        lists[batch, : first.shape[1]] = first
-    return Ranks.concatenate(ranks), lists
+        return found.ranks, np.pad(first, ((0, 0), (0, PLACES - first.shape[1])))
+
+    parts = rows.mapped(ranker.name, batch_size, retrieved)
+    return Ranks.concatenate([ranks for ranks, _ in parts]), np.concatenate([items for _, items in parts])
 
 
 def _beyond_accuracy(
@@ -383,13 +387,14 @@ def _beyond_accuracy(
 
 def _generate(ranker: Ranker, rows: Rows, batch_size: int) -> list[str]:
     generator = cast("TitleGenerator", ranker)
-    answers: list[str] = []
-    for _, histories, candidates in rows.batches(ranker.name, batch_size):
+
+    def written(_: slice, histories: list[History], candidates: NDArray[np.int64]) -> list[str]:
         titles = list(generator.generate_titles(histories, candidates))
         if len(titles) != len(histories):
             raise ALLMRecError(f"ranker {ranker.name!r} generated {len(titles)} titles for {len(histories)} users")
-        answers += titles
-    return answers
+        return titles
+
+    return [title for titles in rows.mapped(ranker.name, batch_size, written) for title in titles]
 
 
 def _match(ranker: Ranker, rows: Rows, answers: list[str]) -> tuple[Ranks, NDArray[np.float64]]:

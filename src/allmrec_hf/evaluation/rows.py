@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -12,9 +13,11 @@ from tqdm.auto import tqdm
 
 from ..errors import DataError
 from .protocol import CandidateRows, EvaluationData, History, KnowsNewUsers, TargetSplit
+from .shares import rank_and_world, shared_out
 from .warmth import NEW_USERS, checked_groups, history_groups
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -29,14 +32,29 @@ class Rows:
     positions: NDArray[np.int64]  # (R,) column of the target
     places: NDArray[np.int64]  # (R,) row of each user among all with candidates
 
-    def batches(self, ranker: str, batch_size: int) -> Iterator[tuple[slice, list[History], NDArray[np.int64]]]:
-        """Yield slices of rows with their histories and a copy of their candidates, which a ranker may spoil."""
-        with tqdm(total=len(self.users), desc=f"evaluate {ranker}", unit="user", disable=None) as progress:
-            for start in range(0, len(self.users), batch_size):
-                rows = slice(start, min(start + batch_size, len(self.users)))
+    def mapped(
+        self, ranker: str, batch_size: int, call: Callable[[slice, list[History], NDArray[np.int64]], T]
+    ) -> list[T]:
+        """Return what a call returns for each batch of users; several processes share the batches out.
+
+        Args:
+            ranker: Its name, for the progress bar.
+            batch_size: Users of a batch.
+            call: Takes a slice of rows, their histories and a copy of their candidates, which a ranker may spoil.
+        """
+        starts = range(0, len(self.users), batch_size)
+        rank, world = rank_and_world()
+        hidden = True if rank else None
+        with tqdm(total=len(self.users), desc=f"evaluate {ranker}", unit="user", disable=hidden) as progress:
+
+            def compute(number: int) -> T:
+                rows = slice(starts[number], min(starts[number] + batch_size, len(self.users)))
                 histories = [self.data.history(int(user), self.split) for user in self.users[rows]]
-                yield rows, histories, self.items[rows].copy()
-                progress.update(rows.stop - rows.start)
+                found = call(rows, histories, self.items[rows].copy())
+                progress.update(min(world * (rows.stop - rows.start), len(self.users) - progress.n))
+                return found
+
+            return shared_out(len(starts), compute)
 
 
 def select_rows(

@@ -88,6 +88,7 @@ class TowerAlignmentTask(StageTask):
     """
 
     name = "ctrl-align"
+    rows_add_up = False  # a contrast between the rows
 
     def __init__(self, module: TowerAlignment, samples: Samples, texts: Tensor, arguments: StageArguments) -> None:
         self.module: TowerAlignment = module

@@ -192,6 +192,7 @@ class LLMSRecTask(CandidateTask):
     """
 
     name = "llm-srec"
+    rows_add_up = False  # uniformity of the batch's users and items
 
     def __init__(
         self,

@@ -133,6 +133,7 @@ class TALLRecTask(CandidateTask):
     """
 
     name = "tallrec"
+    rows_add_up = False  # a batch has more questions than users
 
     def __init__(
         self,

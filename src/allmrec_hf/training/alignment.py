@@ -197,7 +197,8 @@ class AlignmentModule(nn.Module):
 
         Args:
             batch: `item_ids`, `attention_mask` `(B, L)`, and `targets`, `negatives` `(B, L)`, 0 where a position is
-                not trained on.
+                not trained on. Of one process's share also `batch_targets` and `batch_negatives` `(P,)`, those of the
+                whole batch, and the `seed` of what `text_recommendation` draws.
         """
         wanted = batch["targets"] > 0
         with torch.no_grad():
@@ -217,26 +218,35 @@ class AlignmentModule(nn.Module):
             )
             terms["loss"] = terms["loss"] + self.cross_reconstruction * terms["cross_reconstruction"]
         if self.text_recommendation:
-            terms["text_recommendation"] = self._text_recommendation(users, positive, torch.cat([positive, negative]))
+            of_batch = (batch.get("batch_targets", positive), batch.get("batch_negatives", negative))
+            terms["text_recommendation"] = self._text_recommendation(
+                users, positive, torch.cat(of_batch), of_batch[0], int(batch.get("seed", 0))
+            )
             terms["loss"] = terms["loss"] + self.text_recommendation * terms["text_recommendation"]
         return terms
 
     def _text_recommendation(
-        self, users: torch.Tensor, targets: torch.Tensor, batch_items: torch.Tensor
+        self,
+        users: torch.Tensor,
+        targets: torch.Tensor,
+        batch_items: torch.Tensor,
+        batch_targets: torch.Tensor | None = None,
+        seed: int = 0,
     ) -> torch.Tensor:
         """Return the cross entropy of targets `(B,)` among items of which a random half is decoded from their texts.
 
         They are the catalogue where texts are embedded already, or a random part of a large one; else the batch's.
         Targets are decoded as often as others, so that to be decoded says nothing.
         """
-        generator = torch.Generator().manual_seed(int(torch.randint(2**62, ()).item()) if self.training else 0)
+        generator = torch.Generator().manual_seed(seed)
         pool = batch_items.unique()
+        batch_targets = targets if batch_targets is None else batch_targets
         if self.text_encoder is None:
             others = self.compared.nonzero().flatten()
-            count = max(LEAST_COMPARED, COMPARED_NUMBERS // users.numel())
+            count = max(LEAST_COMPARED, COMPARED_NUMBERS // (len(batch_targets) * users.shape[1]))
             if count < len(others):
                 others = others[torch.randperm(len(others), generator=generator)[:count].to(others.device)]
-            pool = torch.cat([targets, others]).unique()
+            pool = torch.cat([batch_targets, others]).unique()
         chosen = (torch.rand(len(pool), generator=generator) < 0.5).to(pool.device).nonzero().flatten()
         texts = self.text_embeddings(pool[chosen])
         rows = self.cf_encoder.item_embeddings[pool]
@@ -264,6 +274,7 @@ class AlignmentTask(StageTask):
 
     name = "align"
     metric = "loss"
+    of_batch = ("batch_targets", "batch_negatives", "seed")
 
     def __init__(
         self,
@@ -275,6 +286,7 @@ class AlignmentTask(StageTask):
         self.module: AlignmentModule = module
         self.content = data.digests
         self.varied_lengths = module.text_encoder is not None
+        self.rows_add_up = module.temperature is None  # InfoNCE tells the rows of a batch apart
         self.positions = positions
         self.batch_size = global_batch_size(arguments)
         self.seed = arguments.seed
@@ -295,7 +307,12 @@ class AlignmentTask(StageTask):
 
     def collate(self, examples: np.ndarray, generator: np.random.Generator) -> Batch:
         """Return one training batch."""
-        return self._batch(self.samples.take(examples), self.positions, generator)
+        batch = self._batch(self.samples.take(examples), self.positions, generator)
+        if self.module.text_recommendation:
+            wanted = batch["targets"] > 0
+            batch |= {f"batch_{name}": batch[name][wanted] for name in ("targets", "negatives")}
+            batch["seed"] = torch.tensor(int(generator.integers(2**62)))
+        return batch
 
     def _batch(self, samples: Samples, positions: str, generator: np.random.Generator) -> Batch:
         item_ids, mask = pad_histories(samples.histories, self.length)
@@ -320,7 +337,11 @@ class AlignmentTask(StageTask):
     @torch.no_grad()
     def validate(self, examples: np.ndarray, device: torch.device) -> dict[str, np.ndarray]:
         """Return the mean loss terms of some validation users, for each of them."""
-        generator = np.random.default_rng([self.seed, int(examples[0])])
-        batch = self._batch(self.validation.take(examples), "last", generator)
+        every = np.arange(len(self.validation))
+        batch = self._batch(self.validation, "last", np.random.default_rng([self.seed, 0]))
+        wanted = batch["targets"] > 0
+        whole = {f"batch_{name}": batch[name][wanted] for name in ("targets", "negatives")}
+        batch = batch if len(examples) == len(every) else self.some_rows(batch, examples, len(every))
+        batch |= whole
         terms = self.module({name: value.to(device) for name, value in batch.items()})
         return {name: np.full(len(examples), float(value)) for name, value in terms.items()}

@@ -74,6 +74,7 @@ class CFEncoderTask(StageTask):
         self.examples: SequenceBatches | InteractionBatches
         layout = SequenceBatches if cf_encoder.trains_on == "sequences" else InteractionBatches
         self.examples = layout(cf_encoder, data, split, arguments)
+        self.of_batch = ("negatives", "log_weights") if cf_encoder.config.loss == "sampled_softmax" else ()
         held_out = drawn(validation_targets(data), arguments.max_validation_users, arguments.seed)
         self.validation = held_out if split == "train" else held_out.take(np.arange(0))
 

@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from .stage_arguments import StageArguments
-from .task import Batch, StageTask
+from .task import Batch, StageTask, rows_of
 
 Share = tuple[Batch, float, int]  # a batch, its loss weight and its number of examples
 
@@ -42,12 +42,13 @@ class BatchShares(Dataset):
     def __getitem__(self, index: int) -> Share:
         number = self.start + index
         rank, count = self.shard
-        examples = self.batches[number][rank::count]
-        generator = np.random.default_rng((*self.seed, number, rank))
-        if not len(examples):  # fewer examples than processes: take part with weight 0, since all must call backward
-            return self.task.collate(self.batches[number][:1], generator), 0.0, 0
-        batch = self.task.collate(examples, generator)
-        return batch, self.task.loss_weight(batch), len(examples)
+        examples = self.batches[number]
+        generator = np.random.default_rng((*self.seed, number, 0))  # the same on every process
+        rows = np.arange(rank, len(examples), count)
+        if not len(rows):  # fewer examples than processes: take part with weight 0, since all must call backward
+            return self.task.share(examples, np.arange(1), generator), 0.0, 0
+        batch = self.task.share(examples, rows, generator)
+        return batch, self.task.loss_weight(batch), len(rows)
 
 
 def step_groups(shares: BatchShares, arguments: StageArguments, pin_memory: bool) -> Iterator[list[Share]]:
@@ -66,16 +67,12 @@ def step_groups(shares: BatchShares, arguments: StageArguments, pin_memory: bool
         if len(parts) == 1 or not weight:
             group.append((parts[0], weight, examples))
         else:
-            group += [(part, shares.task.loss_weight(part), _rows(part)) for part in parts]
+            group += [(part, shares.task.loss_weight(part), rows_of(part, shares.task.of_batch)) for part in parts]
         if number % arguments.gradient_accumulation_steps == 0:
             yield group
             group = []
     if group:
         yield group
-
-
-def _rows(batch: Batch) -> int:
-    return len(next(value for value in batch.values() if isinstance(value, torch.Tensor)))
 
 
 def _as_is(item: Any) -> Any:

@@ -14,6 +14,7 @@ import torch
 from accelerate.utils import send_to_device
 
 from ..durations import duration
+from ..rows_at_once import is_out_of_memory
 from .devices import global_batch_size
 from .projection import ProjectionTask
 from .stage_arguments import StageArguments
@@ -131,7 +132,12 @@ def _training_speed(
     one = task.collate(rows[:1], np.random.default_rng([arguments.seed]))
     tokens, seconds = int(_tokens(one).sum()), _seconds(lambda: step(one), device)
     if seconds * len(rows) < LONGEST_PROBE_S:  # then again, since the first pass of a process takes longer
-        tokens, seconds = int(_tokens(batch).sum()), _seconds(lambda: step(batch), device)
+        part = task.parts(batch)[-1]
+        try:
+            tokens, seconds = int(_tokens(part).sum()), _seconds(lambda: step(part), device)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):  # the loop takes fewer rows at once, and says so
+                raise
     task.module.zero_grad(set_to_none=True)
     return tokens / seconds
 

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs, DistributedType, parse_flag_from_env
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType
 from torch import nn
 
 from ..errors import ALLMRecError
+from ..evaluation.shares import process_state as process_state
+from ..evaluation.shares import sharding_hidden
 from ..language_model import is_offloaded
 from .stage_arguments import StageArguments
 from .task import Batch
@@ -36,14 +38,6 @@ def place(module: nn.Module, device: torch.device) -> None:
     spread = [part for part in module.modules() if len(set(getattr(part, "hf_device_map", {}).values())) > 1]
     if not spread and not is_offloaded(module):
         module.to(device)
-
-
-def process_state() -> PartialState:
-    """Return what this process knows of the others; where there is no accelerator, they talk over gloo.
-
-    Accelerate would take processes on CPUs for strangers unless it is told so when the state is first made.
-    """
-    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available())
 
 
 def global_batch_size(arguments: StageArguments) -> int:
@@ -74,13 +68,14 @@ def make_accelerator(arguments: StageArguments, output_dir: Path) -> Accelerator
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != arguments.mixed_precision:
         AcceleratorState._reset_state()
     process_state()
-    accelerator = Accelerator(
-        mixed_precision=arguments.mixed_precision,
-        device_placement=False,
-        log_with=None if arguments.report_to == "none" else arguments.report_to,
-        project_dir=output_dir,
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)],
-    )
+    with sharding_hidden():
+        accelerator = Accelerator(
+            mixed_precision=arguments.mixed_precision,
+            device_placement=False,
+            log_with=None if arguments.report_to == "none" else arguments.report_to,
+            project_dir=output_dir,
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)],
+        )
     if arguments.report_to != "none":
         settings = {name: str(value) for name, value in arguments.to_dict().items()}
         accelerator.init_trackers("allmrec", config=settings)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.utils import send_to_device
+from accelerate.utils.memory import clear_device_cache
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerControl
@@ -21,6 +22,7 @@ from transformers import TrainerCallback, TrainerControl
 from ..data.memory import HeapTrimmer
 from ..errors import ALLMRecError, CheckpointError
 from . import checkpoint as ckpt
+from .batch_limit import BatchLimit
 from .batches import BatchShares, Share, step_groups
 from .callbacks import StageCallbacks
 from .devices import Entry, is_plain, make_accelerator, place
@@ -29,6 +31,7 @@ from .optimizer import adamw, trained_parameters
 from .processes import Processes
 from .progress import ProgressLines, Standing, memory_text, shows_bar
 from .provenance import write_record
+from .sharded_llm import is_sharded, leave_sharded_alone, sharded_names
 from .stage_arguments import StageArguments
 from .task import StageResult, StageTask, set_training_mode
 from .validation import is_better, validation_means
@@ -91,14 +94,16 @@ class _StageRun:
         self.started = self.saved_at = monotonic()
         self.accelerator = make_accelerator(arguments, output_dir)
         self.device = self.accelerator.device
-        self.processes = Processes(self.accelerator)
+        self.processes = Processes(self.accelerator, in_step=is_sharded(task.module))
         self.rank, self.world = self.processes.rank, self.processes.world
         if not trained_parameters(task.module):
             raise ALLMRecError(f"stage {task.name} has nothing to train: every parameter of its module is frozen")
         place(task.module, self.device)
         parameters = trained_parameters(task.module)
         self.names, self.parameters = list(parameters), list(parameters.values())
-        self.module = self.accelerator.prepare(Entry(task.module))
+        entry = Entry(task.module)
+        leave_sharded_alone(entry)
+        self.module = self.accelerator.prepare(entry)
         optimizer = adamw(parameters, arguments)
         self.plain = is_plain(self.accelerator)
         self.optimizer = optimizer if self.plain else self.accelerator.prepare(optimizer)
@@ -106,6 +111,7 @@ class _StageRun:
         self.sum_dtype = torch.float32 if self.device.type == "mps" else torch.float64
         self.total_steps = 0
         self.watch = FiniteWatch(self.device)
+        self.batch_limit = BatchLimit()
         self.lines: ProgressLines | None = None
         self.last_loss: Any = math.nan
         self.save_is_due = False  # as the main process finds, and tells the others
@@ -269,14 +275,10 @@ class _StageRun:
         examples = self.world * sum(examples for _, _, examples in group)
         if self.world == 1:
             group = [share for share in group if share[1]]  # a mean over no terms is not a number
-        loss: Any = torch.zeros((), device=self.device)
-        for index, (batch, weight, _) in enumerate(group):
-            last = index == len(group) - 1
-            with nullcontext() if last else self.accelerator.no_sync(self.module):
-                outputs = self.module(send_to_device(batch, self.device, non_blocking=True))
-                share = weight * self.world / total if total else 0.0  # gradients are averaged over the processes
-                self._backward(outputs["loss"] * share)
-            loss = loss + outputs["loss"].detach() * share
+        if self.processes.in_step:  # as many passes as the process with the most parts
+            group = group + [(group[-1][0], 0.0, 0)] * (int(self.processes.most(len(group))) - len(group))
+        loss, counted = self._passes(group, total)
+        for outputs, weight in counted:
             self._count(outputs, weight)
         seen = [loss]
         if self.arguments.max_grad_norm is not None:
@@ -300,11 +302,39 @@ class _StageRun:
             self._at(len(group))
             self.callbacks.log({"loss": float(loss), "learning_rate": rate})
 
+    def _passes(self, group: list[Share], total: float) -> tuple[Tensor, list[tuple[Mapping[str, Any], float]]]:
+        """Return the loss of a step, its gradients summed, and what is counted of each part and with which weight.
+
+        Where the device's memory does not hold a batch, the step is taken anew in parts of half its rows.
+        """
+        while True:
+            try:
+                return self._passed(self.batch_limit.applied(self.task, group), total)
+            except (RuntimeError, MemoryError) as error:
+                self.batch_limit.lower(self.task, error)
+            self.optimizer.zero_grad()  # here the failed pass is forgotten, and with it what it held
+            clear_device_cache(garbage_collection=True)
+
+    def _passed(self, group: list[Share], total: float) -> tuple[Tensor, list[tuple[Mapping[str, Any], float]]]:
+        loss: Any = torch.zeros((), device=self.device)
+        counted: list[tuple[Mapping[str, Any], float]] = []
+        for index, (batch, weight, rows) in enumerate(group):
+            last = index == len(group) - 1
+            self.batch_limit.tried, self.batch_limit.binding = rows, self.processes.in_step
+            with nullcontext() if last else self.accelerator.no_sync(self.module):
+                outputs = self.module(send_to_device(batch, self.device, non_blocking=True))
+                share = weight * self.world / total if total else 0.0  # gradients are averaged over the processes
+                self.batch_limit.binding = self.processes.in_step or (last and self.world > 1)
+                self._backward(outputs["loss"] * share)
+            loss = loss + outputs["loss"].detach() * share
+            counted.append(({name: value for name, value in outputs.items() if _is_scalar(value)}, weight))
+        return loss, counted
+
     def _backward(self, loss: Tensor) -> None:
         loss.backward() if self.plain else self.accelerator.backward(loss)
 
     def _count(self, outputs: Mapping[str, Any], weight: float) -> None:
-        values = {"weight": 1.0, **{name: value for name, value in outputs.items() if _is_scalar(value)}}
+        values = {"weight": 1.0, **outputs}
         for name, value in values.items():
             amount = torch.as_tensor(value, dtype=self.sum_dtype, device=self.device).detach() * weight
             self.sums[name] = self.sums[name] + amount if name in self.sums else amount
@@ -474,6 +504,8 @@ class _StageRun:
             "device": self.device.type,
             "result": None if result is None else result.to_dict(),
         }
+        if self.processes.in_step:
+            facts["sharded_parameters"] = len(sharded_names(self.task.module))
         write_record(self.output_dir / RECORD_FILE, facts)
 
     def _batches_of(self, epoch: int) -> Sequence[np.ndarray]:

@@ -19,9 +19,11 @@ class Processes:
         rank: The number of this process.
         world: The number of processes.
         is_main: Whether this is the one that writes files.
+        in_step: Whether all must make the same passes of the LLM, each of which holds a part of it.
     """
 
-    def __init__(self, accelerator: Accelerator) -> None:
+    def __init__(self, accelerator: Accelerator, in_step: bool = False) -> None:
+        self.in_step = in_step
         self._accelerator = accelerator
         self.rank, self.world = accelerator.process_index, accelerator.num_processes
         self.is_main = accelerator.is_main_process

@@ -215,7 +215,12 @@ class ProjectionTask(CandidateTask):
 
     def collate(self, examples: np.ndarray, generator: np.random.Generator) -> Batch:
         """Return one training batch, with fresh negatives and a fresh order of the candidates."""
+        return self.share(examples, np.arange(len(examples)), generator)
+
+    def share(self, examples: np.ndarray, rows: np.ndarray, generator: np.random.Generator) -> Batch:
+        """Return some rows of a batch; no prompt of the others is made."""
         samples, candidates, columns = self.drawn(examples, generator)
+        samples, candidates, columns = samples.take(rows), candidates[rows], columns[rows]
         histories = [history.tolist() for history in samples.histories]
         if self.module.loss == "lm":
             return dict(self.processor.training_batch(histories, candidates.tolist(), samples.targets.tolist()))
@@ -234,7 +239,14 @@ class ProjectionTask(CandidateTask):
         lengths = batch["attention_mask"].sum(dim=1)
         read = lengths + batch["answer_mask"].flatten(1).sum(dim=1) if "answer_mask" in batch else lengths
         groups = rows_within(read.tolist(), self.max_tokens_per_batch)
-        return [batch] if len(groups) == 1 else [_some_rows(batch, rows, int(lengths[rows].max())) for rows in groups]
+        count = len(lengths)
+        return [batch] if len(groups) == 1 else [self.some_rows(batch, np.array(rows), count) for rows in groups]
+
+    def some_rows(self, batch: Batch, rows: np.ndarray, count: int) -> Batch:
+        """Return some rows of a batch, without the padding that none of them needs."""
+        found = super().some_rows(batch, rows, count)
+        width = int(found["attention_mask"].sum(dim=1).max())
+        return {name: value[:, -width:].contiguous() if name in OF_TOKENS else value for name, value in found.items()}
 
     def scores(self, histories: Sequence[np.ndarray], candidates: CandidateSet, device: torch.device) -> torch.Tensor:
         """Return the log-likelihoods `(B, C)` of the candidates' titles."""
@@ -247,11 +259,3 @@ class ProjectionTask(CandidateTask):
 
         lengths = None if self.max_tokens_per_batch is None else self.ranker.tokens_read(users.histories, lists)
         return torch.stack(self._rows_at_once.collected(lengths, len(users), self.max_tokens_per_batch, score))
-
-
-def _some_rows(batch: Batch, rows: list[int], width: int) -> Batch:
-    """Return some rows of a batch, without the padding that none of them needs."""
-    return {
-        name: value[rows][:, -width:].contiguous() if name in OF_TOKENS else value[rows]
-        for name, value in batch.items()
-    }

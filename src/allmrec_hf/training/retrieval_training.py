@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
+from accelerate.utils import gather
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -17,7 +18,7 @@ from ..processing_allmrec import ALLMRecProcessor, EncodedPrompt, left_padded
 from ..ranker import UserBatch
 from ..ranker_retrieval import RetrievalRanker
 from ..ranking import Ranks, target_ranks
-from .devices import global_batch_size
+from .devices import global_batch_size, process_state
 from .projection import validation_metrics
 from .samples import Samples, bucketed_batches, validation_targets
 from .stage_arguments import StageArguments
@@ -52,6 +53,28 @@ class Positions:
         """Return some samples."""
         histories = [self._sequences[self.users[row]][: self.places[row]] for row in rows]
         return Samples(self.users[rows], histories, self.targets[rows])
+
+
+def uniformity_of_all(users: Tensor, row_counts: Tensor | None) -> Tensor:
+    """Return the uniformity of the users `(B, d)` of all processes together.
+
+    Args:
+        users: Of this process; beyond its number they do not count.
+        row_counts: `(processes,)` users of each; None of one process.
+
+    Returns:
+        A scalar whose gradient is that of this process's users, times all users over its own: the loop weighs the loss
+        of a process by its users.
+    """
+    if row_counts is None:
+        return uniformity_loss(users)
+    rank, counts = process_state().process_index, row_counts.tolist()
+    own, longest = users[: counts[rank]], max(counts)
+    padded = F.pad(own.detach(), (0, 0, 0, longest - len(own)))
+    every = gather(padded).view(len(counts), longest, -1)
+    parts = [own if other == rank else every[other, :count] for other, count in enumerate(counts)]
+    value = uniformity_loss(torch.cat(parts))
+    return value.detach() + (value - value.detach()) * (sum(counts) / max(1, len(own)))
 
 
 class RetrievalModule(nn.Module):
@@ -89,7 +112,8 @@ class RetrievalModule(nn.Module):
             wanted = F.normalize(representations, dim=-1)
             terms["distillation"] = 1 - (F.normalize(head.to_backbone(users), dim=-1) * wanted).sum(dim=-1).mean()
         if self.uniformity:
-            terms["uniformity"] = (uniformity_loss(users) + uniformity_loss(items)) / 2
+            spread = uniformity_of_all(users, batch.get("row_counts"))
+            terms["uniformity"] = (spread + uniformity_loss(items)) / 2
         weights = {"contrast": 1.0, "distillation": self.distillation, "uniformity": self.uniformity}
         loss = torch.stack([weights[name] * value for name, value in terms.items()]).sum()
         return {"loss": loss, **{name: value.detach() for name, value in terms.items()}}
@@ -109,6 +133,8 @@ class RetrievalTask(StageTask):
     name = "retrieve"
     metric = "ndcg@10"
     varied_lengths = True
+    may_be_cut = False  # the users of a process are told apart from each other
+    of_batch = ("log_rates", "row_counts", *(f"item_{name}" for name in ROW_NAMES))
 
     def __init__(
         self,
@@ -158,6 +184,14 @@ class RetrievalTask(StageTask):
             **self._prompts("user", users),
             **self._prompts("item", [self.ranker.item_prompt(int(item)) for item in items]),
         }
+
+    def share(self, examples: np.ndarray, rows: np.ndarray, generator: np.random.Generator) -> Batch:
+        """Return some users of a batch with all of its items, and how many users each process has."""
+        batch = super().share(examples, rows, generator)
+        world = process_state().num_processes
+        if world > 1:
+            batch["row_counts"] = torch.tensor([len(range(rank, len(examples), world)) for rank in range(world)])
+        return batch
 
     @staticmethod
     def _prompts(side: str, prompts: Sequence[EncodedPrompt]) -> Batch:

@@ -11,6 +11,7 @@ import torch
 
 from ..cf_encoder import CFEncoder
 from ..configuration_allmrec import ALLMRecConfig
+from ..errors import ALLMRecError
 from ..language_model import context_length, num_layers
 from ..modeling_allmrec import ALLMRecModel
 from ..processing_allmrec import ALLMRecProcessor
@@ -31,6 +32,7 @@ from .projection import ProjectionModule, ProjectionTask
 from .retrieval_training import RetrievalModule, RetrievalTask
 from .run import Run
 from .run_checks import backbone_config
+from .sharded_llm import is_asked_for, is_sharded, shard_language_model
 from .stage_arguments import recipe_of, split_names
 from .task import StageResult
 from .text_encoders import text_dim
@@ -114,6 +116,7 @@ def run_projection(run: Run) -> None:
     arguments, device = run.args.project, process_state().device
     model = ALLMRecModel.from_pretrained(run.output / "align", language_model=None)
     processor = _attach_llm(run, model)
+    _shard_where_asked(run, model)
     _keep_letter(run, model, processor)
     model.config.ranker = _first_ranker(run)
     if arguments.gradient_checkpointing:
@@ -127,12 +130,12 @@ def run_projection(run: Run) -> None:
     model.user_projector.requires_grad_(run.prompt.has_user_slot)  # what no prompt shows is not trained
     model.item_projector.requires_grad_(run.prompt.has_item_slots)
     place(module, device)
-    cost = projection_cost(task, loop, device)
-    if run.writes:
+    cost = None if is_sharded(module) else projection_cost(task, loop, device)  # it measures what all must do alike
+    if run.writes and cost is not None:
         tell_projection_cost(cost, task, loop)
     result = run_stage(task, loop, run.stage_folder("project"), run.resume, callbacks=run.callbacks)
     if run.writes and result.stopped_by == "time_limit":
-        warn_of_few_steps(result.steps, loop, cost.step_seconds)
+        warn_of_few_steps(result.steps, loop, None if cost is None else cost.step_seconds)
     if run.writes:
         processor.save_pretrained(run.output)
         model.save_pretrained(run.output, include_llm=run.args.llm.include_llm)
@@ -154,6 +157,7 @@ def run_retrieval(run: Run) -> None:
     else:
         processor = _attach_llm(run, model)
         model.config.rankers = {**(model.config.rankers or {}), "likelihood": {"trained": False}}
+    _shard_where_asked(run, model)
     rankers = dict(model.config.rankers or {})
     for stale in ("fusion", "retrieval"):
         rankers.pop(stale, None)
@@ -176,9 +180,10 @@ def run_retrieval(run: Run) -> None:
         logger.info(
             "retrieval runs the first %s layers of the LLM; NDCG@10 on validation users by depth: %s", chosen, told
         )
-    if run.writes:
+    if run.writes or is_sharded(model):
         model.eval()
         RetrievalRanker(model, processor).item_table()  # every item once; a request makes its user's vector only
+    if run.writes:
         _save(run, model, processor, "retrieve")
     process_state().wait_for_everyone()
 
@@ -196,6 +201,18 @@ def _train_head(
     task = RetrievalTask(module, run.data, loop, arguments.positions, arguments.num_negatives)
     place(module, process_state().device)
     return run_stage(task, loop, folder, run.resume, callbacks=run.callbacks)
+
+
+def _shard_where_asked(run: Run, model: ALLMRecModel) -> None:
+    """Leave this process its part of the LLM, where the configuration of `accelerate launch` says so."""
+    if not is_asked_for():
+        return
+    if run.args.llm.include_llm:
+        raise ALLMRecError(
+            "--include-llm cannot save an LLM of which each process holds a part; leave it out: the checkpoint names "
+            "the LLM"
+        )
+    shard_language_model(model.require_language_model())
 
 
 def run_ranking(run: Run) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -27,6 +27,10 @@ class StageTask(ABC):
             whose parameters are all frozen stay in eval mode.
         metric: The validation metric that picks the best weights; one with "loss" in its name is better when lower.
         varied_lengths: Whether its batches differ much in length, as prompts do, so that a CPU's heap must be trimmed.
+        of_batch: Names of what a batch holds once for all of its rows, such as negatives that they share.
+        rows_add_up: Whether the loss of a batch is the mean of those of its rows, given what is `of_batch`. Where it is
+            not, as with a contrast between rows, every process computes whole batches, and none is cut.
+        may_be_cut: Whether the share of a process may go through the module in parts where memory is short.
         content: Digests of what the stage is trained on, by name, such as `PreparedData.digests`: a checkpoint keeps
             them, and is not gone on with where one of them differs.
     """
@@ -35,6 +39,9 @@ class StageTask(ABC):
     module: nn.Module
     metric: str = "loss"
     varied_lengths: bool = False
+    of_batch: Collection[str] = ()
+    rows_add_up: bool = True
+    may_be_cut: bool = True
     content: Mapping[str, str] = MappingProxyType({})
 
     @abstractmethod
@@ -44,6 +51,38 @@ class StageTask(ABC):
     @abstractmethod
     def collate(self, examples: np.ndarray, generator: np.random.Generator) -> Batch:
         """Return the batch of some examples as CPU tensors; all randomness comes from `generator`."""
+
+    def share(self, examples: np.ndarray, rows: np.ndarray, generator: np.random.Generator) -> Batch:
+        """Return what one of several processes computes of a batch.
+
+        Every process draws for the whole batch with the same generator, so their number changes nothing that is drawn.
+
+        Args:
+            examples: Example numbers of the batch.
+            rows: Which of them, by place.
+            generator: All randomness comes from it.
+        """
+        batch = self.collate(examples, generator)
+        if not self.rows_add_up or len(rows) == len(examples):
+            return batch
+        return self.some_rows(batch, rows, len(examples))
+
+    def some_rows(self, batch: Batch, rows: np.ndarray, count: int) -> Batch:
+        """Return some rows of a batch of `count`, with all that is `of_batch`."""
+        places = torch.from_numpy(rows)
+        return {
+            name: value if name in self.of_batch or not _has_rows(value, count) else value[places]
+            for name, value in batch.items()
+        }
+
+    def smaller(self, batch: Batch, most: int) -> list[Batch]:
+        """Return a batch in parts of at most `most` rows, for a device whose memory does not hold more."""
+        count = rows_of(batch, self.of_batch)
+        if not (self.rows_add_up and self.may_be_cut) or count <= most:
+            return [batch]
+        return [
+            self.some_rows(batch, np.arange(start, min(start + most, count)), count) for start in range(0, count, most)
+        ]
 
     def loss_weight(self, batch: Batch) -> float:
         """Return the number of terms the loss of a batch is the mean of; by default its rows.
@@ -72,6 +111,16 @@ class StageTask(ABC):
     def validate(self, examples: np.ndarray, device: torch.device) -> Mapping[str, np.ndarray]:
         """Return metrics of some validation examples, one value per example; the loop gathers and averages them."""
         raise NotImplementedError(f"{type(self).__name__} has validation examples, so it must implement validate")
+
+
+def rows_of(batch: Batch, of_batch: Collection[str] = ()) -> int:
+    """Return the number of rows of a batch."""
+    own = (value for name, value in batch.items() if name not in of_batch and isinstance(value, torch.Tensor))
+    return len(next(own))
+
+
+def _has_rows(value: Any, count: int) -> bool:
+    return isinstance(value, torch.Tensor) and value.ndim > 0 and len(value) == count
 
 
 @dataclass

@@ -18,7 +18,7 @@ from .task import StageTask
 def validation_means(task: StageTask, accelerator: Accelerator, processes: Processes) -> dict[str, float]:
     """Return the means of the task's metrics over all validation examples, each process computing its share."""
     rows = np.arange(task.num_validation_examples)
-    mine = rows[processes.rank :: processes.world]
+    mine = rows[processes.rank :: processes.world] if task.rows_add_up and not processes.in_step else rows
     values: Mapping[str, np.ndarray] = {}
     with accelerator.autocast():
         if len(mine):
