@@ -80,6 +80,10 @@ def test_models_that_have_no_title_likelihood_are_refused(model):
         explain(model.cf_encoder, tiny_processor(), HISTORY, "I5")
     with pytest.raises(CheckpointError, match="has no LLM"):
         explain(tiny_model(family=None), tiny_processor(), HISTORY, "I5")
+    untrained = tiny_model()
+    untrained.config.rankers = {"likelihood": {"trained": False}, "retrieval": {}}
+    with pytest.raises(CheckpointError, match="by which this checkpoint does not rank: its stage 2 is not trained"):
+        explain(untrained, tiny_processor(), HISTORY, "I5")
 
 
 def test_a_token_is_nearest_to_its_own_embedding(model):

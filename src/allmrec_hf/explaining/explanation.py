@@ -19,6 +19,7 @@ from ..files import written_whole
 from ..item_lookup import find_items
 from ..modeling_allmrec import ALLMRecModel
 from ..processing_allmrec import ALLMRecProcessor
+from ..ranker import TitleLikelihood
 from .contributions import CLEAR, Removal, contributions
 from .nearest_words import nearest_tokens
 from .prompt_probe import PromptProbe
@@ -153,9 +154,15 @@ def explain(
 
     Raises:
         DataError: when ids or titles are unknown or given twice, or there is no history.
-        CheckpointError: when the model has no LLM, or the processor is not its own.
+        CheckpointError: when the model has no LLM or does not rank by likelihood, or the processor is not its own.
     """
     require_llm(model)
+    missing = TitleLikelihood.lacks(model.config)
+    if missing is not None:
+        raise CheckpointError(
+            "an explanation is of the likelihood that the LLM gives a title, by which this checkpoint does not rank: "
+            f"{missing}"
+        )
     processor.check_fits(model.config.tokenizer_fingerprint, model.cf_encoder.num_items)
     catalog = processor.catalog
     notes: list[str] = []

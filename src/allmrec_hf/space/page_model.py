@@ -11,7 +11,7 @@ from typing import Any
 from ..errors import ALLMRecError
 from ..explaining.explanation import explain
 from ..pipeline_recommendation import RecommendationPipeline
-from ..ranker import CatalogueRanker, UserBatch
+from ..ranker import CatalogueRanker, TitleLikelihood, UserBatch
 from .ranked_lists import NUM_CANDIDATES, RankedList, column_rankers, ranked_list, shared_ranks, usable_rankers
 from .title_search import TitleSearch
 from .trial_items import (
@@ -91,8 +91,8 @@ class PageModel:
 
     @property
     def explains(self) -> bool:
-        """Whether it has an LLM, whose title likelihoods are what can be explained."""
-        return self.pipe.model.language_model is not None
+        """Whether it has an LLM and ranks by its title likelihoods, which are what can be explained."""
+        return self.pipe.model.language_model is not None and TitleLikelihood.lacks(self.pipe.model.config) is None
 
     def examples(self) -> list[dict[str, Any]]:
         """Return histories to start from: a name and the items of each."""
