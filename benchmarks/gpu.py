@@ -129,7 +129,7 @@ def measured(options: argparse.Namespace, device: torch.device) -> dict[str, Any
     users = setup.users_of(data, sizes[0])
     module, ranker = ProjectionModule(model), TitleLikelihood(model, processor)
     rate = matmul_rate(PRODUCT[options.shape], dtype, device, options.repeats)
-    found: dict[str, Any] = {"matmul_tflops": round(rate / 1e12, 3)}
+    found: dict[str, Any] = {"matmul_tflops": float(f"{rate / 1e12:.3g}")}
 
     def first(count: int) -> tuple[Any, Any, Any]:
         return users[0][:count], users[1][:count], users[2][:count]
