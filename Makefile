@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PARTS ?= runs/parts
 
-.PHONY: help demo test smoke lint format types docs clean demo-parts demo-checkpoint real-parts real real-data
+.PHONY: help demo test smoke lint format types docs clean demo-parts demo-checkpoint office-card real-parts real real-data
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -54,6 +54,9 @@ demo-parts: $(INSTALLED) ## make the demo's tiny LM and text encoder again, from
 
 demo-checkpoint: $(INSTALLED) ## make the demo checkpoint, its card and its table again
 	$(BIN)/python scripts/make_demo_checkpoint.py
+
+office-card: $(INSTALLED) ## write the card of a run on real data with a real LLM: make office-card RUNS=FOLDER of real_rankers.py
+	$(BIN)/python scripts/make_office_card.py $(or $(RUNS),$(error make office-card needs RUNS, the --output of real_rankers.py))
 
 clean: ## remove the virtual environment and all runs
 	rm -rf $(VENV) runs build dist site

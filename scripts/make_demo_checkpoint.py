@@ -18,6 +18,7 @@ from allmrec_hf.hub.publish import checkpoint_files
 
 ROOT = Path(__file__).parents[1]
 CHECKPOINT = ROOT / "src" / "allmrec_hf" / "demo" / "checkpoint"
+WHOLE_CATALOGUE_USERS = 200
 RESULTS = ROOT / "docs" / "results"
 
 
@@ -31,6 +32,10 @@ def main() -> None:
         command = "from allmrec_hf.cli.main import main; main()"
         arguments = ["demo", "--output", str(run), "--seed", str(options.seed)]
         subprocess.run([sys.executable, "-c", command, *arguments], check=True)
+        whole = ["evaluate", "--model", str(run), "--data", str(run / "data"), "--protocol", "full"]
+        whole += ["--max-users", str(WHOLE_CATALOGUE_USERS), "--output", str(run / "evaluation-full.json")]
+        subprocess.run([sys.executable, "-c", command, *whole], check=True)
+        subprocess.run([sys.executable, "-c", command, "card", str(run), "--repo", "demo"], check=True)
         shutil.rmtree(CHECKPOINT, ignore_errors=True)
         for name in checkpoint_files(run):
             (CHECKPOINT / name).parent.mkdir(parents=True, exist_ok=True)

@@ -70,7 +70,9 @@ def _value(kind: Any) -> str:
 
 
 def _names(name: str, kind: Any, info: Any, default: Any) -> str:
-    """Return an option as it is written."""
+    """Return an option as it is written; an argument by its name in capitals."""
+    if isinstance(info, ArgumentInfo):
+        return f"`{name.upper()}`"
     given = (info.default, *(info.param_decls or ()))  # in Annotated[...] the first name stands where a default does
     written = [one for one in given if isinstance(one, str) and one.startswith("-")]
     if not written:

@@ -10,10 +10,12 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import threading
@@ -59,6 +61,28 @@ class FakeRepo:
         return sha
 
 
+@dataclass
+class Fault:
+    """What goes wrong with the next requests to an address.
+
+    Attributes:
+        where: Pattern of `METHOD /path`, matched from its start.
+        status: The answer's status; None breaks the connection instead.
+        when: Where a connection breaks: `before` the body was read to its end, `after` the Hub has done what was asked
+            and before it answers, or in the `middle` of the answer.
+        times: How many requests it hits.
+        headers: Further headers of the answer.
+        body: The answer's body where it is not the Hub's JSON.
+    """
+
+    where: str
+    status: int | None = None
+    when: str = "before"
+    times: int = 1
+    headers: dict[str, str] = field(default_factory=dict)
+    body: bytes | None = None
+
+
 def blob_id(content: bytes) -> str:
     """Return the git hash of a file's content."""
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
@@ -76,6 +100,7 @@ class FakeHub:
         self.repos: dict[tuple[str, str], FakeRepo] = {}
         self.lfs: dict[str, bytes] = {}
         self.requests: list[tuple[str, str]] = []
+        self.faults: list[Fault] = []
         self.lock = threading.Lock()
         self._server: ThreadingHTTPServer | None = None
 
@@ -182,13 +207,37 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, method: Any) -> None:
         parts = urlsplit(self.path)
         self.query = parse_qs(parts.query)
-        self.body = self._read_body()
         self.hub.requests.append((self.command, parts.path))
+        self.fault = self._next_fault(f"{self.command} {unquote(parts.path)}")
+        if self.fault is not None and self.fault.status is None and self.fault.when == "before":
+            self.rfile.read(min(16, int(self.headers.get("Content-Length") or 0)))
+            self._break()
+            return
+        self.body = self._read_body()
+        if self.fault is not None and self.fault.status is not None:
+            if self.fault.body is None:
+                self._json({"error": "by order"}, self.fault.status, self.fault.headers)
+            else:
+                self._send(self.fault.body, self.fault.status, self.fault.headers)
+            return
         try:
             with self.hub.lock:
                 method(unquote(parts.path))
         except HubError as error:
             self._json({"error": error.message}, error.status, {"X-Error-Code": error.code} if error.code else {})
+
+    def _next_fault(self, request: str) -> Fault | None:
+        with self.hub.lock:
+            for fault in self.hub.faults:
+                if fault.times > 0 and re.match(fault.where, request):
+                    fault.times -= 1
+                    return fault
+        return None
+
+    def _break(self) -> None:
+        self.close_connection = True
+        with contextlib.suppress(OSError):
+            self.connection.shutdown(socket.SHUT_RDWR)
 
     def _read_body(self) -> bytes:
         if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
@@ -201,6 +250,11 @@ class _Handler(BaseHTTPRequestHandler):
         return b"".join(chunks)
 
     def _send(self, content: bytes, status: int = 200, headers: dict[str, str] | None = None) -> None:
+        if self.fault is not None and self.fault.status is None:
+            if self.fault.when == "middle":
+                self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % (len(content) + 1) + content[:9])
+            self._break()
+            return
         self.send_response(status)
         for name, value in ({"Content-Length": str(len(content))} | (headers or {})).items():
             self.send_header(name, value)
@@ -400,6 +454,8 @@ class _Handler(BaseHTTPRequestHandler):
             key, value = operation["key"], operation["value"]
             if key == "header":
                 message = value["summary"]
+                if value.get("parentCommit", self._commit_of(repo, branch)) != self._commit_of(repo, branch):
+                    raise HubError(412, None, "A commit has happened since. Please refresh and try again.")
             elif key == "file":
                 files[value["path"]] = base64.b64decode(value["content"])
             elif key == "lfsFile":

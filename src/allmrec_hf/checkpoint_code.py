@@ -25,6 +25,7 @@ from .sharing import check_no_local_parts, check_no_machine_paths
 ENTRY_MODULE = "allmrec_remote"
 README_FILE = "README.md"
 CARD_DATA_FILE = "model_card.json"
+EVAL_RESULTS_FILE = ".eval_results/allmrec-hf.yaml"
 LANGUAGE_MODEL_FOLDER = "language_model"
 TEXT_ENCODER_FOLDER = "text_encoder"
 WEIGHT_PATTERNS = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
@@ -60,8 +61,8 @@ This card was generated when the model was saved. No evaluation is stored with t
 import allmrec_hf
 from transformers import pipeline
 
-recommend = pipeline("recommendation", model="path/to/this/folder")
-recommend({{"history": ["ITEM-ID-1", "ITEM-ID-2"]}}, top_k=10)
+recommend = pipeline("recommendation", model=".")
+recommend({{"history": recommend.processor.catalog.item_ids[:2]}}, top_k=10)
 ```
 
 The catalogue of item ids is `recommend.processor.catalog`.
@@ -208,7 +209,7 @@ def leftovers(directory: Path, written: set[str], kept: Iterable[str | None] = (
         if folder in carried and not used:
             patterns.append(f"{folder}/**/*")
     if "card" in carried:
-        patterns.append(CARD_DATA_FILE)
+        patterns += [CARD_DATA_FILE, EVAL_RESULTS_FILE]
     if "code" in carried:
         patterns += [path.name for path in Path(__file__).parent.glob("*.py") if not path.name.startswith("_")]
     found = {path for pattern in patterns for path in directory.glob(pattern) if path.is_file()}
@@ -287,9 +288,23 @@ def push_saved(save: Callable[[str], Any], repo_id: str, **options: Any) -> str:
     """
     with tempfile.TemporaryDirectory() as folder:
         save(folder)
+        _name_repository(Path(folder), repo_id)
         check_no_local_parts(Path(folder), _REMEDIES)
         check_no_machine_paths(Path(folder), (path.relative_to(folder).as_posix() for path in Path(folder).rglob("*")))
         return upload(Path(folder), repo_id, **options)[1]
+
+
+def _name_repository(folder: Path, repo_id: str) -> None:
+    """Let the card's example load the repository in place of the folder that the card lies in."""
+    readme = folder / README_FILE
+    if not readme.exists():
+        return
+    text = readme.read_text(encoding="utf-8")
+    named = text.replace('model="."', f"model={json.dumps(repo_id)}")
+    if named != text:
+        readme.write_text(named, encoding="utf-8")
+        if (folder / CARD_DATA_FILE).exists():
+            update_json(folder / CARD_DATA_FILE, {"repo_id": repo_id})
 
 
 def replaced_on_the_hub() -> list[str]:

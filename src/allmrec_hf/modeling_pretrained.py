@@ -17,6 +17,7 @@ from transformers.utils import cached_file
 
 from .checkpoint_code import (
     CARD_DATA_FILE,
+    EVAL_RESULTS_FILE,
     LANGUAGE_MODEL_FOLDER,
     README_FILE,
     TEXT_ENCODER_FOLDER,
@@ -91,6 +92,7 @@ class ALLMRecPreTrainedModel(PreTrainedModel):
     model_card: str | None = None
     """Text of the checkpoint's README.md; where None, a card with what the config knows is generated."""
     _card_data: bytes | None = None
+    _eval_results: bytes | None = None
     _text_encoder: Any = None
     _source: tuple[str, dict[str, Any]] | None = None
     _encoder_carried: bool = False  # by the checkpoint that this model was loaded from
@@ -225,6 +227,9 @@ class ALLMRecPreTrainedModel(PreTrainedModel):
             (folder / README_FILE).write_text(self.model_card or self._generated_card(), encoding="utf-8")
             if self.model_card is not None and self._card_data is not None:
                 (folder / CARD_DATA_FILE).write_bytes(self._card_data)
+                if self._eval_results is not None:
+                    (folder / EVAL_RESULTS_FILE).parent.mkdir()
+                    (folder / EVAL_RESULTS_FILE).write_bytes(self._eval_results)
             written = {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
             stale = leftovers(directory, written, needed)
         remove_leftovers(directory, stale)
@@ -248,12 +253,14 @@ class ALLMRecPreTrainedModel(PreTrainedModel):
 
     def _read_card(self, path: str, hub: dict[str, Any]) -> None:
         quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
-        card, data = (cached_file(path, name, **quiet, **hub) for name in (README_FILE, CARD_DATA_FILE))
+        names = (README_FILE, CARD_DATA_FILE, EVAL_RESULTS_FILE)
+        card, data, results = (cached_file(path, name, **quiet, **hub) for name in names)
         if card is not None:
             text = Path(card).read_text(encoding="utf-8", errors="replace")
             self.model_card = None if text == self._generated_card() else text  # a generated one is generated anew
         if data is not None:
             self._card_data = Path(data).read_bytes()
+            self._eval_results = None if results is None else Path(results).read_bytes()
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:  # type: ignore[override]
         """Save to a temporary folder and upload it in one commit, model card included.

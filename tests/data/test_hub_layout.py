@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shutil
+import types
 from pathlib import Path
 from typing import Any
 
@@ -52,12 +53,17 @@ def test_pushed_data_are_pulled_the_same(data: PreparedData, tmp_path: Path, mon
         calls["create"] = (repo_id, options)
         return f"https://hub/datasets/{repo_id}"
 
-    def upload_folder(self: object, *, folder_path: str, **options: Any) -> None:
+    def create_commit(self: object, repo_id: str, operations: list[Any], **options: Any) -> None:
         calls["upload"] = options
-        shutil.copytree(folder_path, tmp_path / "remote")
+        for added in operations:
+            target = tmp_path / "remote" / added.path_in_repo
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(added.path_or_fileobj, target)
 
+    head = types.SimpleNamespace(sha="0" * 40, siblings=[])
     monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", create_repo)
-    monkeypatch.setattr(huggingface_hub.HfApi, "upload_folder", upload_folder)
+    monkeypatch.setattr(huggingface_hub.HfApi, "repo_info", lambda *arguments, **options: head)
+    monkeypatch.setattr(huggingface_hub.HfApi, "create_commit", create_commit)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda repo_id, **options: str(tmp_path / "remote"))
     assert data.push_to_hub("org/toy", private=True) == "https://hub/datasets/org/toy"
     assert calls["create"][1] == {"repo_type": "dataset", "private": True, "exist_ok": True}

@@ -197,7 +197,9 @@ def evaluate(
     ] = True,
     output: Annotated[Path | None, typer.Option(help="Write the JSON report here.")] = None,
     per_user: Annotated[Path | None, typer.Option(help="Write every user's rank and ties here, as parquet.")] = None,
-    update_card: Annotated[bool, typer.Option(help="Put the numbers into the run folder's model card.")] = False,
+    update_card: Annotated[
+        bool, typer.Option(help="Store the report in the run folder, and its numbers in the model card there.")
+    ] = False,
     llm: LlmOption = None,
     gguf_file: GgufFileOption = None,
     allow_other_llm: OtherLlmOption = False,
@@ -224,6 +226,7 @@ def evaluate(
         from ..evaluation.shares import leave, rank_and_world
         from ..files import check_writable
         from ..hub.card import read_card, write_card
+        from ..hub.stored_reports import report_file
 
         names = ranker or (["likelihood"] if protocol == "paper" else [])
         if protocol == "paper" and names != ["likelihood"]:
@@ -291,6 +294,11 @@ def evaluate(
         if per_user is not None:
             result.write_per_user(per_user)
         if card is not None:
-            card.evaluation, card.method = result.to_dict(), rankers[0].name
+            result.write_json(Path(model) / report_file(result.report))
+            card.method = rankers[0].name
+            reports = [one for one in card.reports if card.method in one["methods"]]
+            card.evaluation, card.further_evaluations = None, []
+            for one in (*reports, result.to_dict()):
+                card = card.with_report(one)
             write_card(card, model)
         emit(result.to_dict()) if json_output else say(result.to_table())

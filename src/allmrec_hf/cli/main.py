@@ -6,6 +6,7 @@ import typer
 
 from .._version import __version__
 from .benchmark import benchmark
+from .card_command import card
 from .demo import demo
 from .evaluate import evaluate
 from .explain import explain
@@ -57,6 +58,7 @@ for name, function in (
     ("add-items", add_items),
     ("serve", serve),
     ("space", space),
+    ("card", card),
     ("push", push),
     ("demo", demo),
 ):

@@ -364,7 +364,7 @@ def push(
             "trust_remote_code": trust_remote_code,
         }
         if dry_run:
-            files = planned_upload(folder, **sharing)
+            files = planned_upload(folder, repo, **sharing)
             if json_output:
                 emit({"repository": repo, "files": files, "bytes": sum(files.values())})
                 return

@@ -11,48 +11,17 @@ import polars as pl
 
 from ..catalog import CATALOG_FILE, ItemCatalog
 from ..errors import DataError
-from ..hub_upload import escape, upload
+from ..hub_upload import upload
 from ..sharing import check_no_machine_paths
+from .dataset_card import README_FILE, dataset_card_files
+from .eval_tasks import EVAL_FILE
 from .interactions import SPLIT
 from .prepared import CANDIDATE_SCHEMA, INFO_FILE, TARGET_SPLITS, PreparedData, read_info, read_parquet
 from .splits import SPLITS, sort_by_user
 
-CARD = """---
-task_categories:
-- text-ranking
-tags:
-- recommendation
-- allmrec-hf
-configs:
-- config_name: interactions
-  default: true
-  data_files:
-  - {{split: train, path: interactions/train.parquet}}
-  - {{split: validation, path: interactions/validation.parquet}}
-  - {{split: test, path: interactions/test.parquet}}
-- config_name: items
-  data_files:
-  - {{split: train, path: items.parquet}}
-- config_name: candidates
-  data_files:
-  - {{split: validation, path: candidates/validation.parquet}}
-  - {{split: test, path: candidates/test.parquet}}
----
-# {name}
 
-Interactions of {users:,} users with {items:,} items ({interactions:,} in all), split by {split}, with
-{num_candidates} seeded candidates for each held-out item. Prepared with allmrec-hf; `dataset.json` holds every step.
-
-```python
-from allmrec_hf import PreparedData
-
-data = PreparedData.load_from_hub("{repo_id}")
-```
-"""
-
-
-def write_layout(data: PreparedData, directory: Path, repo_id: str) -> None:
-    """Write the files of the repository: one parquet file per split, the items, `dataset.json` and a card."""
+def write_layout(data: PreparedData, directory: Path, repo_id: str, license: str | None = None) -> None:
+    """Write the files of the repository: a parquet file per split, items, `dataset.json`, a card and `eval.yaml`."""
     for folder in ("interactions", "candidates"):
         (directory / folder).mkdir(parents=True, exist_ok=True)
     for split in SPLITS:
@@ -62,16 +31,8 @@ def write_layout(data: PreparedData, directory: Path, repo_id: str) -> None:
         rows.write_parquet(directory / "candidates" / f"{split}.parquet")
     data.catalog.frame.write_parquet(directory / CATALOG_FILE)
     (directory / INFO_FILE).write_text(json.dumps(data.info, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    card = CARD.format(
-        name=escape(data.name),
-        repo_id=repo_id,
-        users=data.num_users,
-        items=data.num_items,
-        interactions=data.interactions.height,
-        num_candidates=data.info["num_candidates"],
-        split="leave-one-out in time" if data.cuts is None else "one date for all users",
-    )
-    (directory / "README.md").write_text(card, encoding="utf-8")
+    for name, text in dataset_card_files(data.info, repo_id, license).items():
+        (directory / name).write_text(text, encoding="utf-8")
 
 
 def read_layout(directory: Path) -> PreparedData:
@@ -103,16 +64,19 @@ def push(
     token: str | None = None,
     revision: str | None = None,
     commit_message: str = "Upload prepared data",
+    license: str | None = None,
 ) -> str:
     """Upload prepared data to a data set repository, which is created where there is none; return its address.
+
+    The card says that the licence is unknown where neither `license` nor `dataset.json` names one.
 
     Raises:
         ALLMRecError: when name or source of the data, or another text of `dataset.json`, is a path of this machine, the
             id is malformed, or the Hub refuses or cannot be reached.
     """
     with tempfile.TemporaryDirectory() as directory:
-        write_layout(data, Path(directory), repo_id)
-        check_no_machine_paths(Path(directory), (INFO_FILE, "README.md"))
+        write_layout(data, Path(directory), repo_id, license)
+        check_no_machine_paths(Path(directory), (INFO_FILE, README_FILE, EVAL_FILE))
         return upload(
             Path(directory),
             repo_id,

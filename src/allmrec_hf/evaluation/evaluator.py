@@ -22,6 +22,7 @@ from ..files import written_whole
 from ..ranking import Ranks, summarize_ranks, target_ranks
 from .beyond_accuracy import PLACES, beyond_accuracy, item_categories
 from .evaluation_report import format_markdown, format_table
+from .intervals import metric_intervals
 from .protocol import EvaluationData, History, Ranker, TargetSplit, TitleGenerator, TrainSplit
 from .rankers import ShuffledHistories
 from .retrieved import check_scores, retrieved_ranks
@@ -212,6 +213,7 @@ def evaluate(
         }
         for name, values in ranks.items()
     }
+    report["intervals"] = metric_intervals(report["methods"], ranks, members, valid)
     if shuffle_test:
         report["shuffled"] = {
             ranker.name: {group: _summarize(values[mask], protocol, cutoffs, None) for group, mask in members.items()}

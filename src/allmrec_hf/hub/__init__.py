@@ -1,1 +1,1 @@
-"""Share a checkpoint: its model card (`card`) and its upload to the Hub (`publish`)."""
+"""Share a checkpoint: its model card (`card`), what is wrong with one (`card_check`), and its upload (`publish`)."""

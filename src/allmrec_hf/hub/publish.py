@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from ..checkpoint_code import EVAL_RESULTS_FILE
 from ..errors import CheckpointError
 from ..hub_upload import upload
 from ..sharing import check_no_secrets, check_sizes
@@ -43,7 +44,7 @@ TOP_LEVEL_PATTERNS = (
 )
 SUBFOLDERS = ("text_encoder", "language_model")
 SUBFOLDER_SUFFIXES = (".json", ".safetensors", ".txt", ".model", ".jinja", ".md", ".py")
-_REPLACED_WEIGHTS = ["*.safetensors", "*.safetensors.index.json"]
+_REPLACED = ["*.safetensors", "*.safetensors.index.json", EVAL_RESULTS_FILE]
 
 
 def checkpoint_files(directory: str | os.PathLike[str]) -> list[str]:
@@ -75,6 +76,8 @@ def checkpoint_files(directory: str | os.PathLike[str]) -> list[str]:
 
 
 def _belongs(relative: PurePosixPath) -> bool:
+    if str(relative) == EVAL_RESULTS_FILE:
+        return True
     if any(part.startswith(".") or part == "__pycache__" for part in relative.parts):
         return False
     if len(relative.parts) == 1:
@@ -82,11 +85,12 @@ def _belongs(relative: PurePosixPath) -> bool:
     return relative.parts[0] in SUBFOLDERS and relative.suffix in SUBFOLDER_SUFFIXES
 
 
-def planned_upload(directory: str | os.PathLike[str], **sharing: Any) -> dict[str, int]:
+def planned_upload(directory: str | os.PathLike[str], repo_id: str | None = None, **sharing: Any) -> dict[str, int]:
     """Return what `push_checkpoint` would upload: each file's path in the repository and its bytes; nothing is sent.
 
     Args:
         directory: The checkpoint's folder.
+        repo_id: The repository that the card will name in its example.
         **sharing: Fields of `staging.Sharing`.
 
     Raises:
@@ -94,7 +98,7 @@ def planned_upload(directory: str | os.PathLike[str], **sharing: Any) -> dict[st
         ALLMRecError: when the push would be refused for what the files hold.
     """
     files = checkpoint_files(directory)
-    with shareable(Path(directory), files, Sharing(**sharing)) as folder:
+    with shareable(Path(directory), files, Sharing(**sharing), repo_id) as folder:
         return {name: (folder / name).stat().st_size for name in _checked_files(folder)}
 
 
@@ -145,7 +149,7 @@ def push_checkpoint(
     """
     choices = Sharing(**sharing)
     files = checkpoint_files(directory)
-    with shareable(Path(directory), files, choices) as folder:
+    with shareable(Path(directory), files, choices, repo_id) as folder:
         files = _checked_files(folder)
         if "README.md" not in files:
             logger.warning("%s has no README.md: the repository will have no model card", directory)
@@ -157,7 +161,7 @@ def push_checkpoint(
             revision=revision,
             endpoint=endpoint,
             files=files,
-            replaced=_REPLACED_WEIGHTS,
+            replaced=_REPLACED,
             commit_message=commit_message,
             create_pr=create_pr,
         )[0]

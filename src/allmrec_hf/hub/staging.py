@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -19,8 +20,9 @@ from ..gguf_files import split_gguf
 from ..modeling_allmrec import ALLMRecModel
 from ..part_sources import DEMO, is_hub_id
 from ..sharing import check_no_local_parts, check_no_machine_paths, local_parts
-from .card import CARD_DATA_FILE, CARD_FILE, read_card, render_card, write_card
+from .card import CARD_DATA_FILE, CARD_FILE, ALLMRecCard, card_files, read_card, render_card, write_card
 
+logger = logging.getLogger(__name__)
 _REMEDIES = {
     "llm": "upload its weights too with --include-llm (include_llm=True), or name the same LLM on the Hub with "
     "--llm-id ORG/NAME (llm_id=)",
@@ -60,13 +62,17 @@ class Sharing:
 
 
 @contextmanager
-def shareable(directory: Path, files: Sequence[str], sharing: Sharing) -> Iterator[Path]:
+def shareable(directory: Path, files: Sequence[str], sharing: Sharing, repo_id: str | None = None) -> Iterator[Path]:
     """Give the folder whose files can be uploaded: `directory`, or a temporary copy with the parts as chosen.
+
+    A card that was rendered from its data, and not changed by hand, is rendered again for the copy: its example names
+    the repository, and its evaluation results lie beside it.
 
     Args:
         directory: The checkpoint.
         files: Its files, as relative POSIX paths.
         sharing: How others get its parts.
+        repo_id: The repository it goes to.
 
     Raises:
         ALLMRecError: when others could not load it, or a file names a path of this machine.
@@ -76,7 +82,11 @@ def shareable(directory: Path, files: Sequence[str], sharing: Sharing) -> Iterat
     is_ours = isinstance(config, dict) and config.get("model_type") == "a-llmrec"
     known = [str(directory), str(directory.resolve()), *local_parts(directory).values(), *_paths_of_the_run(directory)]
     has_handler = (directory / HANDLER_FILE).exists()
-    if not is_ours or (sharing == Sharing() and has_handler):
+    card = _own_card(directory)
+    if card is not None and repo_id is not None:
+        card.repo_id = repo_id
+    as_it_is = card is None or card_files(card) == {name: _text(directory / name) for name in card_files(card)}
+    if (not is_ours and as_it_is) or (sharing == Sharing() and has_handler and as_it_is):
         check_no_local_parts(directory, _REMEDIES)
         check_no_machine_paths(directory, files, known)
         yield directory
@@ -90,13 +100,40 @@ def shareable(directory: Path, files: Sequence[str], sharing: Sharing) -> Iterat
         folder = Path(temporary)
         for name in files:
             _link(directory / name, folder / name)
-        if sharing != Sharing():
+        if sharing != Sharing() and is_ours:
             _change(directory, folder, config, sharing)
-        if not has_handler:  # of a version before there was one
+        if card is not None:
+            changed = read_card(folder)
+            changed.repo_id = card.repo_id
+            write_card(changed, folder)
+        if not has_handler and is_ours:  # of a version before there was one
             write_endpoint_files(folder, bool(config.get("code_exported")))
         copied = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
         check_no_machine_paths(folder, copied, known)
         yield folder
+
+
+def _own_card(directory: Path) -> ALLMRecCard | None:
+    """Return the data of a card that is as they were rendered; None of one that was changed by hand, or has none.
+
+    A card of an earlier version was rendered otherwise; it counts as changed.
+    """
+    if not (directory / CARD_DATA_FILE).exists():
+        return None
+    card = read_card(directory)
+    if _text(directory / CARD_FILE) in (None, render_card(card)):
+        return card
+    logger.warning(
+        "%s is pushed as it is: it is not what %s gives; `allmrec card %s` writes it again",
+        directory / CARD_FILE,
+        CARD_DATA_FILE,
+        directory,
+    )
+    return None
+
+
+def _text(path: Path) -> str | None:
+    return path.read_text(encoding="utf-8", errors="replace") if path.exists() else None
 
 
 def _paths_of_the_run(directory: Path) -> list[str]:

@@ -11,6 +11,7 @@ from ..cf_encoder import MODEL_TYPE_PREFIX, CFEncoder
 from ..data.prepared import PreparedData
 from ..data.versions import library_versions
 from ..hub.card import ALLMRecCard
+from ..hub.card_making import CARD_OPTIONS, known_licenses
 from ..modeling_allmrec import ALLMRecModel
 from ..part_sources import public_name
 from ..ranker_built_in import rankers_of
@@ -60,6 +61,8 @@ def model_card(
             "retrieval head": model.retrieval_head,
         }
         trained = {name: _count(part) for name, part in parts.items() if part is not None}
+    encoder = None if model is None else model._text_encoder
+    parameters = getattr(encoder, "parameters", None)
     return ALLMRecCard(
         name=f"{backbone if model is None else 'A-LLMRec'} on {data.name}",
         base_model=None if model is None or llm is None else public_name(model.config.base_model_name_or_path),
@@ -72,12 +75,16 @@ def model_card(
         cf_parameters=_count(cf_encoder),
         trained_parameters=trained,
         text_encoder=None if model is None else public_name(model.config.text_encoder_name_or_path),
+        text_encoder_parameters=None if parameters is None else sum(part.numel() for part in parameters()),
+        ranker=None if model is None or llm is None else model.config.ranker,
+        rankers=[] if model is None or llm is None else list(rankers_of(model.config)),
         dataset_name=data.name,
         dataset_source=str(data.info.get("source", "")) or None,
         counts={name: value for name, value in data.info.get("counts", {}).items() if name in CARD_COUNTS},
-        training={stage: _shown(arguments[stage]) for stage in stages},
+        training={stage: _shown(arguments[stage], CARD_OPTIONS.get(stage, ())) for stage in stages},
         seeds={stage: arguments[stage].seed for stage in stages},
         versions=library_versions(),
+        part_licenses=known_licenses(None if model is None else model.config.to_dict(), data.info),
         example_history=[data.catalog.item_id(int(index)) for index in data.sequence(0)[:3]],
     )
 
@@ -86,5 +93,6 @@ def _count(module: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def _shown(arguments: StageArguments) -> dict[str, Any]:
-    return {name: value for name, value in arguments.to_dict().items() if name in CARD_SETTINGS and value is not None}
+def _shown(arguments: StageArguments, options: tuple[str, ...]) -> dict[str, Any]:
+    wanted = (*CARD_SETTINGS, *options)
+    return {name: value for name, value in arguments.to_dict().items() if name in wanted and value is not None}

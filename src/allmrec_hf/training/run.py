@@ -22,6 +22,8 @@ from ..cf_encoder import CFEncoder, cf_encoder_class
 from ..data.prepared import PreparedData
 from ..errors import ALLMRecError
 from ..hub.card import write_card
+from ..hub.card_making import card_stages
+from ..hub.stored_reports import stage_results
 from ..modeling_allmrec import ALLMRecModel
 from ..part_sources import public_name
 from ..prompt import PromptTemplate
@@ -196,4 +198,5 @@ class Run:
         if source is not None:  # no loop of this run trained it
             card.training["backbone"] = {"trained backbone": public_name(source)}
             card.seeds.pop("backbone", None)
+        card.stage_results = stage_results(self.output, card_stages(card))
         write_card(card, self.output)
