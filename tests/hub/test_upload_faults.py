@@ -243,6 +243,28 @@ def test_a_pull_request_waits_for_a_hub_that_takes_no_more(fake_hub, checkpoint)
     assert push(fake_hub, checkpoint, create_pr=True).endswith("/discussions/1")
 
 
+# -- data
+
+
+@pytest.mark.parametrize("step", ["create", "look", "preupload", "lfs", "file", "commit"])
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_data_are_committed_once_too(fake_hub, checkpoint, step, when):
+    where = EVERY[step].replace("/models/", "/datasets/").replace("POST /me", "POST /datasets/me")
+    fake_hub.faults = [Fault(where, when=when)]
+    address, _ = upload(checkpoint, "me/model", repo_type="dataset", endpoint=fake_hub.endpoint)
+    assert address == f"{fake_hub.endpoint}/datasets/me/model"
+    assert fake_hub.faults[0].times == 0
+    assert set(fake_hub.files("me/model", repo_type="dataset")) == set(FILES)
+    assert len(fake_hub.repos["dataset", "me/model"].messages) == 2
+
+
+def test_data_that_are_there_take_a_push_of_a_token_that_may_not_make_a_repository(fake_hub, checkpoint):
+    upload(checkpoint, "me/model", repo_type="dataset", endpoint=fake_hub.endpoint)
+    fake_hub.faults = [Fault(CREATE, status=403)]
+    address, _ = upload(checkpoint, "me/model", repo_type="dataset", endpoint=fake_hub.endpoint)
+    assert address == f"{fake_hub.endpoint}/datasets/me/model"
+
+
 # -- one commit, by whatever way the client sends large files
 
 

@@ -1,0 +1,65 @@
+"""Loading from a Hub that refuses, fails and breaks connections: one error that names what could not be had."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from fake_hub import FakeHub, FakeRepo, Fault
+
+from tests.tiny import tiny_model, tiny_processor
+
+FAULTS = {
+    "f401": {"status": 401},
+    "f403": {"status": 403},
+    "f404": {"status": 404},
+    "f429": {"status": 429},
+    "f500": {"status": 500},
+    "cut": {"when": "before"},
+    "half": {"when": "middle"},
+}
+CODE = """
+import json, time
+time.sleep = lambda seconds: None
+from allmrec_hf import ALLMRecModel
+found = {}
+for name in NAMES:
+    try:
+        ALLMRecModel.from_pretrained(f"me/{name}")
+        found[name] = None
+    except Exception as error:
+        found[name] = f"{type(error).__name__}: {error}"
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """Return the files of a self-contained checkpoint."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    tiny_processor().save_pretrained(folder)
+    tiny_model().save_pretrained(folder, include_llm=True)
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def told(hub: FakeHub, checkpoint: dict[str, bytes], home: Path, file: str, times: int) -> dict[str, str | None]:
+    """Return what loading says for each fault on a file."""
+    for name, fault in FAULTS.items():
+        repo = hub.repos["model", f"me/{name}"] = FakeRepo()
+        repo.commit("main", checkpoint, "all")
+        hub.faults.append(Fault(rf"(GET|HEAD) /me/{name}/resolve/[^/]+/{file}$", times=times, **fault))
+    done = hub.run_python(CODE.replace("NAMES", repr(list(FAULTS))), home=home)
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors"])
+def test_what_cannot_be_downloaded_is_one_error(fake_hub, checkpoint, tmp_path, file):
+    found = told(fake_hub, checkpoint, tmp_path, file, times=1000)
+    for name, words in found.items():
+        assert words is not None, name
+        assert words.startswith("CheckpointError: cannot load the checkpoint me/"), (name, words)
+        assert "\n" not in words, (name, words)
+    fake_hub.faults = []
+    done = fake_hub.run_python(CODE.replace("NAMES", repr(list(FAULTS))), home=tmp_path)
+    assert set(json.loads(done.stdout.strip().splitlines()[-1]).values()) == {None}  # no half of a file stayed
