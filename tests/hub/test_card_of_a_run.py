@@ -108,7 +108,7 @@ def test_everything_goes_in_one_commit_and_the_card_names_the_repository(fake_hu
     reports = [json.loads(files[name]) for name in ("evaluation.json", "evaluation-full.json")]
     entries = parse_eval_result_entries(safe_load(files[EVAL_RESULTS_FILE]))
     found = {entry.task_id: entry.value for entry in entries}
-    assert found["candidates_ndcg_at_10_overall"] == reports[0]["methods"]["a-llmrec"]["overall"]["ndcg@10"]
+    assert found["candidates_mrr_overall"] == reports[0]["methods"]["a-llmrec"]["overall"]["mrr"]
     assert found["full_ndcg_at_10_overall"] == reports[1]["methods"]["a-llmrec"]["overall"]["ndcg@10"]
     index = {(one.dataset_config, one.metric_type): one.metric_value for one in ModelCard(text).data.eval_results}
     assert index["overall, full", "ndcg@10"] == found["full_ndcg_at_10_overall"]

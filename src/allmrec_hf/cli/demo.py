@@ -225,8 +225,7 @@ def evaluate_side_by_side(
 def _write_card(output: Path, result: EvaluationResult, invented: bool, tiny: bool) -> None:
     from ..hub.card import read_card, write_card
 
-    card = read_card(output)
-    card.evaluation = result.to_dict()
+    card = read_card(output).of_method(next(iter(result.report["methods"]))).with_report(result.to_dict())
     if invented:
         card.warnings = [INVENTED, *([MEANING] if tiny else [])]
         card.license = "apache-2.0"

@@ -295,10 +295,5 @@ def evaluate(
             result.write_per_user(per_user)
         if card is not None:
             result.write_json(Path(model) / report_file(result.report))
-            card.method = rankers[0].name
-            reports = [one for one in card.reports if card.method in one["methods"]]
-            card.evaluation, card.further_evaluations = None, []
-            for one in (*reports, result.to_dict()):
-                card = card.with_report(one)
-            write_card(card, model)
+            write_card(card.of_method(rankers[0].name).with_report(result.to_dict()), model)
         emit(result.to_dict()) if json_output else say(result.to_table())

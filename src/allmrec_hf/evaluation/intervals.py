@@ -103,10 +103,10 @@ def _without_valid(metrics: Mapping[str, float]) -> dict[str, float]:
 def _check(report: Mapping[str, Any], method: str, group: str, ranks: Ranks, where: str) -> None:
     metrics: Sequence[tuple[str, float]] = list(report["methods"][method][group].items())
     for name, value in metrics:
-        found = len(ranks) if name == "users" else None
-        if name not in ("users", "valid"):
-            found = float(metric_values(ranks, name).mean())
-        if found is not None and abs(found - value) > ROUNDING:
+        if name == "valid":
+            continue
+        found = len(ranks) if name == "users" else float(metric_values(ranks, name).mean())
+        if abs(found - value) > ROUNDING:
             raise DataError(
                 f"{where} is not the per-user table of its report: {name} of {method!r} on {group} is {found} in the "
                 f"table and {value} in the report; store both from the same evaluation"

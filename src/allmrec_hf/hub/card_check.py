@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ import yaml
 from ..checkpoint_code import EVAL_RESULTS_FILE
 from .card import CARD_FILE, ALLMRecCard, card_files
 from .card_data import CARD_DATA_FILE
-from .stored_reports import report_key
+from .stored_reports import report_key, single_reports
 
 PLACEHOLDER = re.compile(
     r"\{\{.*?\}\}|\{%.*?%\}|\b(?:TODO|TBD|FIXME)\b|\[?More Information Needed\]?|path/to/|\bITEM-ID-\d|\bORG/NAME\b"
@@ -54,7 +54,7 @@ def check_card(texts: Mapping[str, str], card: ALLMRecCard, stored: Iterable[Map
         card: The card's data, with the reports that its page shows.
         stored: The reports that were stored by themselves; where there are none, those of the card's data count.
     """
-    stored = list(stored)
+    stored = single_reports(stored)
     found = [*_differing_reports(card, stored)]
     for report in stored:
         if card.method in report["methods"]:
@@ -81,7 +81,7 @@ def _placeholders(text: str) -> Iterator[tuple[int, str]]:
 # -- the data of the card against the reports stored beside it
 
 
-def _differing_reports(card: ALLMRecCard, stored: list[Mapping[str, Any]]) -> Iterator[Finding]:
+def _differing_reports(card: ALLMRecCard, stored: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
     by_key = {report_key(report): report for report in stored}
     for report in card.reports if stored else []:
         key = report_key(report)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
-from .stored_reports import report_key
+from .stored_reports import report_key, single_reports
 
 CARD_DATA_FILE = "model_card.json"
 LIBRARY_NAME = "allmrec-hf"
@@ -105,7 +105,18 @@ class ALLMRecCard:
 
     @property
     def reports(self) -> list[dict[str, Any]]:
-        """Every evaluation report, the main one first."""
+        """Every evaluation report, of one protocol each, the main one first.
+
+        Of the whole catalogue that a report of candidates holds, only what is about this model.
+        """
+        stored = self._stored_reports
+        own = [report_key(report) for report in stored]
+        return [
+            report for report in single_reports(stored) if self.method in report["methods"] or report_key(report) in own
+        ]
+
+    @property
+    def _stored_reports(self) -> list[dict[str, Any]]:
         return [*([] if self.evaluation is None else [self.evaluation]), *self.further_evaluations]
 
     def with_report(self, report: Mapping[str, Any]) -> ALLMRecCard:
@@ -113,9 +124,16 @@ class ALLMRecCard:
 
         The main report is one of given candidates where there is any.
         """
-        kept = [one for one in self.reports if report_key(one) != report_key(report)]
+        kept = [one for one in self._stored_reports if report_key(one) != report_key(report)]
         ordered = sorted([*kept, dict(report)], key=lambda one: (one["protocol"] != "candidates", "scenario" in one))
         return replace(self, evaluation=ordered[0], further_evaluations=ordered[1:])
+
+    def of_method(self, method: str) -> ALLMRecCard:
+        """Return a card of another method, with the reports that hold it."""
+        bare = replace(self, method=method, evaluation=None, further_evaluations=[])
+        for report in self._stored_reports:
+            bare = bare.with_report(report) if method in report["methods"] else bare
+        return bare
 
     def backbone_in(self, report: Mapping[str, Any]) -> str | None:
         """Return the backbone's key under a report's methods; None where it was not evaluated."""

@@ -152,16 +152,17 @@ def _options(section: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]
 
 
 def _with_method(card: ALLMRecCard) -> ALLMRecCard:
-    """Return a card whose method stands in every report; the ranker's name finds it where the stored one does not."""
-    reports = card.reports
+    """Return a card of the reports that hold its method, which the ranker's name finds where the stored one does not."""
+    if card.evaluation is None:
+        return card
+    known = card.evaluation["methods"]
     names = [card.method, f"a-llmrec {card.ranker}", str(card.ranker), "a-llmrec", card.cf_backbone, "backbone"]
     for name in names[: None if card.backbone_only else 4]:
-        if all(name in report["methods"] for report in reports):
-            return replace(card, method=name)
-    known = sorted(set.intersection(*(set(report["methods"]) for report in reports)))
+        if name in known:
+            return card.of_method(name)
     raise ALLMRecError(
-        f"no method of all reports is this checkpoint ({', '.join(dict.fromkeys(names[:4]))}); they hold {known}: say "
-        "which with --method"
+        f"no method of the report is this checkpoint ({', '.join(dict.fromkeys(names[:4]))}); it holds {sorted(known)}: "
+        "say which with --method"
     )
 
 

@@ -13,6 +13,7 @@ from ..errors import CheckpointError, DataError
 from ..evaluation.intervals import with_intervals
 
 REPORT_PATTERNS = ("evaluation*.json", "result.json")
+INNER_REPORT = "full_ranking"
 STAGE_FACTS = ("steps", "epochs", "seconds", "stopped_by")
 
 
@@ -42,6 +43,22 @@ def report_key(report: Mapping[str, Any]) -> tuple[Any, ...]:
     """Return what tells reports of one card apart: a later one of the same key takes the place of an earlier one."""
     scenario = report["scenario"]["label"] if "scenario" in report else None
     return report["dataset"], report["split"], report["protocol"], scenario
+
+
+def single_reports(reports: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return reports of one protocol each: one of candidates may hold that of the whole catalogue for the same users.
+
+    Where that of the whole catalogue was also stored by itself, the latter is returned.
+    """
+    reports = list(reports)
+    known = {report_key(report) for report in reports}
+    found = []
+    for report in reports:
+        found.append({name: values for name, values in report.items() if name != INNER_REPORT})
+        inner = report.get(INNER_REPORT)
+        if inner is not None and report_key(inner) not in known:
+            found.append(dict(inner))
+    return found
 
 
 def report_file(report: Mapping[str, Any]) -> str:
