@@ -152,7 +152,7 @@ def _options(section: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]
 
 
 def _with_method(card: ALLMRecCard) -> ALLMRecCard:
-    """Return a card of the reports that hold its method, which the ranker's name finds where the stored one does not."""
+    """Return a card of the reports that hold its method, found by the ranker's name where the stored one is in none."""
     if card.evaluation is None:
         return card
     known = card.evaluation["methods"]
@@ -161,8 +161,8 @@ def _with_method(card: ALLMRecCard) -> ALLMRecCard:
         if name in known:
             return card.of_method(name)
     raise ALLMRecError(
-        f"no method of the report is this checkpoint ({', '.join(dict.fromkeys(names[:4]))}); it holds {sorted(known)}: "
-        "say which with --method"
+        f"no method of the report is this checkpoint ({', '.join(dict.fromkeys(names[:4]))}); it holds "
+        f"{sorted(known)}: say which with --method"
     )
 
 
