@@ -274,3 +274,30 @@ def test_an_id_that_is_none_is_refused(folder, option):
 
 def test_reports_of_a_folder_are_read_once_each(folder):
     assert [one["protocol"] for one in folder_reports(folder)] == ["full", "candidates"]
+
+
+def test_the_whole_catalogue_inside_a_report_of_candidates_counts_as_a_report(folder):
+    (folder / "evaluation-full.json").unlink()
+    both = {**report(), "full_ranking": report("full")}
+    (folder / "evaluation.json").write_text(json.dumps(both))
+    assert command("card", folder).exit_code == 0
+    assert check(folder)[0] == 0
+    text = (folder / "README.md").read_text()
+    assert "### From the whole catalogue, test split" in text
+    assert "| coverage | 0.3100 | 0.3200 | 0.3300 |" in text
+    change(folder / "README.md", "| coverage | 0.3100 |", "| coverage | 0.9100 |")
+    assert check(folder)[0] == 1
+
+
+def test_the_whole_catalogue_of_other_methods_only_is_left_out(folder):
+    inner = report("full")
+    del inner["methods"]["a-llmrec"]  # asks an LLM for each item
+    card = ALLMRecCard(name="toy", evaluation={**report(), "full_ranking": inner})
+    assert [one["protocol"] for one in card.reports] == ["candidates"]
+    assert "whole catalogue, test" not in card_files(card)["README.md"]
+
+
+def test_a_report_stored_by_itself_counts_before_the_one_inside_another():
+    inner = {**report("full"), "users": 7}
+    card = ALLMRecCard(name="toy", evaluation={**report(), "full_ranking": inner}, further_evaluations=[report("full")])
+    assert [one["users"] for one in card.reports] == [100, 100]
