@@ -275,7 +275,7 @@ def test_self_contained_checkpoint_fetches_its_text_encoder_only_to_add_items(pu
 
 def test_card_with_its_numbers_survives_added_items(pulled):
     assert read_card(pulled[3]).name == "Whole"
-    assert (pulled[3] / "README.md").read_text() == render_card(ALLMRecCard(name="Whole"))
+    assert (pulled[3] / "README.md").read_text() == render_card(ALLMRecCard(name="Whole", repo_id="me/whole"))
 
 
 def test_refusals_of_the_hub_are_explained(pulled):

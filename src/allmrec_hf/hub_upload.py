@@ -87,7 +87,7 @@ def upload(
             _repeated(lambda: api.create_branch(repo_id, branch=revision, exist_ok=True, **kind))
 
         def commit_once() -> Any:
-            head = api.repo_info(repo_id, revision=revision, **kind)
+            head: Any = api.repo_info(repo_id, revision=revision, **kind)
             there = [entry.rfilename for entry in head.siblings or []]
             gone = set(filter_repo_objects(there, allow_patterns=list(replaced or []))) - {*files, ".gitattributes"}
             operations = [CommitOperationDelete(name) for name in sorted(gone)]
