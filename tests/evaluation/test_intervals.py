@@ -36,10 +36,10 @@ def test_every_metric_of_every_group_has_the_interval_of_its_users(result):
             assert group not in report["intervals"][method]
             continue
         assert set(report["intervals"][method][group]) == set(metrics) - {"users"}
-        values = metric_values(result.ranks[method][result.members[group]], "ndcg@10")
+        values = metric_values(result.ranks[method][result.members[group]], "mrr")
         interval = mean_interval(values)
-        assert report["intervals"][method][group]["ndcg@10"] == pytest.approx([interval.low, interval.high])
-        assert interval.mean == pytest.approx(metrics["ndcg@10"])
+        assert report["intervals"][method][group]["mrr"] == pytest.approx([interval.low, interval.high])
+        assert interval.mean == pytest.approx(metrics["mrr"])
 
 
 def test_a_stored_table_gives_the_same_intervals(result):
