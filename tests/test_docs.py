@@ -84,7 +84,11 @@ def test_the_page_of_the_command_line_is_up_to_date(monkeypatch: pytest.MonkeyPa
         rows = [line.split(" | ")[0] for line in section.splitlines() if line.startswith("| `")]
         shown = [parameter for parameter in command.params if not parameter.hidden]
         options = {option for parameter in shown for option in (*parameter.opts, *parameter.secondary_opts)}
-        assert set(re.findall(r"`(-[\w.-]+)`", "\n".join(rows))) == options - {"--help"}
+        arguments = {f"`{option.upper()}`" for option in options if not option.startswith("-")}
+        assert set(re.findall(r"`(-[\w.-]+)`", "\n".join(rows))) == {one for one in options if one[0] == "-"} - {
+            "--help"
+        }
+        assert arguments <= {row.removeprefix("| ") for row in rows}
 
 
 def messages() -> str:
