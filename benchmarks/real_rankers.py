@@ -8,6 +8,12 @@ set, seed and LLM; its reports and the rank of every user's target are stored wh
 again. `random` is the LLM's architecture and tokenizer with weights drawn by the seed. Stage 1 was chosen on validation
 users (`stage1_variants.py`), depth and steps of the LLM by the time there was. With `--table --output RUNS` it writes
 `docs/results/real_rankers.json` and `.md` from all runs found.
+
+With a GPU, larger LLMs by their Hub ids, all layers and more steps (never run here); their table stays in RUNS:
+
+    python benchmarks/real_rankers.py --data-root DATA --output RUNS --dtype bfloat16 --num-llm-layers 0 \\
+        --max-steps 2000 --datasets office ml-100k electronics beauty \\
+        --llms facebook/opt-6.7b meta-llama/Llama-3.2-3B Qwen/Qwen3-4B random
 """
 
 from __future__ import annotations
@@ -36,6 +42,7 @@ from allmrec_hf.methods.method import Setting
 from allmrec_hf.methods.shared import run_until, text_embeddings
 from allmrec_hf.ranker_built_in import rankers_of
 from allmrec_hf.ranking import Ranks, hit_at_k, ndcg_at_k
+from allmrec_hf.training.devices import process_state
 from allmrec_hf.training.fair import fair_backbone
 from allmrec_hf.training.fusion_fitting import fit_fusion, fusion_candidates, fusion_samples, held_out_users
 from allmrec_hf.training.pretrained_backbone import load_backbone
@@ -50,6 +57,7 @@ DATASETS = {
     "beauty": ("amazon2014_beauty_s3rec", "Amazon Beauty 2014", "item"),
 }
 ENCODER = "all-MiniLM-L6-v2"
+DTYPE = "float32"
 RANDOM = "random"
 PROTOCOLS = ("candidates", "full")
 SETTINGS: dict[str, Any] = {
@@ -86,20 +94,32 @@ def dataset(name: str, data_root: Path, output: Path) -> PreparedData:
     return PreparedData.load(folder)
 
 
-def arguments(folder: Path, llm: Path, encoder: Path, seed: int) -> ALLMRecTrainingArguments:
+def chosen_settings(options: argparse.Namespace) -> dict[str, Any]:
+    """Return `SETTINGS` with what the command line says of the LLM."""
+    own = {"num_llm_layers": options.num_llm_layers or None, "max_steps": options.max_steps}
+    changed = {**SETTINGS, "retrieve": {**SETTINGS["retrieve"], **own}}
+    return changed if options.dtype == DTYPE else {**changed, "llm": {"dtype": options.dtype}}
+
+
+def part(folder: Path, name: str, hub: str | None = None) -> str:
+    """Return the folder of a part, or the name it has on the Hub."""
+    return str(folder / name) if (folder / name).is_dir() else hub or name
+
+
+def arguments(folder: Path, llm: str, encoder: str, seed: int, settings: Mapping[str, Any]) -> ALLMRecTrainingArguments:
     """Return the settings of a run."""
-    sections = {name: dict(value) for name, value in SETTINGS.items() if name != "preset"}
-    sections["align"]["text_encoder"] = str(encoder)
-    sections["llm"] = {"name": str(llm), "dtype": "float32", "include_llm": False}
-    return ALLMRecTrainingArguments(folder, SETTINGS["preset"], **sections, seed=seed)
+    sections = {name: dict(value) for name, value in settings.items() if name != "preset"}
+    sections["align"]["text_encoder"] = encoder
+    sections["llm"] = {"dtype": DTYPE, **sections.get("llm", {}), "name": llm, "include_llm": False}
+    return ALLMRecTrainingArguments(folder, settings["preset"], **sections, seed=seed)
 
 
-def compute_run(data: PreparedData, name: str, llm: Path, random: bool, seed: int, options: argparse.Namespace) -> None:
+def compute_run(data: PreparedData, name: str, llm: str, random: bool, seed: int, options: argparse.Namespace) -> None:
     """Train and evaluate one run, and store what came out."""
-    where = options.output / "work" / f"{name}-{seed}"
-    encoder = options.parts / ENCODER
-    args = arguments(where / (RANDOM if random else llm.name), llm, encoder, seed)
-    setting = Setting(where, where / "parts", options.output / "work" / "common", seed, str(llm), str(encoder))
+    where, settings = options.output / "work" / f"{name}-{seed}", chosen_settings(options)
+    encoder, short = part(options.parts, ENCODER, f"sentence-transformers/{ENCODER}"), Path(llm).name
+    args = arguments(where / (RANDOM if random else short), llm, encoder, seed, settings)
+    setting = Setting(where, where / "parts", options.output / "work" / "common", seed, llm, encoder)
     if random:
         args = with_random_llm(args, setting)
     folder, started = Path(args.output_dir), time.monotonic()
@@ -115,7 +135,7 @@ def compute_run(data: PreparedData, name: str, llm: Path, random: bool, seed: in
         trainer.train(stage, resume_from_checkpoint=True)
     trained = time.monotonic()
 
-    model = ALLMRecModel.from_pretrained(folder, dtype="float32").eval()
+    model = ALLMRecModel.from_pretrained(folder, dtype=options.dtype).to(process_state().device).eval()
     processor = ALLMRecProcessor.from_pretrained(folder)
     chosen = model.config.ranker
     rankers: list[Any] = [
@@ -142,9 +162,9 @@ def compute_run(data: PreparedData, name: str, llm: Path, random: bool, seed: in
         facts = {
             "dataset": name,
             "title": data.name,
-            "llm": f"random weights, as {llm.name}" if random else llm.name,
+            "llm": f"random weights, as {short}" if random else short,
             "seed": seed,
-            "settings": SETTINGS,
+            "settings": settings,
             "default_ranker": chosen,
             "fusion": weights,
             "seconds": {
@@ -307,11 +327,18 @@ def write_table(output: Path) -> None:
     """Write the report of all runs found."""
     runs = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((output / "runs").glob("*/result.json"))]
     titles = {run["dataset"]: run["title"] for run in runs}
-    report: dict[str, Any] = {"settings": SETTINGS, "max_users": MAX_USERS, "datasets": {}, "runs": []}
+    ours = all(run["settings"] == SETTINGS for run in runs)
+    target = REPORT if ours else output / REPORT.name
+    report: dict[str, Any] = {
+        "settings": runs[0]["settings"] if runs else SETTINGS,
+        "max_users": MAX_USERS,
+        "datasets": {},
+        "runs": [],
+    }
     settings = {"layers": SETTINGS["retrieve"]["num_llm_layers"], "steps": SETTINGS["retrieve"]["max_steps"]}
     settings |= {"tokens": SETTINGS["project"]["max_title_tokens"], "test": f"{MAX_USERS:,}"}
     settings |= {"users": f"{SETTINGS['rank']['max_validation_users']:,}"}
-    parts = [HEAD.format(**settings)]
+    parts = [HEAD.format(**settings) if ours else f"# Rankers on real data\n\nSettings: `{report['settings']}`."]
     for name, title in titles.items():
         report["datasets"][name] = found = {"title": title, **summary(output, name)}
         tables = [table(found, protocol) for protocol in PROTOCOLS]
@@ -321,8 +348,8 @@ def write_table(output: Path) -> None:
         beyond = run["reports"]["full"].get("beyond_accuracy")
         report["runs"].append({**{name: run[name] for name in kept}, "beyond_accuracy": beyond})
     for path, text in (
-        (REPORT.with_suffix(".json"), json.dumps(report, indent=1)),
-        (REPORT.with_suffix(".md"), "\n\n".join(parts)),
+        (target.with_suffix(".json"), json.dumps(report, indent=1)),
+        (target.with_suffix(".md"), "\n\n".join(parts)),
     ):
         with written_whole(path) as temporary:
             temporary.write_text(text + "\n", encoding="utf-8")
@@ -337,8 +364,12 @@ def main() -> None:
     parser.add_argument("--datasets", nargs="+", default=["office", "ml-100k", "electronics"], choices=list(DATASETS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument(
-        "--llms", nargs="+", default=["SmolLM2-135M-Instruct", RANDOM], help="folders of --parts, random"
+        "--llms", nargs="+", default=["SmolLM2-135M-Instruct", RANDOM], help="folders of --parts, Hub ids, random"
     )
+    parser.add_argument("--dtype", default=DTYPE, help="of the LLM (%(default)s)")
+    layers, steps = (SETTINGS["retrieve"][name] for name in ("num_llm_layers", "max_steps"))
+    parser.add_argument("--num-llm-layers", type=int, default=layers, help="its first layers, 0: all (%(default)s)")
+    parser.add_argument("--max-steps", type=int, default=steps, help="of the ranker retrieval (%(default)s)")
     parser.add_argument("--table", action="store_true")
     options = parser.parse_args()
     if options.table:
@@ -349,8 +380,8 @@ def main() -> None:
         for name in options.datasets:
             data = dataset(name, options.data_root, options.output)
             for llm in options.llms:
-                if not (options.output / "runs" / f"{name}-{seed}-{llm}" / "result.json").exists():
-                    chosen = options.parts / (first if llm == RANDOM else llm)
+                if not (options.output / "runs" / f"{name}-{seed}-{Path(llm).name}" / "result.json").exists():
+                    chosen = part(options.parts, first if llm == RANDOM else llm)
                     compute_run(data, name, chosen, llm == RANDOM, seed, options)
                     print(f"{name}, seed {seed}, {llm}: done", flush=True)
 

@@ -112,7 +112,7 @@ def main() -> None:
         report = json.loads(path.read_text(encoding="utf-8"))
         if "methods" in report and report["format"] < REPORT_FORMAT:
             print(f"{path.name} was computed before ties were averaged (format {report['format']}): evaluate again")
-    for page in (ROOT / "README.md", RESULTS / "README.md", ROOT / "docs" / "explaining.md"):
+    for page in (ROOT / "README.md", RESULTS / "README.md", RESULTS / "quick.md", ROOT / "docs" / "explaining.md"):
         text = page.read_text(encoding="utf-8")
         for name, table in tables().items():
             pattern = rf"<!-- {name} -->.*?<!-- /{name} -->"
