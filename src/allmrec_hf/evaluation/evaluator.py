@@ -222,9 +222,19 @@ def evaluate(
         }
     whole = [ranker for ranker in rankers if getattr(ranker, "ranks_catalogue", True)]
     if full_ranking and protocol == "candidates" and whole:
-        again = {"max_users": max_users, "seed": seed, "known": known, "groups": groups}
-        sizes = {"num_retrieved": num_retrieved, "batch_size": batch_size, "history_buckets": history_buckets}
-        report["full_ranking"] = evaluate(whole, data, "full", split, **again, **sizes).report
+        report["full_ranking"] = evaluate(
+            whole,
+            data,
+            "full",
+            split,
+            max_users=max_users,
+            seed=seed,
+            num_retrieved=num_retrieved,
+            batch_size=batch_size,
+            known=known,
+            groups=groups,
+            history_buckets=history_buckets,
+        ).report
     if lists:
         report["beyond_accuracy"] = _beyond_accuracy(lists, rows, warmth, (known or data).item_counts(SPLITS[split]))
     return EvaluationResult(

@@ -172,8 +172,9 @@ def run_retrieval(run: Run) -> None:
         result = _train_head(
             run, model, processor, {**settings, "num_llm_layers": layers, "prompt": template.to_dict()}, folder
         )
-        heads[layers] = (result.best, model.retrieval_head, model.config.rankers)
-    chosen = max(depths, key=lambda layers: -math.inf if heads[layers][0] is None else heads[layers][0])
+        best = -math.inf if result.best is None else result.best
+        heads[layers] = (best, model.retrieval_head, model.config.rankers)
+    chosen = max(depths, key=lambda layers: heads[layers][0])
     _, model.retrieval_head, model.config.rankers = heads[chosen]
     if len(depths) > 1 and run.writes:
         told = ", ".join(f"{layers}: {heads[layers][0]:.4f}" for layers in depths)
