@@ -73,5 +73,5 @@ def test_the_notebooks_do_what_they_tell(ran: dict[str, list[dict[str, Any]]]) -
     assert western < romance
     assert "True" in told["publish"]
     assert told["publish"][2] == "'https://huggingface.co/your-name/a-llmrec-demo'"
-    assert told["serve"][4].startswith("201\n")
-    assert told["serve"][-2] == "(422, ['top_k'])"
+    assert told["serve"][3].startswith("201\n")
+    assert told["serve"][4] == "(422, ['top_k'])"
