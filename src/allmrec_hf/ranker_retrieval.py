@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
+from transformers.utils.logging import tqdm
 
 from .errors import CheckpointError
 from .language_model import first_layers, last_states, padded_pass, token_vectors

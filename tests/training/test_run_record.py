@@ -41,16 +41,16 @@ def copied(aligned, tmp_path):
 @pytest.fixture
 def half_way(copied, small_parts, small_data, monkeypatch):
     """Return the folder of a run that stopped after some steps of stage 2."""
-    collate, calls = ProjectionTask.collate, []
+    share, calls = ProjectionTask.share, []
 
-    def stopping(self, examples, generator):
+    def stopping(self, examples, rows, generator):
         calls.append(1)
         if len(calls) > 5:
             raise Stopped
-        return collate(self, examples, generator)
+        return share(self, examples, rows, generator)
 
     with monkeypatch.context() as patch:
-        patch.setattr(ProjectionTask, "collate", stopping)
+        patch.setattr(ProjectionTask, "share", stopping)
         with pytest.raises(Stopped):
             train(small_data, copied, settings(small_parts), ("project",), arguments())
     return copied
