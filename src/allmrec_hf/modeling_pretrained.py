@@ -48,6 +48,7 @@ from .part_sources import (
     CHECKPOINT_PART,
     LANGUAGE_MODEL_PART,
     TEXT_ENCODER_PART,
+    TransportError,
     located,
     one_line,
     recorded,
@@ -57,7 +58,16 @@ from .part_sources import (
 
 logger = logging.getLogger(__name__)
 
-_DAMAGED = (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError, StrictDataclassError)
+_DAMAGED = (
+    OSError,
+    ValueError,
+    RuntimeError,
+    KeyError,
+    TypeError,
+    SafetensorError,
+    StrictDataclassError,
+    TransportError,
+)
 _HUB_KWARGS = ("cache_dir", "force_download", "local_files_only", "token")
 _PUSH_ARGUMENTS = ("private", "token", "revision", "commit_message", "commit_description", "create_pr")
 
@@ -254,7 +264,10 @@ class ALLMRecPreTrainedModel(PreTrainedModel):
     def _read_card(self, path: str, hub: dict[str, Any]) -> None:
         quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
         names = (README_FILE, CARD_DATA_FILE, EVAL_RESULTS_FILE)
-        card, data, results = (cached_file(path, name, **quiet, **hub) for name in names)
+        try:
+            card, data, results = (cached_file(path, name, **quiet, **hub) for name in names)
+        except TransportError:  # a connection that breaks is no reason to have no model
+            return
         if card is not None:
             text = Path(card).read_text(encoding="utf-8", errors="replace")
             self.model_card = None if text == self._generated_card() else text  # a generated one is generated anew
@@ -355,7 +368,7 @@ class ALLMRecPreTrainedModel(PreTrainedModel):
             raise CheckpointError(
                 f"the weights of {path} are damaged ({error}); download or save them again"
             ) from error
-        except (OSError, StrictDataclassError) as error:
+        except (OSError, StrictDataclassError, TransportError) as error:
             raise CheckpointError(f"cannot load the checkpoint {path}: {one_line(error)}") from error
         except RuntimeError as error:
             raise CheckpointError(f"the weights of {path} do not fit its config.json: {one_line(error)}") from error
@@ -388,7 +401,7 @@ class ALLMRecPreTrainedModel(PreTrainedModel):
             if file is None:
                 raise FileNotFoundError("it has no config.json")
             found = json.loads(Path(file).read_text(encoding="utf-8")).get("model_type")
-        except (OSError, ValueError, AttributeError) as error:
+        except (OSError, ValueError, AttributeError, TransportError) as error:
             raise CheckpointError(f"cannot load the checkpoint {path}: {one_line(error)}") from error
         if found != ALLMRecConfig.model_type:
             raise CheckpointError(

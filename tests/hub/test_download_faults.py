@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from fake_hub import FakeHub, FakeRepo, Fault
 
+from allmrec_hf import ALLMRecModel, ALLMRecProcessor, CheckpointError, modeling_pretrained, processing_allmrec
+from allmrec_hf.part_sources import TransportError
 from tests.tiny import tiny_model, tiny_processor
 
 FAULTS = {
@@ -63,3 +65,28 @@ def test_what_cannot_be_downloaded_is_one_error(fake_hub, checkpoint, tmp_path, 
     fake_hub.faults = []
     done = fake_hub.run_python(CODE.replace("NAMES", repr(list(FAULTS))), home=tmp_path)
     assert set(json.loads(done.stdout.strip().splitlines()[-1]).values()) == {None}  # no half of a file stayed
+
+
+@pytest.mark.parametrize("file", ["config.json", "processor_config.json", "README.md"])
+def test_a_connection_that_breaks_after_the_first_look_is_one_error_too(tmp_path, monkeypatch, file):
+    """What the client raises then is no OSError; without the page that describes it, a model is a model."""
+    folder = tmp_path / "checkpoint"
+    tiny_processor().save_pretrained(folder)
+    tiny_model().save_pretrained(folder, include_llm=True)
+    for module in (modeling_pretrained, processing_allmrec):
+        monkeypatch.setattr(module, "cached_file", breaking(module.cached_file, file))
+    if file == "README.md":
+        assert ALLMRecModel.from_pretrained(folder).model_card is None
+        return
+    kind = ALLMRecModel if file == "config.json" else ALLMRecProcessor
+    with pytest.raises(CheckpointError, match="server disconnected"):
+        kind.from_pretrained(folder)
+
+
+def breaking(found, file):
+    def cached_file(path, name, *rest, **options):
+        if name == file:
+            raise TransportError("server disconnected")
+        return found(path, name, *rest, **options)
+
+    return cached_file

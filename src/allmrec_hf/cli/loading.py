@@ -54,7 +54,7 @@ def checkpoint_errors(model: str) -> Iterator[None]:
     from safetensors import SafetensorError
 
     from ..errors import ALLMRecError, CheckpointError
-    from ..part_sources import one_line
+    from ..part_sources import TransportError, one_line
 
     try:
         yield
@@ -62,7 +62,7 @@ def checkpoint_errors(model: str) -> Iterator[None]:
         if model in str(error):
             raise
         raise type(error)(f"{model}: {error}") from error
-    except (OSError, ValueError, RuntimeError, SafetensorError, StrictDataclassError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError, StrictDataclassError, TransportError) as error:
         raise CheckpointError(
             f"{model} is no checkpoint that can be loaded, or a damaged one: {one_line(error)}"
         ) from error
