@@ -20,14 +20,7 @@ from allmrec_hf.hub.stored_reports import folder_reports
 from tests.command_line import run as command
 from tests.command_line import succeeded
 
-
-@pytest.fixture(autouse=True)
-def plain_transfer(monkeypatch, tmp_path):
-    """Upload over plain HTTP with no stored token."""
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "no-token"))
-    monkeypatch.setenv("HF_TOKEN", "hf_anybody")
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+pytestmark = pytest.mark.usefixtures("plain_transfer")
 
 
 @pytest.fixture(scope="module")

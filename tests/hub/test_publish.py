@@ -14,6 +14,8 @@ from allmrec_hf.errors import ALLMRecError, CheckpointError
 from allmrec_hf.hub.publish import checkpoint_files, planned_upload, push_checkpoint
 from allmrec_hf.sharing import check_sizes
 
+pytestmark = pytest.mark.usefixtures("plain_transfer")
+
 FILES = {
     "config.json": json.dumps({"model_type": "bert"}),
     "README.md": "---\nlicense: mit\npipeline_tag: recommendation\n---\n# Card\n",
@@ -49,15 +51,6 @@ def checkpoint(tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(FILES.get(name, "stray"))
     return directory
-
-
-@pytest.fixture(autouse=True)
-def plain_transfer(monkeypatch, tmp_path):
-    """Upload over plain HTTP from this process too, with no stored token."""
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "no-token"))
-    monkeypatch.setenv("HF_TOKEN", "hf_anybody")
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
 
 def push(hub, checkpoint, repo_id="me/model", **arguments):

@@ -16,14 +16,7 @@ from allmrec_hf.part_sources import public_name
 from tests.small_run import write_llm, write_text_encoder
 from tests.tiny import tiny_model, tiny_processor
 
-
-@pytest.fixture(autouse=True)
-def plain_transfer(monkeypatch, tmp_path):
-    """Upload over plain HTTP from this process too, with no stored token."""
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "no-token"))
-    monkeypatch.setenv("HF_TOKEN", "hf_anybody")
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+pytestmark = pytest.mark.usefixtures("plain_transfer")
 
 
 @pytest.fixture

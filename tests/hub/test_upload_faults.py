@@ -12,6 +12,8 @@ from allmrec_hf.errors import ALLMRecError
 from allmrec_hf.hub.publish import push_checkpoint
 from allmrec_hf.hub_upload import upload
 
+pytestmark = pytest.mark.usefixtures("plain_transfer")
+
 FILES = {
     "config.json": json.dumps({"model_type": "bert"}),
     "README.md": "---\nlicense: mit\n---\n# Card\n",
@@ -35,15 +37,6 @@ EVERY = {
     "file": FILE,
     "commit": COMMIT,
 }
-
-
-@pytest.fixture(autouse=True)
-def plain_transfer(monkeypatch, tmp_path):
-    """Upload over plain HTTP with no stored token."""
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "no-token"))
-    monkeypatch.setenv("HF_TOKEN", "hf_anybody")
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
 
 @pytest.fixture(autouse=True)
