@@ -27,6 +27,7 @@ _COMMIT = re.compile(r"/api/(?:model|dataset|space)s/[^/]+/[^/]+/commit/")
 _REPEATED_BY_CLIENT = re.compile(r"/api/(?:model|dataset|space)s/[^/]+/[^/]+/preupload/|.*\.git/info/lfs/|/(?!api/)")
 _HEAD_MOVED = 412
 _MARKUP = re.compile(r"([\\`*_\[\]|~$]|:(?=//)|(?<=www)\.)")  # the last two turn bare addresses into links
+_READ_FOR_ONE_SHOWN = 10  # characters of a text that becomes one line, whose runs of blanks become one
 _INVISIBLE = ("Cc", "Cf", "Cs", "Zl", "Zp")
 _REMEDIES = {
     401: "log in with `hf auth login` or give a token that may write there",
@@ -214,7 +215,8 @@ def _explained(error: Exception, endpoint: str, repo_id: str, pull_request: bool
 
 def plain(text: object, max_characters: int = 300) -> str:
     """Return text on one line; control, line-break and text-direction characters become spaces, longer text is cut."""
-    line = "".join(" " if unicodedata.category(char) in _INVISIBLE else char for char in str(text))
+    text = str(text)[: max_characters * _READ_FOR_ONE_SHOWN]
+    line = "".join(" " if unicodedata.category(char) in _INVISIBLE else char for char in text)
     line = " ".join(line.split())
     return line if len(line) <= max_characters else line[: max_characters - 1].rstrip() + "…"
 

@@ -36,7 +36,7 @@ from .prompt import (
     Title,
     clean_title,
 )
-from .slot_text import SlotText
+from .slot_text import SlotText, normalizer
 
 logger = logging.getLogger(__name__)
 
@@ -124,7 +124,9 @@ class ALLMRecProcessor(ProcessorMixin):
         self._segments = BoundedCache(CACHED_TEXTS)
         self._forget_titles()
         self._notes = BoundedCache(2)
-        self._forbidden = ForbiddenTexts([*tokenizer.get_added_vocab(), *tokenizer.all_special_tokens])
+        self._forbidden = ForbiddenTexts(
+            [*tokenizer.get_added_vocab(), *tokenizer.all_special_tokens], normalizer(tokenizer)
+        )
         self._slot_text = SlotText(tokenizer)
 
     # -- the catalogue

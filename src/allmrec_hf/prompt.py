@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Literal, NamedTuple
 
@@ -35,6 +35,11 @@ _PAPER_PROMPT = (
     "{noun} for this user to {verb} next{candidates}. The recommendation is "
 )
 _FIELD = re.compile(r"\{(\w*)\}")
+# Format characters without a glyph: soft hyphen, direction marks, zero-width space, word joiner, byte order mark, tags.
+# Joiners (200C, 200D) stay: scripts and emoji need them.
+_UNSEEN = re.compile(
+    "[\u00ad\u061c\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\U000e0001\U000e0020-\U000e007f]"
+)
 
 
 class Segment(NamedTuple):
@@ -341,13 +346,16 @@ class ForbiddenTexts:
 
     Args:
         texts: The texts. One of a single character is left alone: nothing of it could be broken up.
+        normalize: What a tokenizer makes of a text before it looks for its added tokens, where it does: full-width
+            letters, for example, become plain ones.
 
     Example:
         >>> ForbiddenTexts(["</s>", "<unused7>"]).broken_up("3 </s> 4")
         '3 < /s> 4'
     """
 
-    def __init__(self, texts: Iterable[str]) -> None:
+    def __init__(self, texts: Iterable[str], normalize: Callable[[str], str] | None = None) -> None:
+        self._normalize = normalize
         self._ordered = [text for text in sorted(texts, key=len, reverse=True) if len(text) > 1]
         self._places: dict[str, list[int]] = {}
         for place, text in enumerate(self._ordered):
@@ -358,7 +366,25 @@ class ForbiddenTexts:
         self._lengths = {first: sorted(found) for first, found in lengths.items()}
 
     def broken_up(self, text: str) -> str:
-        """Return the text with every forbidden one broken up by a space, the longest first."""
+        """Return the text with every forbidden one broken up by a space, the longest first.
+
+        A text that holds none until it is normalized is returned in Unicode's form NFKC and broken up; where that does
+        not help either, characters that are neither letters nor digits become spaces.
+        """
+        text = self._broken_up(text)
+        if self._becomes_forbidden(text):
+            text = self._broken_up(unicodedata.normalize("NFKC", text))
+        if self._becomes_forbidden(text):
+            text = " ".join("".join(char if char.isalnum() else " " for char in text).split())
+        return text
+
+    def _becomes_forbidden(self, text: str) -> bool:
+        if self._normalize is None:
+            return False
+        normal = self._normalize(text)
+        return normal != text and self._first(normal, 0) is not None
+
+    def _broken_up(self, text: str) -> str:
         place = self._first(text, 0)
         while place is not None:
             token = self._ordered[place]
@@ -384,15 +410,17 @@ class ForbiddenTexts:
 def clean_title(title: str, forbidden: ForbiddenTexts | Iterable[str] = (), max_characters: int = 200) -> str:
     """Return a title that is safe inside a quoted prompt; it may be empty.
 
-    Control characters and line breaks become spaces, runs of spaces one; double quotes become single ones; a longer
-    title is cut at `max_characters`; any forbidden string (the tokenizer's special tokens) is broken up by a space.
-    Who cleans many titles makes `ForbiddenTexts` once.
+    Control characters and line breaks become spaces, runs of spaces one; characters that nobody sees (changes of
+    direction, tags, zero-width spaces) go; double quotes become single ones; a longer title is cut at
+    `max_characters`; any forbidden string (the tokenizer's special tokens) is broken up by a space. Who cleans many
+    titles makes `ForbiddenTexts` once.
 
     Example:
         >>> clean_title('The "Big"\\n Sleep</s>', forbidden=["</s>"])
         "The 'Big' Sleep< /s>"
     """
-    text = "".join(" " if unicodedata.category(char) in ("Cc", "Zl", "Zp", "Cs") else char for char in title)
+    text = _UNSEEN.sub("", title)
+    text = "".join(" " if unicodedata.category(char) in ("Cc", "Zl", "Zp", "Cs") else char for char in text)
     text = " ".join(text.split()).replace('"', "'")[:max_characters].rstrip()
     if not isinstance(forbidden, ForbiddenTexts):
         forbidden = ForbiddenTexts(forbidden)

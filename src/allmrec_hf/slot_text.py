@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 ANCHORS = ("\n", ".", "x", "0", '"', "-")
 _SPACES = " ▁Ġ"
 _PROBES = (',"a"', '"a', "a", " a", ". a", ', "a')
+
+
+def normalizer(tokenizer: Any) -> Callable[[str], str] | None:
+    """Return what a tokenizer does to a text before all else, such as Unicode's form NFKC; None where nothing."""
+    found = getattr(getattr(tokenizer, "backend_tokenizer", None), "normalizer", None)
+    return None if found is None else found.normalize_str
 
 
 class SlotText:

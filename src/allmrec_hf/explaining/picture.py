@@ -70,7 +70,7 @@ def _lacking_characters_logged() -> Iterator[None]:
 
 
 def _label(text: str) -> str:
-    shown = visible_text(" ".join(text.split()))
+    shown = visible_text(" ".join(text[: 10 * LONGEST_LABEL].split()))
     return shown if len(shown) <= LONGEST_LABEL else f"{shown[: LONGEST_LABEL - 1]}…"
 
 

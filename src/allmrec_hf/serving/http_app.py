@@ -16,6 +16,7 @@ from .._version import __version__
 from ..errors import DataError
 from .bearer_tokens import BearerTokens
 from .http_envelope import RequestEnvelope, error_response
+from .plain_json import PlainJSONResponse
 from .recommender_service import RecommenderService
 from .schemas import (
     AddItemsRequest,
@@ -90,6 +91,7 @@ def create_app(
         docs_url=None,  # the page would load scripts from elsewhere
         redoc_url=None,
         responses=_REFUSALS,
+        default_response_class=PlainJSONResponse,
     )
     app.add_middleware(
         RequestEnvelope,

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 
 from .._version import __version__
 from .http_server import ModelSource, ServiceSettings, build_service, locked_state
+from .plain_json import plain_json
 from .recommender_service import RecommenderService
 from .schemas import AddItemsRequest, ExplainRequest, NewItem, RankRequest, RecommendRequest
 from .service_errors import ServiceError, of_validation
@@ -94,7 +95,7 @@ async def _answer(service: RecommenderService, name: str, arguments: Mapping[str
 
 
 def _result(found: dict[str, Any], failed: bool = False) -> types.CallToolResult:
-    text = json.dumps(found, ensure_ascii=False, default=str)
+    text = plain_json(found)
     content = types.TextContent(type="text", text=text)
     return types.CallToolResult(content=[content], structured_content=json.loads(text), is_error=failed)
 

@@ -29,7 +29,7 @@ WORDS = {
 
 def shown_title(title: str) -> str:
     """Return a title as text to show: control and direction characters written out, cut where it is very long."""
-    text = visible_text(" ".join(title.split()))
+    text = visible_text(" ".join(title[: 10 * LONGEST_SHOWN].split()))
     return text if len(text) <= LONGEST_SHOWN else f"{text[: LONGEST_SHOWN - 1]}…"
 
 
