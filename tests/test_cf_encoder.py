@@ -112,3 +112,13 @@ def test_an_unknown_backbone_is_refused_with_the_known_ones_listed():
         cf_encoder_class("sasrex")
     with pytest.raises(ALLMRecError, match="names it in model_type"):
         cf_config_from_dict({"num_items": 5})
+
+
+def test_rows_of_similar_length_are_read_without_the_padding_of_longer_ones(model, monkeypatch):
+    item_ids, mask = pad_histories([[], [1], [1, 2], [1, 2, 3], [1, 2, 3, 4], [5, 4, 3, 2, 1]], 8)
+    read = []
+    whole = model.sequence_states
+    monkeypatch.setattr(model, "sequence_states", lambda ids, real: read.append(tuple(ids.shape)) or whole(ids, real))
+    states = model.states_at(item_ids, mask, mask)
+    assert read == [(2, 1), (1, 2), (2, 4), (1, 5)]
+    torch.testing.assert_close(states, whole(item_ids, mask)[mask])

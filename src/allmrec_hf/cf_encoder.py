@@ -5,7 +5,8 @@ every user's most recent item; `attention_mask` is True at real items.
 """
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import groupby
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
@@ -208,8 +209,20 @@ class CFEncoder(PreTrainedModel):
         return self.sequence_states(item_ids, attention_mask)[:, -1]
 
     def states_at(self, item_ids: Tensor, attention_mask: Tensor | None, wanted: Tensor) -> Tensor:
-        """Return the states `(P, d_cf)` after the positions where `wanted` `(B, L)` is True."""
-        return self.sequence_states(item_ids, attention_mask)[wanted]
+        """Return the states `(P, d_cf)` after the positions where `wanted` `(B, L)` is True.
+
+        On a CPU, where a padded position costs what an item costs, neighbouring rows of similar length are read
+        together.
+        """
+        if item_ids.device.type != "cpu":
+            return self.sequence_states(item_ids, attention_mask)[wanted]
+        real = self.real_items(item_ids, attention_mask)
+        return torch.cat(
+            [
+                self.sequence_states(item_ids[rows, first:], real[rows, first:])[wanted[rows, first:]]
+                for rows, first in _similar_rows(real | wanted)
+            ]
+        )
 
     def score_vectors(self, users: Tensor, items: Tensor) -> Tensor:
         """Score item vectors `(..., d_cf)` for users `(..., d_cf)`, which broadcast, giving `(...)`."""
@@ -388,6 +401,21 @@ class CFEncoder(PreTrainedModel):
         if self._index is not None:
             logger.warning("the items have changed: retrieval is exact until build_index is called again")
             self._index = None
+
+
+def _similar_rows(used: Tensor) -> Iterator[tuple[slice, int]]:
+    """Yield slices of rows that follow each other, none twice as long as another, and the first column they use.
+
+    Args:
+        used: `(B, L)` True where a row has something; the last column of each row counts.
+    """
+    length = used.shape[1]
+    lengths = (length - used.long().argmax(dim=1)).where(used.any(dim=1), 1).tolist()
+    start = 0
+    for _, group in groupby(lengths, key=lambda count: (count - 1).bit_length()):
+        rows = list(group)
+        yield slice(start, start + len(rows)), length - max(rows)
+        start += len(rows)
 
 
 def register_cf_encoder(config_class: type[CFEncoderConfig], model_class: type[CFEncoder]) -> None:

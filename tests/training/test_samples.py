@@ -16,6 +16,7 @@ from allmrec_hf.training.samples import (
     bucketed_batches,
     drawn,
     last_of_training,
+    random_batches,
     training_targets,
     validation_targets,
     windows,
@@ -170,3 +171,16 @@ def test_what_comes_after_the_known_part_is_a_negative_like_any_other(toy):
     users, generator = np.zeros(500, dtype=np.int64), np.random.default_rng(0)  # trained on 1, 2, 3; validation item 4
     assert set(NegativeSampler(toy, "train").negatives(users, generator).tolist()) == {4, 5, 6}
     assert set(NegativeSampler(toy, "train+validation").negatives(users, generator).tolist()) == {5, 6}
+
+
+def test_targets_of_short_and_long_samples_come_alike_in_random_batches():
+    lengths = np.concatenate([np.full(300, 2), np.full(100, 20)])
+    batches = random_batches(lengths, 40, seed=3, epoch=0)
+    assert sorted(np.concatenate(batches)) == list(range(400))
+    assert all((np.diff(lengths[rows]) >= 0).all() for rows in batches)  # shorter first in each
+    shares = [float((lengths[rows] == 20).mean()) for rows in batches]
+    assert max(shares) < 0.6  # a quarter of all; in batches of similar length 0 or 1
+    assert min(shares) > 0.05
+    again = random_batches(lengths, 40, seed=3, epoch=0)
+    assert all((one == other).all() for one, other in zip(batches, again, strict=True))
+    assert any((one != other).any() for one, other in zip(batches, random_batches(lengths, 40, 3, 1), strict=True))

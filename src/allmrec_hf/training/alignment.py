@@ -21,9 +21,9 @@ from .samples import (
     NegativeSampler,
     Samples,
     all_of_training,
-    bucketed_batches,
     drawn,
     last_of_training,
+    random_batches,
     validation_targets,
 )
 from .stage_arguments import StageArguments
@@ -303,7 +303,7 @@ class AlignmentTask(StageTask):
     def batches(self, epoch: int) -> list[np.ndarray]:
         """Return the rows of each batch of an epoch."""
         lengths = np.array([min(len(history), self.length) for history in self.samples.histories])
-        return bucketed_batches(lengths, self.batch_size, self.seed, epoch)
+        return random_batches(lengths, self.batch_size, self.seed, epoch)
 
     def collate(self, examples: np.ndarray, generator: np.random.Generator) -> Batch:
         """Return one training batch."""

@@ -11,7 +11,7 @@ from ..cf_encoder import CFEncoder
 from ..data.prepared import PreparedData
 from ..errors import DataError
 from .devices import global_batch_size
-from .samples import NegativeSampler, Split, bucketed_batches, windows
+from .samples import NegativeSampler, Split, random_batches, windows
 from .stage_arguments import StageArguments
 from .task import Batch
 
@@ -45,8 +45,8 @@ class SequenceBatches:
         self.negatives = _Negatives(cf_encoder, data, split, self.targets)
 
     def batches(self, epoch: int) -> Sequence[np.ndarray]:
-        """Return the rows of each batch of an epoch, sequences of similar length together."""
-        return bucketed_batches(self.lengths, self.batch_size, self.seed, epoch)
+        """Return the rows of each batch of an epoch."""
+        return random_batches(self.lengths, self.batch_size, self.seed, epoch)
 
     def targets_of(self, examples: np.ndarray) -> np.ndarray:
         """Return the targets of some windows, one after the other."""

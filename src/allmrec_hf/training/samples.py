@@ -211,8 +211,27 @@ class NegativeSampler:
         )
 
 
+def random_batches(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
+    """Return the rows of one epoch as batches drawn at random, shorter samples first in each.
+
+    For a loss that is a mean over a batch's targets, of which a long sample has more: in batches of similar length a
+    target of a short sample would count as much as ten of long ones.
+
+    Args:
+        lengths: `(S,)` length of each sample.
+        batch_size: Rows in a batch; the last one may be smaller.
+        seed: The seed; seed and epoch alone decide the order.
+        epoch: The epoch, from 0.
+    """
+    order = np.random.default_rng([seed, epoch]).permutation(len(lengths))
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    return [rows[np.argsort(lengths[rows], kind="stable")] for rows in batches]
+
+
 def bucketed_batches(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
     """Return the rows of one epoch as shuffled batches of similar length, so that little is padding.
+
+    For samples of one target each; see `random_batches`.
 
     Args:
         lengths: `(S,)` length of each sample.
