@@ -221,7 +221,7 @@ def test_packed_row_beyond_the_context_goes_by_the_prefix_cache(monkeypatch):
     model, processor = attached(llm), tiny_processor(max_length=256)
     assert model.scoring_method == "tree"
     batch = processor([[1, 2, 3]], [list(range(4, 19))])
-    assert scoring.packed_length(batch["attention_mask"], batch["answer_mask"]) > 256
+    assert not scoring.fits_packed(batch["attention_mask"], batch["answer_ids"], batch["answer_mask"], 256)
     torch.testing.assert_close(model.score(**batch), model.score(**batch, method="naive"), rtol=1e-5, atol=1e-4)
 
 

@@ -6,7 +6,16 @@ import pytest
 import torch
 
 from allmrec_hf.errors import ALLMRecError
-from allmrec_hf.scoring import METHODS, check_method, deviation_from_naive, score_naive, verified_method
+from allmrec_hf.language_model import input_width
+from allmrec_hf.scoring import (
+    METHODS,
+    check_method,
+    deviation_from_naive,
+    fits_packed,
+    packed_answers,
+    score_naive,
+    verified_method,
+)
 from tests.tiny import VOCABULARY, tiny_llm
 
 ATTENTION_FAMILIES = ["opt", "llama", "qwen2", "qwen3", "gpt2"]
@@ -89,3 +98,49 @@ def test_gradients_reach_the_prompt_alike(method):
         score(llm, prompt, torch.ones(1, 6).bool(), answers, mask).sum().backward()
         gradients.append(prompt.grad.clone())
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
+
+
+# -- what answers begin with alike
+
+SHARED = torch.tensor([[[5, 6, 7, 0], [5, 6, 8, 9], [5, 9, 0, 0], [5, 6, 7, 0]], [[3, 4, 5, 6], [8, 4, 5, 0]] * 2])
+SHARED_MASK = torch.tensor(
+    [
+        [[1, 1, 1, 0], [1, 1, 1, 1], [1, 1, 0, 0], [1, 1, 1, 0]],
+        [[1, 1, 1, 1], [1, 1, 1, 0], [1, 1, 1, 1], [0, 0, 0, 0]],
+    ]
+).bool()
+
+
+def test_a_beginning_that_candidates_share_is_read_once():
+    """The first user's 5, 6, 8; the second's 3, 4, 5 and 8, 4: the last token of an answer is not read."""
+    llm, widths = tiny_llm("llama"), []
+    llm.register_forward_pre_hook(
+        lambda module, args, inputs: widths.append(inputs["inputs_embeds"].shape[1]), with_kwargs=True
+    )
+    inputs = (torch.randn(2, 6, 32), torch.ones(2, 6).bool(), SHARED, SHARED_MASK)
+    assert (packed_answers(SHARED, SHARED_MASK), packed_answers(SHARED[:1], SHARED_MASK[:1])) == (5, 3)
+    METHODS["tree"](llm, *inputs)
+    METHODS["tree"](llm, *(tensor[:1] for tensor in inputs))
+    assert widths == [6 + 5, 6 + 3]
+
+
+@pytest.mark.parametrize("family", [*ATTENTION_FAMILIES, "mistral"])
+def test_shared_beginnings_change_neither_scores_nor_gradients(family):
+    llm = tiny_llm(family).requires_grad_(False)
+    prompt = torch.randn(2, 6, input_width(llm), requires_grad=True)
+    prefix_mask = torch.tensor([[0, 1, 1, 1, 1, 1], [1] * 6]).bool()
+    weights, found = torch.randn(SHARED.shape), []
+    for method in ("tree", "naive"):
+        prompt.grad = None
+        scores = METHODS[method](llm, prompt, prefix_mask, SHARED, SHARED_MASK)
+        (scores * weights).sum().backward()
+        found.append((scores.detach(), prompt.grad.clone()))
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
+
+
+def test_what_fits_packed_counts_shared_beginnings_once():
+    prefix = torch.ones(2, 6).bool()
+    fits = [most for most in range(8, 20) if fits_packed(prefix, SHARED, SHARED_MASK, most)]
+    assert fits[0] == 6 + 5
+    alone = (prefix[:1], SHARED[:1, 1:2], SHARED_MASK[:1, 1:2])
+    assert (fits_packed(*alone, 9), fits_packed(*alone, 8)) == (True, False)

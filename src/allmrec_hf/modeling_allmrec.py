@@ -31,7 +31,7 @@ from .outputs import ALLMRecOutput, RetrievalOutput
 from .projector import build_projector
 from .prompt import NO_SLOT, USER_SLOT
 from .retrieval_head import RetrievalHead
-from .scoring import METHODS, check_method, check_on, packed_length, tell_refused, unreached_limit, verified_method
+from .scoring import METHODS, check_method, check_on, fits_packed, tell_refused, unreached_limit, verified_method
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +70,7 @@ class ALLMRecModel(ALLMRecPreTrainedModel):
         self.language_model: Any = None
         self.scoring_method = "naive"
         self.pads_left = True  # whether the LLM reads left-padded prompts as it reads them alone
+        self._context_length = 0  # of the LLM, in tokens
         self._unreached_limit: int | None = None  # of attention, in tokens, beyond which the method is yet unchecked
         self._refused_methods: dict[str, Any] = {}  # why, or None where a method may be used
         self._random_items: tuple[int, torch.Tensor] | None = None  # seed, (N + 1, d_joint); made on demand, not saved
@@ -179,6 +180,7 @@ class ALLMRecModel(ALLMRecPreTrainedModel):
             if part is not None:
                 part.to(device)
         self.pads_left = facts.pads_left
+        self._context_length = context_length(language_model)
         if before is not None:
             self.scoring_method, self._refused_methods = record["scoring_method"], dict(record["refused_methods"])
             tell_refused(self._refused_methods)
@@ -428,7 +430,7 @@ class ALLMRecModel(ALLMRecPreTrainedModel):
         """
         method = method or self.scoring_method
         inputs = (prompt_embeds, attention_mask, answer_ids, answer_mask)
-        if method == "tree" and packed_length(attention_mask, answer_mask) > context_length(self.language_model):
+        if method == "tree" and not fits_packed(attention_mask, answer_ids, answer_mask, self._context_length):
             method = "prefix_cache" if self._reason_against("prefix_cache") is None else "naive"
         longest = int(attention_mask.sum(dim=1).max()) + answer_ids.shape[-1]
         if method != "naive" and self._unreached_limit is not None and longest > self._unreached_limit:

@@ -403,20 +403,17 @@ class ALLMRecProcessor(ProcessorMixin):
         ]
         columns = max(len(row) for row in answers)
         longest = max(len(answer) for row in answers for answer in row)
-        answer_ids = torch.zeros(len(answers), columns, longest, dtype=torch.long)
-        answer_mask = torch.zeros(len(answers), columns, longest, dtype=torch.bool)
-        candidate_ids = torch.zeros(len(answers), columns, dtype=torch.long)
-        for user, row in enumerate(answers):
-            candidate_ids[user, : len(row)] = torch.tensor(list(candidates[user]))
-            for column, answer in enumerate(row):
-                answer_ids[user, column, : len(answer)] = torch.tensor(answer)
-                answer_mask[user, column, : len(answer)] = True
+        lengths = [[*map(len, row), *[0] * (columns - len(row))] for row in answers]
+        padded = [[[*answer, *[0] * (longest - len(answer))] for answer in row] for row in answers]
+        padded = [[*row, *[[0] * longest] * (columns - len(row))] for row in padded]
+        answer_mask = torch.arange(longest) < torch.tensor(lengths).unsqueeze(-1)
+        candidate_ids = torch.tensor([[*row, *[0] * (columns - len(row))] for row in candidates])
         return BatchFeature(
             {
                 **left_padded([(prompt.tokens, prompt.slots) for prompt in prompts]),
                 **self._history_tensors(histories),
                 "candidate_ids": candidate_ids,
-                "answer_ids": answer_ids,
+                "answer_ids": torch.tensor(padded),
                 "answer_mask": answer_mask,
             }
         )

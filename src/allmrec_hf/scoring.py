@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import logging
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -148,6 +149,57 @@ def _cache_bytes(cache: Any) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
+@dataclass
+class _SharedBeginnings:
+    """The tokens of answers that are read, each beginning that several candidates of a user share once.
+
+    Place 0 stands for the prompt's last token, and the S tokens that are read stand in the places after it.
+
+    Attributes:
+        before: `(B, C, A)` the place from which each answer token is predicted.
+        tokens: `(B, S)` token ids; a user's real ones come first.
+        step: `(B, S)` how many tokens of its answer come before each.
+        seen: `(B, S, S)` True where a token may see another: those before it in its answer, and itself.
+    """
+
+    before: torch.Tensor
+    tokens: torch.Tensor
+    step: torch.Tensor
+    seen: torch.Tensor
+
+    @classmethod
+    def of(cls, answer_ids: torch.Tensor, answer_mask: torch.Tensor) -> _SharedBeginnings:
+        """Return those of answers `(B, C, A)`; the last token of an answer is predicted, never read.
+
+        They are told on the CPU, as an accelerator would be waited for at every step of an answer.
+        """
+        batch, num_candidates, length = answer_ids.shape
+        device, answer_ids, mask = answer_ids.device, answer_ids.cpu(), answer_mask.cpu().bool()
+        before = torch.zeros_like(answer_ids)
+        user = torch.arange(batch)[:, None].expand(batch, num_candidates)
+        count = torch.zeros(batch, dtype=torch.long)  # places of each user so far
+        vocabulary, places = int(answer_ids.max()) + 1, num_candidates * length + 1
+        for step in range(length - 1):
+            read = mask[:, :, step + 1]  # (B, C): there is a next token that it predicts
+            key = (user * places + before[:, :, step]) * vocabulary + answer_ids[:, :, step]
+            different, which = torch.unique(key[read], return_inverse=True)  # sorted, so those of a user together
+            owner = different // (places * vocabulary)
+            first = torch.searchsorted(owner, torch.arange(batch))
+            place = count[owner] + torch.arange(1, len(owner) + 1) - first[owner]
+            before[:, :, step + 1][read] = place[which]
+            count = count + torch.bincount(owner, minlength=batch)
+        packed = int(count.max())
+        tokens, steps = (torch.zeros(batch, packed + 1, dtype=torch.long) for _ in range(2))
+        seen = torch.zeros(batch, packed + 1, packed + 1, dtype=torch.bool)
+        for step in range(length - 1):
+            place = before[:, :, step + 1]  # 0 where no token is read
+            tokens[user, place], steps[user, place] = answer_ids[:, :, step], step
+            later = before[:, :, step + 1 :]
+            seen[user.unsqueeze(-1), later, place.unsqueeze(-1)] = True
+        found = (before, tokens[:, 1:], steps[:, 1:], seen[:, 1:, 1:])
+        return cls(*(tensor.to(device) for tensor in found))
+
+
 def score_tree(
     language_model: Any,
     prefix_embeds: torch.Tensor,
@@ -155,52 +207,48 @@ def score_tree(
     answer_ids: torch.Tensor,
     answer_mask: torch.Tensor,
 ) -> torch.Tensor:
-    """Score all candidates in one pass: prompt and answers packed, each answer blind to the others."""
+    """Score all candidates in one pass: prompt and answers packed, each answer blind to the others.
+
+    What the answers of a user begin with alike, such as a quotation mark, is packed once.
+    """
     batch, num_candidates, length = answer_ids.shape
     prefix_length = prefix_embeds.shape[1]
     device, dtype = prefix_embeds.device, prefix_embeds.dtype
     mask, prefix_mask = answer_mask.bool(), prefix_mask.bool()
-
-    # The last token of an answer is predicted, never read. Real tokens come first in each packed row.
-    read = mask.clone()
-    read[:, :, :-1] &= mask[:, :, 1:]
-    read[:, :, -1] = False
-    read = read.flatten(1)  # (B, C * A)
-    packed = int(read.sum(dim=1).max()) if read.any() else 0
-    order = torch.argsort((~read).to(torch.uint8), dim=1, stable=True)[:, :packed]  # (B, S)
-    real = read.gather(1, order)
-    candidate = torch.arange(num_candidates, device=device).repeat_interleave(length)[order]  # (B, S)
-    step = torch.arange(length, device=device).repeat(num_candidates)[order]
-    tokens = answer_ids.flatten(1).gather(1, order)
+    answers = _SharedBeginnings.of(answer_ids, mask)
+    packed = answers.tokens.shape[1]
 
     total = prefix_length + packed
     allowed = torch.zeros(batch, total, total, dtype=torch.bool, device=device)
     causal = torch.ones(prefix_length, prefix_length, dtype=torch.bool, device=device).tril()
     allowed[:, :prefix_length, :prefix_length] = causal & prefix_mask[:, None, :]
     allowed[:, prefix_length:, :prefix_length] = prefix_mask[:, None, :]
-    same = candidate[:, :, None] == candidate[:, None, :]
-    allowed[:, prefix_length:, prefix_length:] = same & (step[:, :, None] >= step[:, None, :]) & real[:, None, :]
+    allowed[:, prefix_length:, prefix_length:] = answers.seen
     allowed |= torch.eye(total, dtype=torch.bool, device=device)  # a padding row must see something: no NaN
 
-    embeds = language_model.get_input_embeddings()(tokens).to(dtype)
-    places = torch.cat([positions(prefix_mask), prefix_mask.sum(dim=1, keepdim=True) + step], dim=1)
+    embeds = language_model.get_input_embeddings()(answers.tokens).to(dtype)
+    places = torch.cat([positions(prefix_mask), prefix_mask.sum(dim=1, keepdim=True) + answers.step], dim=1)
     logits = last_logits(
         language_model,
         packed + 1,
         inputs_embeds=torch.cat([prefix_embeds, embeds], dim=1),
         attention_mask=_tree_masks(language_model, allowed, places, dtype),
         position_ids=places,
-    )
-    # Token t > 0 of a candidate is predicted where its token t - 1 was read, token 0 by the prompt's last position.
-    scores = torch.zeros(batch, num_candidates * length, dtype=torch.float32, device=device)
-    if packed:
-        following = (order + 1).clamp(max=num_candidates * length - 1)
-        values = _token_log_likelihoods(logits[:, 1:], answer_ids.flatten(1).gather(1, following), real)
-        scores.scatter_add_(1, following, values)
-    scores = scores.unflatten(1, (num_candidates, length))
-    first = logits[:, :1].expand(batch, num_candidates, -1)
-    scores[:, :, 0] += _token_log_likelihoods(first, answer_ids[:, :, 0], mask[:, :, 0])
-    return scores
+    ).float()
+    before, vocabulary = answers.before.flatten(1), logits.shape[-1]
+    picked = logits.flatten(1).gather(1, before * vocabulary + answer_ids.flatten(1))
+    scores = picked - logits.logsumexp(dim=-1).gather(1, before)
+    return scores.unflatten(1, (num_candidates, length)).masked_fill(~mask, 0.0)
+
+
+_WINDOWS: weakref.WeakKeyDictionary[torch.nn.Module, int | None] = weakref.WeakKeyDictionary()
+
+
+def _window(language_model: Any) -> int | None:
+    """Return the sliding window of an LLM, looked up in its config once."""
+    if language_model not in _WINDOWS:
+        _WINDOWS[language_model] = local_limits(language_model).get(WINDOW)
+    return _WINDOWS[language_model]
 
 
 def _tree_masks(
@@ -221,7 +269,7 @@ def _tree_masks(
         found = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
         return found.masked_fill_(~seen, torch.finfo(dtype).min).unsqueeze(1)
 
-    window = local_limits(language_model).get(WINDOW)
+    window = _window(language_model)
     if window is None:
         return bias(allowed)
     near = bias(allowed & (places[:, :, None] - places[:, None, :] < window))
@@ -243,10 +291,17 @@ METHODS: dict[str, Callable[..., torch.Tensor]] = {
 }
 
 
-def packed_length(prefix_mask: torch.Tensor, answer_mask: torch.Tensor) -> int:
-    """Return the places of the longest row that `score_tree` packs, padding in front included."""
+def fits_packed(prefix_mask: torch.Tensor, answer_ids: torch.Tensor, answer_mask: torch.Tensor, most: int) -> bool:
+    """Tell whether the longest row that `score_tree` packs, padding in front included, has at most so many places."""
     read = (answer_mask.sum(dim=-1) - 1).clamp(min=0).sum(dim=-1)
-    return prefix_mask.shape[1] + int(read.max())
+    if prefix_mask.shape[1] + int(read.max()) <= most:
+        return True
+    return prefix_mask.shape[1] + packed_answers(answer_ids, answer_mask) <= most
+
+
+def packed_answers(answer_ids: torch.Tensor, answer_mask: torch.Tensor) -> int:
+    """Return the places that `score_tree` packs for the answers of a batch, of the user with the most of them."""
+    return _SharedBeginnings.of(answer_ids, answer_mask).tokens.shape[1]
 
 
 def _refused_beforehand(language_model: Any, method: str) -> str | None:
@@ -313,6 +368,7 @@ def _trial(
     rows, width = num_token_rows(language_model), max(prompt_lengths)
     draw = lambda *shape: torch.randint(rows, shape, generator=generator).to(device)  # noqa: E731
     prompts, answers = draw(2, width), draw(2, len(answer_lengths), max(answer_lengths))
+    answers[:, -1, :2] = answers[:, 0, :2]  # two candidates of a user begin alike
     prefix_mask = torch.arange(width) >= width - torch.tensor(prompt_lengths)[:, None]
     answer_mask = torch.arange(max(answer_lengths)) < torch.tensor(answer_lengths)[:, None]
     embeds = language_model.get_input_embeddings()(prompts)
