@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from allmrec_hf.errors import ALLMRecError, DataError
+from allmrec_hf.training import projection
 from allmrec_hf.training.loop import run_stage
 from allmrec_hf.training.projection import ProjectionModule, ProjectionTask, candidate_items
 from allmrec_hf.training.samples import Samples
@@ -301,6 +302,23 @@ def test_a_budget_of_tokens_trains_the_same_and_the_llm_never_reads_more(fresh, 
         most.append(max(read))
     assert most[1] <= 500 < most[0]
     torch.testing.assert_close(weights[0], weights[1], rtol=1e-3, atol=1e-5)
+
+
+def test_without_a_budget_a_cpu_reads_a_batch_in_parts_and_an_accelerator_whole(
+    fresh, processor, small_data, monkeypatch
+):
+    task = budgeted(fresh, processor, small_data, None)
+    batch = task.collate(np.arange(6), np.random.default_rng(0))
+    longest = int(batch["attention_mask"].sum(dim=1).max())
+    sizes = []
+    for tokens in (6 * longest, 3 * longest, 1):  # less than one prompt: then the longest one is the budget
+        monkeypatch.setattr(projection, "TOKENS_ON_CPU", tokens)
+        parts = task.parts(batch)
+        assert all(part["input_ids"].numel() <= max(tokens, longest) for part in parts)
+        sizes.append(sum(len(part["input_ids"]) for part in parts) / len(parts))
+    assert sizes[0] == 6 > sizes[1] > sizes[2] >= 1
+    monkeypatch.setattr(type(fresh), "device", torch.device("cuda"))
+    assert task.parts(batch) == [batch]
 
 
 def test_a_budget_below_one_prompt_is_an_error_with_the_budget_it_takes(fresh, processor, small_data):

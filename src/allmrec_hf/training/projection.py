@@ -26,10 +26,13 @@ from .samples import (
     training_targets,
     validation_targets,
 )
+from .sharded_llm import is_sharded
 from .stage_arguments import StageArguments
 from .task import Batch, StageTask
 
 HELD_OUT_SHARE = 0.1
+TOKENS_ON_CPU = 1_024
+"""Tokens that go through the LLM at once on a CPU without a budget: more are no faster there, and take more memory."""
 OF_TOKENS = ("input_ids", "attention_mask", "slot_ids", "labels")  # `(B, T)`, left-padded
 
 
@@ -183,7 +186,8 @@ class ProjectionTask(CandidateTask):
         targets: See `CandidateTask`.
         num_candidates: See `CandidateTask`.
         arguments: See `CandidateTask`.
-        max_tokens_per_batch: Tokens that the LLM reads at once; a batch with more is read in parts.
+        max_tokens_per_batch: Tokens that the LLM reads at once; a batch with more is read in parts. Where not given, an
+            accelerator reads the batch, and a CPU `TOKENS_ON_CPU` tokens or one longer prompt.
     """
 
     name = "project"
@@ -234,11 +238,12 @@ class ProjectionTask(CandidateTask):
 
     def parts(self, batch: Batch) -> list[Batch]:
         """Return a batch in parts of `max_tokens_per_batch` tokens, prompts of similar length together."""
-        if self.max_tokens_per_batch is None:
+        budget = self.max_tokens_per_batch
+        if budget is None and (self.model.device.type != "cpu" or is_sharded(self.model.language_model)):
             return [batch]
         lengths = batch["attention_mask"].sum(dim=1)
         read = lengths + batch["answer_mask"].flatten(1).sum(dim=1) if "answer_mask" in batch else lengths
-        groups = rows_within(read.tolist(), self.max_tokens_per_batch)
+        groups = rows_within(read.tolist(), budget or max(TOKENS_ON_CPU, int(read.max())))
         count = len(lengths)
         return [batch] if len(groups) == 1 else [self.some_rows(batch, np.array(rows), count) for rows in groups]
 
