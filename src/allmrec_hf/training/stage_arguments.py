@@ -321,8 +321,8 @@ class ProjectArguments(StageArguments):
     gradient_checkpointing: bool = option(False, "Less memory, more time.", free_on_resume=True)
     max_tokens_per_batch: int | None = option(
         None,
-        "Tokens that the LLM reads at once, padding included: a batch is read in parts, whose gradients are summed. Not "
-        "given: 1,024 on a CPU, else the batch.",
+        "Tokens that the LLM reads at once, padding included: a batch is read in parts, whose gradients are summed. "
+        "Not given: 1,024 on a CPU, else the batch.",
         at_least=1,
         free_on_resume=True,
     )
