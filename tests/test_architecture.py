@@ -56,18 +56,50 @@ WITHIN_LAYER = {
     ("catalog", "item_rows"),
     ("language_model", "errors"),
 }
-UPPER_PACKAGES = {"methods", "explaining", "benchmark", "serving", "space", "batch_inference"}
+UPPER_PACKAGES = {"methods", "explaining", "benchmark", "serving", "space", "batch_inference", "exporting"}
 PACKAGES = {"data", "training", "evaluation", "hub", "cli", *UPPER_PACKAGES}
 FORBIDDEN = {
     "data": {"training", "evaluation", "hub", "cli", *UPPER_PACKAGES},
     "training": {"cli", *UPPER_PACKAGES},  # its trainer evaluates, and shares on the Hub
     "evaluation": {"training", "hub", "cli", *UPPER_PACKAGES},
     "hub": {"data", "training", "cli", *UPPER_PACKAGES},
-    "methods": {"hub", "explaining", "benchmark", "serving", "space", "batch_inference", "cli"},
-    "explaining": {"training", "hub", "methods", "benchmark", "serving", "space", "batch_inference", "cli"},
-    "benchmark": {"hub", "explaining", "serving", "space", "batch_inference", "cli"},
-    "serving": {"data", "training", "evaluation", "hub", "methods", "benchmark", "space", "batch_inference", "cli"},
-    "space": {"data", "training", "evaluation", "hub", "methods", "benchmark", "serving", "batch_inference", "cli"},
+    "methods": {"hub", "explaining", "benchmark", "serving", "space", "batch_inference", "cli", "exporting"},
+    "explaining": {
+        "training",
+        "hub",
+        "methods",
+        "benchmark",
+        "serving",
+        "space",
+        "batch_inference",
+        "cli",
+        "exporting",
+    },
+    "benchmark": {"hub", "explaining", "serving", "space", "batch_inference", "cli", "exporting"},
+    "serving": {
+        "data",
+        "training",
+        "evaluation",
+        "hub",
+        "methods",
+        "benchmark",
+        "space",
+        "batch_inference",
+        "cli",
+        "exporting",
+    },
+    "space": {
+        "data",
+        "training",
+        "evaluation",
+        "hub",
+        "methods",
+        "benchmark",
+        "serving",
+        "batch_inference",
+        "cli",
+        "exporting",
+    },
     "batch_inference": {
         "training",
         "evaluation",
@@ -77,8 +109,10 @@ FORBIDDEN = {
         "benchmark",
         "serving",
         "space",
+        "exporting",
         "cli",
     },
+    "exporting": {"training", "evaluation", "hub", "methods", "explaining", "benchmark", "serving", "space", "cli"},
     "cli": set(),
 }
 MODEL_MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if not path.stem.startswith("_"))

@@ -70,6 +70,8 @@ if TYPE_CHECKING:  # for editors and type checkers; at run time names are loaded
     from .explaining.tasks import answer_scores as answer_scores
     from .explaining.tasks import choice_task as choice_task
     from .explaining.tasks import generate_answers as generate_answers
+    from .exporting.export_checkpoint import export_checkpoint as export_checkpoint
+    from .exporting.vector_indexes import ExportedIndex as ExportedIndex
     from .hub.card import read_card as read_card
     from .hub.card import write_card as write_card
     from .hub.publish import push_checkpoint as push_checkpoint
@@ -103,6 +105,7 @@ _PUBLIC = {
     "BackboneRanker": "evaluation.rankers",
     "CheckpointError": "errors",
     "DataError": "errors",
+    "ExportedIndex": "exporting.vector_indexes",
     "ItemCatalog": "catalog",
     "LLMArguments": "training.stage_arguments",
     "Place": "benchmark.runner",
@@ -122,6 +125,7 @@ _PUBLIC = {
     "draw_explanation": "explaining.picture",
     "evaluate": "evaluation.evaluator",
     "explain": "explaining.explanation",
+    "export_checkpoint": "exporting.export_checkpoint",
     "fair_backbone": "training.fair",
     "format_report": "data.data_report",
     "generate_answers": "explaining.tasks",

@@ -10,6 +10,7 @@ from .card_command import card
 from .demo import demo
 from .evaluate import evaluate
 from .explain import explain
+from .export import export
 from .import_backbone import import_backbone, import_users_module
 from .options import setup_process, user_errors
 from .prepare_command import prepare
@@ -58,6 +59,7 @@ for name, function in (
     ("add-items", add_items),
     ("serve", serve),
     ("space", space),
+    ("export", export),
     ("card", card),
     ("push", push),
     ("demo", demo),

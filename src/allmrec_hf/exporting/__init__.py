@@ -1,0 +1,1 @@
+"""Export what other runtimes serve well: graphs for ONNX and OpenVINO, vectors for indexes, prompts for vLLM."""
