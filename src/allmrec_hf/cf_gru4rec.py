@@ -111,7 +111,7 @@ class GRU4RecModel(CFEncoder):
         """Return `(B, d_cf)`, as `CFEncoder.encode_users`; only the last state is mapped to d_cf."""
         hidden, real = self._hidden_states(item_ids, attention_mask)
         last = (real.sum(dim=1) - 1).clamp(min=0)  # (B,)
-        hidden = hidden[torch.arange(len(last), device=last.device), last]
+        hidden = hidden[torch.arange(last.shape[0], device=last.device), last]
         return self.output(self.hidden_dropout(hidden)) * real.any(dim=1, keepdim=True).to(hidden.dtype)
 
     def _hidden_states(self, item_ids: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor]:

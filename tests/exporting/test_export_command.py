@@ -16,11 +16,22 @@ DEMO = ("export", "--model", "demo", "--max-users", 5)
 
 def test_the_demo_is_exported_and_told(tmp_path):
     told = succeeded(*DEMO, "--format", "pgvector", "--output", tmp_path / "sql").stdout
-    assert "cf         top-10 overlap 1.0000 on 5 users" in told
+    assert "cf             top-10 overlap 1.0000 on 5 users" in told
     assert {path.name for path in (tmp_path / "sql").iterdir()} >= {"cf.copy", "cf.load.sql", "export.json"}
     assert "is not empty" in refused(*DEMO, "--format", "pgvector", "--output", tmp_path / "sql")
     again = succeeded(*DEMO, "--format", "pgvector", "--output", tmp_path / "sql", "--overwrite", "--json")
     assert json.loads(again.stdout)["parts"][0]["gate"]["overlap"] == 1
+
+
+def test_prompts_are_exported_by_their_options(tmp_path):
+    told = succeeded(
+        *("export", "--model", "demo", "--max-users", 2, "--format", "vllm", "--output", tmp_path / "prompts"),
+        *("--prompts", "generate", "--num-candidates", 3, "--json"),
+    )
+    [part] = json.loads(told.stdout)["parts"]
+    assert (part["name"], part["prompts"]) == ("generate", 2)
+    lines = (tmp_path / "prompts" / "requests.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [len(json.loads(line)["candidates"]) for line in lines] == [3, 3]
 
 
 def test_what_is_unknown_is_named(tmp_path):

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from allmrec_hf import ALLMRecError, DataError, ItemCatalog
-from allmrec_hf.exporting.export_checkpoint import export_model
+from allmrec_hf.exporting.export_checkpoint import ExportOptions, export_model
 from allmrec_hf.exporting.export_record import RECORD_FILE
 from allmrec_hf.exporting.item_vectors import VectorTable, ranked_users
 from allmrec_hf.exporting.pgvector_files import read_vectors, vector_texts, write_pgvector
@@ -127,7 +127,7 @@ def test_an_earlier_export_is_replaced_only_when_asked_and_other_folders_never(w
     shutil.copytree(exports / "pgvector", tmp_path / "out")
     with pytest.raises(DataError, match="is not empty"):
         export_model(world.model, world.processor, "pgvector", tmp_path / "out", world.users)
-    export_model(world.model, world.processor, "pgvector", tmp_path / "out", world.users, ["cf"], overwrite=True)
+    export_model(world.model, world.processor, "pgvector", tmp_path / "out", world.users, True, ExportOptions(("cf",)))
     assert not (tmp_path / "out" / "retrieval.copy").exists()
     (tmp_path / "out" / RECORD_FILE).unlink()
     with pytest.raises(DataError, match="no earlier result"):

@@ -19,7 +19,8 @@ from .loading import (
 )
 from .options import ConfigOption, JsonOption, emit, say, user_errors
 
-Format = Literal["faiss", "usearch", "pgvector"]
+Format = Literal["onnx", "openvino", "faiss", "usearch", "pgvector", "vllm"]
+Prompts = Literal["letter", "generate"]
 
 
 def export(
@@ -40,6 +41,19 @@ def export(
         typer.Option(help="Export this ranker alone, cf or retrieval; repeat. All that there are if not given."),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier export.")] = False,
+    no_text_encoder: Annotated[
+        bool,
+        typer.Option("--no-text-encoder", help="Of onnx and openvino: leave out the text encoder and new items."),
+    ] = False,
+    prompts: Annotated[
+        Prompts, typer.Option(help="Of vllm: prompts that ask for a candidate's letter, or for a title.")
+    ] = "letter",
+    num_candidates: Annotated[
+        int, typer.Option(min=1, help="Of vllm: candidates that are retrieved where the users bring none.")
+    ] = 20,
+    num_permutations: Annotated[
+        int, typer.Option(min=1, help="Of vllm with letters: prompts of a user, the candidates in other orders.")
+    ] = 1,
     llm: LlmOption = None,
     gguf_file: GgufFileOption = None,
     text_encoder: TextEncoderOption = None,
@@ -48,12 +62,17 @@ def export(
     json_output: JsonOption = False,
     config: ConfigOption = None,
 ) -> None:
-    """Write a checkpoint's item vectors for FAISS, usearch or PostgreSQL.
+    """Write a checkpoint for another runtime: graphs, item vectors, or prompts.
+
+    `onnx` and `openvino` are graphs of the backbone, of new items' texts and of the ranker retrieval's items; `faiss`,
+    `usearch` and `pgvector` hold item vectors; `vllm` the prompts as vectors (safetensors).
 
     What the written files rank is compared with what this package ranks, on real users: below a mean top-10 overlap of
     0.99 the export is refused with the number, and nothing is written.
 
     **Examples**
+
+    `allmrec export --model demo --format onnx --output exports/onnx`
 
     `allmrec export --model demo --format faiss --output exports/faiss`
 
@@ -61,26 +80,26 @@ def export(
     """
     with user_errors():
         from ..data.storage import check_output
-        from ..exporting.export_checkpoint import check_format, export_model, load_for_export
+        from ..exporting.export_checkpoint import ExportOptions, check_format, export_model, load_for_export
         from ..exporting.export_record import RECORD_FILE
         from ..exporting.export_users import export_users
 
         check_format(format)
         check_output(output, overwrite, RECORD_FILE)
-        rankers: list[str] = list(ranker or ())
+        options = ExportOptions(tuple(ranker or ()), not no_text_encoder, prompts, num_candidates, num_permutations)
         given = {
             "text_encoder": text_encoder,
             "trust_remote_code": trust_remote_code,
             "allow_other_llm": allow_other_llm,
         }
         with checkpoint_of_all_stages(model) as path:
-            loaded, processor = load_for_export(path, format, rankers, named_llm(llm, gguf_file), **given)
+            loaded, processor = load_for_export(path, format, options.rankers, named_llm(llm, gguf_file), **given)
         found = export_users(processor.catalog, path, users, data, max_users)
-        record = export_model(loaded, processor, format, output, found, rankers, overwrite)
+        record = export_model(loaded, processor, format, output, found, overwrite, options)
         if json_output:
             emit(record)
             return
         for part in record["parts"]:
             gate = part["gate"]
-            say(f"{part['name']:<10} top-{gate['top_k']} overlap {gate['overlap']:.4f} on {gate['users']} users")
+            say(f"{part['name']:<14} top-{gate['top_k']} overlap {gate['overlap']:.4f} on {gate['users']} users")
         say(f"The export is in {output}; export.json says what its files are")

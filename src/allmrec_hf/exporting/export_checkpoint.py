@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,31 @@ from ..part_sources import CHECKPOINT_PART, located
 from ..processing_allmrec import ALLMRecProcessor
 from .export_record import RECORD_FILE, digest_of_items, versions, write_record
 from .export_users import MOST_USERS, ExportUser, export_users
+from .graph_export import write_graphs
+from .graph_runtimes import RUNTIMES
 from .item_vectors import VectorTable, missing_package, ranked_users, vector_rankers
 from .pgvector_files import write_pgvector
+from .prompt_embeds import check_prompts, write_prompts
 from .vector_indexes import INDEXES, write_index, write_items
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What of a checkpoint is exported.
+
+    Attributes:
+        rankers: `cf`, `retrieval` or both; what the checkpoint has where empty. Not for `vllm`.
+        with_text: Whether `onnx` and `openvino` hold the text encoder and the path of new items.
+        prompts: The path of `vllm`: `letter` or `generate`.
+        num_candidates: Candidates that are retrieved for a prompt, where the users bring none.
+        num_permutations: Prompts of a user, with the candidates in other orders; for the path `letter`.
+    """
+
+    rankers: tuple[str, ...] = ()
+    with_text: bool = True
+    prompts: str = "letter"
+    num_candidates: int = 20
+    num_permutations: int = 1
 
 
 @dataclass(frozen=True)
@@ -45,6 +67,9 @@ FORMATS = {
     "faiss": ExportFormat(("faiss",), "vectors", versions=("faiss-cpu",)),
     "usearch": ExportFormat(("usearch",), "vectors", versions=("usearch",)),
     "pgvector": ExportFormat(),
+    "onnx": ExportFormat(("onnx", "onnxscript", "onnxruntime"), "onnx", versions=("onnx", "onnxscript", "onnxruntime")),
+    "openvino": ExportFormat(("openvino",), "openvino", versions=("openvino",)),
+    "vllm": ExportFormat(needs_llm=True),
 }
 
 
@@ -62,23 +87,27 @@ def check_format(format: str) -> ExportFormat:
             importlib.import_module(package)
         except ImportError as error:
             raise missing_package(package, str(found.extra), error) from error
+    if format in RUNTIMES and importlib.util.find_spec("transformers.exporters") is None:
+        raise ALLMRecError(f"graphs need a newer transformers: pip install 'allmrec-hf[{found.extra}]'")
     return found
 
 
 def load_for_export(
-    path: str | Path, format: str, rankers: Sequence[str] | None = None, llm: str | None = None, **loading: Any
+    path: str | Path, format: str, rankers: Sequence[str] = (), llm: str | None = None, **loading: Any
 ) -> tuple[ALLMRecModel, ALLMRecProcessor]:
     """Load of a checkpoint what an export needs: the LLM only where the ranker `retrieval` or prompts ask for it.
 
     Args:
         path: Folder, Hub id or `demo`.
         format: One of `FORMATS`.
-        rankers: Those to export; all that have vectors where not given.
+        rankers: Those to export; all that have vectors where empty.
         llm: An LLM in place of the one that the checkpoint names.
         **loading: Further arguments of `ALLMRecModel.from_pretrained`.
     """
     config = ALLMRecConfig.from_pretrained(located(str(path), CHECKPOINT_PART))
-    wanted = FORMATS[format].needs_llm or "retrieval" in vector_rankers(config, list(rankers or ()))
+    wanted = FORMATS[format].needs_llm or "retrieval" in vector_rankers(config, list(rankers))
+    if format in RUNTIMES:
+        loading = {"dtype": "float32", **loading}
     model = ALLMRecModel.from_pretrained(path, language_model=(llm or "auto") if wanted else None, **loading)
     trusts = bool(loading.get("trust_remote_code"))
     return model, ALLMRecProcessor.from_pretrained(path, trust_remote_code=trusts)
@@ -90,9 +119,9 @@ def export_checkpoint(
     output: str | Path,
     users: str | Path | None = None,
     data: str | Path | None = None,
-    rankers: Sequence[str] | None = None,
     max_users: int = MOST_USERS,
     overwrite: bool = False,
+    options: ExportOptions | None = None,
     **loading: Any,
 ) -> dict[str, Any]:
     """Export a checkpoint and return the record that stands beside the files as `export.json`.
@@ -102,13 +131,13 @@ def export_checkpoint(
 
     Args:
         model: Run folder, Hub id or `demo`.
-        format: `faiss`, `usearch` or `pgvector`.
+        format: One of `FORMATS`.
         output: The folder to write.
         users: A parquet file, or JSON lines, with the histories of the users that decide.
         data: Prepared data of the users, in place of a file.
-        rankers: `cf`, `retrieval` or both; what the checkpoint has where not given.
         max_users: Users at most.
         overwrite: Replace an earlier export.
+        options: What of the checkpoint is exported.
         **loading: `llm`, and arguments of `ALLMRecModel.from_pretrained` such as `text_encoder`.
 
     Raises:
@@ -124,9 +153,10 @@ def export_checkpoint(
     """
     check_format(format)
     check_output(Path(output), overwrite, RECORD_FILE)
-    loaded, processor = load_for_export(model, format, rankers, **loading)
+    options = options or ExportOptions()
+    loaded, processor = load_for_export(model, format, options.rankers, **loading)
     found = export_users(processor.catalog, model, users, data, max_users)
-    return export_model(loaded, processor, format, output, found, rankers, overwrite)
+    return export_model(loaded, processor, format, output, found, overwrite, options)
 
 
 def export_model(
@@ -135,8 +165,8 @@ def export_model(
     format: str,
     output: str | Path,
     users: Sequence[ExportUser],
-    rankers: Sequence[str] | None = None,
     overwrite: bool = False,
+    options: ExportOptions | None = None,
 ) -> dict[str, Any]:
     """Export a model that is loaded; see `export_checkpoint`.
 
@@ -146,14 +176,20 @@ def export_model(
         format: One of `FORMATS`.
         output: The folder to write.
         users: Real users, see `export_users`.
-        rankers: Those to export.
         overwrite: Replace an earlier export.
+        options: What of the model is exported.
     """
     needs = check_format(format)
     processor.check_fits(None, model.cf_encoder.num_items)
-    names = vector_rankers(model.config, list(rankers or ()))
+    options = options or ExportOptions()
+    names = vector_rankers(model.config, list(options.rankers))
     with replaced_folder(Path(output), overwrite, RECORD_FILE) as folder, torch.no_grad():
-        parts = _WRITERS[format](folder, format, model, processor, users, names)
+        if format == "vllm":
+            parts = _write_prompts(folder, model, processor, users, options)
+        elif format in RUNTIMES:
+            parts = write_graphs(folder, format, model, processor, users, names, options.with_text)
+        else:
+            parts = _write_vectors(folder, format, model, processor, users, names)
         record = {
             "format": format,
             "backbone": model.cf_encoder.config.model_type,
@@ -188,5 +224,15 @@ def _write_vectors(
     return parts
 
 
-_Writer = Callable[..., list[dict[str, Any]]]
-_WRITERS: dict[str, _Writer] = {format: _write_vectors for format in ("faiss", "usearch", "pgvector")}
+def _write_prompts(
+    folder: Path,
+    model: ALLMRecModel,
+    processor: ALLMRecProcessor,
+    users: Sequence[ExportUser],
+    options: ExportOptions,
+) -> list[dict[str, Any]]:
+    if options.rankers:
+        raise ALLMRecError("--ranker names whose vectors or graphs are exported; prompts are chosen by --prompts")
+    how = (options.prompts, options.num_candidates, options.num_permutations)
+    check_prompts(model, *how)
+    return write_prompts(folder, model, processor, users, *how)

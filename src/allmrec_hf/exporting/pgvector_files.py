@@ -11,7 +11,7 @@ import torch
 
 from ..catalog import ItemCatalog
 from ..errors import DataError
-from .item_vectors import RankedUsers, VectorTable
+from .item_vectors import USERS_AT_ONCE, RankedUsers, VectorTable
 from .rank_parity import best_items
 
 WIDEST = 16_000  # of pgvector's type vector
@@ -92,12 +92,16 @@ def write_pgvector(folder: Path, table: VectorTable, catalog: ItemCatalog, users
     for name, text in texts.items():
         (folder / f"{table.name}.{name}.sql").write_text(text.format(**words), encoding="utf-8")
     vectors = torch.from_numpy(read_vectors(folder / f"{table.name}.copy"))
-    scores = torch.cat([torch.zeros(len(users.users), 1), users.vectors @ vectors.T], dim=1)
-    found = best_items(scores, users.users.seen_ids.cpu())
+    found = [
+        best_items(torch.cat([torch.zeros(len(part), 1), part @ vectors.T], dim=1), seen.cpu())
+        for part, seen in zip(
+            users.vectors.split(USERS_AT_ONCE), users.users.seen_ids.split(USERS_AT_ONCE), strict=True
+        )
+    ]
     return {
         **{"name": table.name, "table": words["table"], "width": table.width, "metric": "inner product"},
         "files": [f"{table.name}.copy", *(f"{table.name}.{name}.sql" for name in texts)],
-        "gate": users.parity(found).require(f"rows for pgvector of the ranker {table.name}"),
+        "gate": users.parity(torch.cat(found)).require(f"rows for pgvector of the ranker {table.name}"),
         "gate_reads": "the file of rows, in place of a database",
     }
 
