@@ -265,6 +265,7 @@ class TitleLikelihood(ModelRanker):
     """Rank by the LLM's log-likelihood of the titles (the paper), see `ALLMRecConfig.score_normalization`."""
 
     kind = "likelihood"
+    normalization: ClassVar[str | None] = None  # the configuration's
 
     @classmethod
     def lacks(cls, config: Any) -> str | None:
@@ -283,10 +284,9 @@ class TitleLikelihood(ModelRanker):
         """Return the log-likelihoods, averaged over orders of the candidate list; the order given changes nothing."""
         totals = []
         for permutation in range(num_permutations if self.processor.lists_candidates else 1):
-            batch = self.processor(users.histories, candidates, permutation=permutation).to(self.model.device)
-            totals.append(self.model.score(**batch, user_representations=users.representations).float())
+            totals.append(self._log_likelihoods(users, candidates, permutation))
         scores = torch.stack(totals).mean(dim=0)
-        context = CONTEXT_OF.get(self.model.config.score_normalization)
+        context = CONTEXT_OF.get(self.normalization or self.model.config.score_normalization)
         if context is None:
             return RankerScores(scores, {"likelihood": scores})
         prior = self._without(context, users, candidates, len(totals)).to(scores)
@@ -312,11 +312,15 @@ class TitleLikelihood(ModelRanker):
         """Return `(B, C)` log-likelihoods of the titles after the prompt without the user or its vectors."""
         if context == "no_user" and not self.processor.lists_candidates:
             return self._priors_of_items(users, candidates)
-        totals = []
-        for permutation in range(num_permutations):
-            batch = self.processor(users.histories, candidates, permutation, context).to(self.model.device)
-            totals.append(self.model.score(**batch, user_representations=users.representations).float())
+        totals = [self._log_likelihoods(users, candidates, number, context) for number in range(num_permutations)]
         return torch.stack(totals).mean(dim=0)
+
+    def _log_likelihoods(
+        self, users: UserBatch, candidates: Sequence[Sequence[int]], permutation: int, context: Context = "whole"
+    ) -> Tensor:
+        """Return the log-likelihoods `(B, C)` of the titles behind one prompt for each user."""
+        batch = self.processor(users.histories, candidates, permutation, context).to(self.model.device)
+        return self.model.score(**batch, user_representations=users.representations).float()
 
     def _priors_of_items(self, users: UserBatch, candidates: Sequence[Sequence[int]]) -> Tensor:
         """Return the same where nothing but the item decides it; each item is read once."""
@@ -324,8 +328,8 @@ class TitleLikelihood(ModelRanker):
         wanted = sorted(item for item, value in known.items() if value is None)
         if wanted:  # behind the shortest history, so that no title is cut for the length of another user's
             alone = users.take([0])
-            batch = self.processor([alone.histories[0][-1:]], [wanted], 0, "no_user").to(self.model.device)
-            found = self.model.score(**batch, user_representations=alone.representations)[0].tolist()
+            behind = UserBatch([alone.histories[0][-1:]], alone.representations, alone.seen_ids)
+            found = self._log_likelihoods(behind, [wanted], 0, "no_user")[0].tolist()
             for item, value in zip(wanted, found, strict=True):
                 known[item] = self._priors.put(item, value)
         width = max(len(row) for row in candidates)

@@ -11,11 +11,12 @@ from .ranker import CFScore, ModelRanker, TextSimilarity, TitleLikelihood
 from .ranker_fusion import Fusion, ReciprocalRanks, WeightedSum
 from .ranker_letter import LetterRanker
 from .ranker_retrieval import RetrievalRanker
+from .ranker_zero_shot import ZeroShot
 
 RANKERS: dict[str, type[ModelRanker]] = {
     kind.kind: kind
     for kind in (
-        *(TitleLikelihood, LetterRanker, RetrievalRanker),
+        *(TitleLikelihood, LetterRanker, RetrievalRanker, ZeroShot),
         *(Fusion, WeightedSum, ReciprocalRanks, TextSimilarity, CFScore),
     )
 }

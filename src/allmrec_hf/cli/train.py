@@ -102,7 +102,7 @@ def _check_together(args: Any, stages: tuple[str, ...]) -> None:
                 "--stage backbone or --stage align"
             )
         args.project.template("item")  # which domain does not matter to the slots
-    elif args.llm.include_llm and stages != ("rank",):
+    elif args.llm.include_llm and "rank" not in stages:
         raise ALLMRecError("--include-llm saves the LLM that stage project trains with; it needs that stage")
     if args.backbone.trained is not None and args.backbone.options:
         raise ALLMRecError(

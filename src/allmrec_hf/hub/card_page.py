@@ -24,6 +24,7 @@ PROTOCOLS = {
 }
 RANKERS = {
     "likelihood": "It ranks items by the likelihood of their titles.",
+    "zero_shot": "It ranks candidates by how much likelier the history's titles make theirs to the LLM as it is.",
     "letter": "It ranks candidates by the likelihood of the letter before each.",
     "retrieval": "Items are ranked by how near their vectors are to the LLM's last hidden state after the history.",
     "fusion": "Items are ranked by a weighted sum of the scores of backbone, texts and the LLM's rankers.",

@@ -15,6 +15,7 @@ LONGEST_SHOWN = 160  # characters of a title
 KINDS_AT_FIRST = 8  # of histories; the others are folded away
 WORDS = {
     "likelihood": ("LLM", "how likely the language model finds the title"),
+    "zero_shot": ("LLM titles", "how much likelier the history's titles make this one to the language model"),
     "letter": ("LLM letter", "which letter of the list the language model picks"),
     "retrieval": ("LLM vector", "how near the language model's vectors of user and item are"),
     "cf": ("CF", "what people with like histories chose (collaborative filtering)"),

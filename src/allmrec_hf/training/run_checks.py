@@ -12,6 +12,7 @@ from transformers import PreTrainedConfig
 from ..cf_encoder import MODEL_TYPE_PREFIX, CFEncoder, CFEncoderConfig, cf_config_from_dict, cf_encoder_class
 from ..data.prepared import PreparedData
 from ..errors import ALLMRecError, DataError
+from ..ranker_zero_shot import ZeroShot
 from .devices import check_possible_here, process_state
 from .llms import check_llm
 from .loop import CHECKPOINTS_FOLDER
@@ -33,7 +34,7 @@ from .run_record import (
     check_same_data,
     with_absolute_paths,
 )
-from .stage_arguments import LOOPS, SECTIONS, STEPS, is_backbone_name
+from .stage_arguments import LOOPS, SECTIONS, STEPS, is_backbone_name, split_names
 from .trained import load_target_counts
 
 
@@ -115,10 +116,11 @@ def _check(run: Run, stages: tuple[str, ...]) -> None:
     _check_backbone(run, stages)
     first = min(stages, key=STEPS.index)
     needed = {"backbone": None, "align": "backbone"}.get(first, "align")
-    if first == "rank" and not any(run.is_done(stage) for stage in ("project", "retrieve")):
+    alone = ZeroShot.kind in split_names(run.args.rank.rankers)
+    if first == "rank" and not alone and not any(run.is_done(stage) for stage in ("project", "retrieve")):
         raise ALLMRecError(
             f"stage rank puts together what stage project or retrieve trains, and {run.output} holds neither; run one "
-            "into the same folder first"
+            "into the same folder first, or name zero_shot in --rankers, for which nothing is trained"
         )
     if needed is not None and not (run.output / needed / "config.json").exists():
         raise ALLMRecError(
@@ -213,14 +215,16 @@ def _check_parts(run: Run, stages: tuple[str, ...]) -> None:
     """Check text encoder, LLM and candidates of later stages."""
     if "align" in stages and not run.is_behind("align"):
         run.load_text_encoder()
-    if not {"project", "retrieve"} & set(stages):
+    reading = [stage for stage in ("project", "retrieve") if stage in stages]
+    if ZeroShot.kind in split_names(run.args.rank.rankers) and "rank" in stages:
+        reading.append("rank")
+    if not reading:
         return
     llm, project = run.args.llm, run.args.project
     words = run.prompt.to_dict().values()
     if run.parts.llm is None:
         if llm.name is None:
-            first = "project" if "project" in stages else "retrieve"
-            raise ALLMRecError(f"stage {first} needs an LLM: --llm ID_OR_PATH (llm=), such as facebook/opt-1.3b")
+            raise ALLMRecError(f"stage {reading[0]} needs an LLM: --llm ID_OR_PATH (llm=), such as facebook/opt-1.3b")
         device = process_state().device
         check_llm(llm.name, llm.revision, llm.loading_options(), run.trust, words, device)
     if "project" not in stages:

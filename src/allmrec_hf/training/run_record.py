@@ -23,7 +23,7 @@ SECTIONS_OF_STAGE = {
     "align": ("align",),
     "project": ("project", "llm"),
     "retrieve": ("retrieve", "llm"),
-    "rank": ("rank",),
+    "rank": ("rank", "llm"),
 }
 # Options that name a folder or a Hub id.
 SOURCES = {

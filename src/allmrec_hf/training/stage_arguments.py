@@ -447,7 +447,13 @@ def _layers(name: str, value: Any, whole: int) -> int:
     raise ALLMRecError(f"{name} must be a whole number of layers, or a share of them below 1; got {value!r}")
 
 
-RANKER_STAGES = {"likelihood": "project", "letter": "project", "retrieval": "retrieve", "fusion": "rank"}
+RANKER_STAGES = {
+    "likelihood": "project",
+    "letter": "project",
+    "retrieval": "retrieve",
+    "zero_shot": "rank",
+    "fusion": "rank",
+}
 
 
 @dataclass(frozen=True)
@@ -456,8 +462,8 @@ class RankArguments(Checked):
 
     rankers: str = option(
         "likelihood",
-        "Rankers that are trained, with commas between: likelihood (the paper), letter, retrieval, fusion. The "
-        "backbone's own is always there.",
+        "Rankers that are trained, with commas between: likelihood (the paper), letter, retrieval, zero_shot (the LLM "
+        "by itself), fusion. The backbone's own is always there.",
         flag="--rankers",
     )
     ranker: str | None = option(

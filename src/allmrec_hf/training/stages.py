@@ -19,6 +19,7 @@ from ..prompt import HistoryTemplate, LetterTemplate
 from ..ranker import TitleLikelihood
 from ..ranker_letter import LetterRanker
 from ..ranker_retrieval import RetrievalRanker, add_retrieval_head
+from ..ranker_zero_shot import ZeroShot, add_zero_shot
 from .alignment import AlignmentModule, AlignmentTask, check_text_table, text_embedding_table
 from .backbone_training import train_backbone
 from .cold_items import fill_item_table
@@ -223,8 +224,14 @@ def run_ranking(run: Run) -> None:
     run.note("rank")
     if run.writes:
         model = ALLMRecModel.from_pretrained(run.output, language_model=None, trust_remote_code=run.trust)
-        model.attach_language_model(run.load_llm()[0])
-        processor = ALLMRecProcessor.from_pretrained(run.output, trust_remote_code=run.trust)
+        if run.is_done("project") or run.is_done("retrieve"):
+            model.attach_language_model(run.load_llm()[0])
+            processor = ALLMRecProcessor.from_pretrained(run.output, trust_remote_code=run.trust)
+        else:
+            processor = _attach_llm(run, model)
+            model.config.rankers = {**(model.config.rankers or {}), "likelihood": {"trained": False}}
+        if ZeroShot.kind in split_names(run.args.rank.rankers):
+            add_zero_shot(model, run.data.domain, run.data.verbs, run.args.project.history_in_prompt)
         if run.parts.text_encoder is not None:
             model.attach_text_encoder(run.parts.text_encoder)
         place(model, process_state().device)
