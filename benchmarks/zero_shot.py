@@ -4,11 +4,11 @@
     python benchmarks/zero_shot.py --data-root DATA --parts runs/parts --output RUNS
     python benchmarks/zero_shot.py --output RUNS --table
 
-Nothing is trained around the LLM. Backbone and stage 1 are those of `real_rankers.py`. On validation users the fusion is
-fitted on the parts cf, text and zero_shot, once with the pretrained LLM, once with one of random weights, once without;
-the same test users are then ranked by each, on their prepared candidates. Prompts and lengths were not tuned. Scores
-are kept every 50 users, so that a run goes on where it stopped. With `--table` it writes `docs/results/zero_shot.json`
-and `.md` from all runs found.
+Nothing is trained around the LLM. Backbone and stage 1 are those of `real_rankers.py`. On validation users the fusion
+is fitted on the parts cf, text and zero_shot, once with the pretrained LLM, once with one of random weights, once
+without; the same test users are then ranked by each, on their prepared candidates. Prompts and lengths were not tuned.
+Scores are kept every 50 users, so that a run goes on where it stopped. With `--table` it writes
+`docs/results/zero_shot.json` and `.md` from all runs found.
 """
 
 from __future__ import annotations
