@@ -114,6 +114,18 @@ def zero_shot_scores(
 
 
 @torch.no_grad()
+def standardized_scores(
+    parts: FusionParts, processor: ALLMRecProcessor, samples: Samples, items: np.ndarray, at_once: int = 100
+) -> torch.Tensor:
+    """Return the standardized scores `(P, S, C)` of the parts."""
+    found = []
+    for start in range(0, len(items), at_once):
+        histories = [history.tolist() for history in samples.histories[start : start + at_once]]
+        users = UserBatch.encode(parts.model, processor, histories)
+        found.append(parts.of_lists(users, items[start : start + at_once].tolist(), 1))
+    return torch.cat(found, dim=1)
+
+
 def compute_run(data: PreparedData, name: str, seed: int, options: argparse.Namespace) -> None:
     """Score all users by every part, fit the fusions and store what came out."""
     where = options.output / "work" / f"{name}-{seed}"
@@ -140,18 +152,12 @@ def compute_run(data: PreparedData, name: str, seed: int, options: argparse.Name
         model.keep_text_embeddings(texts, 1)
         held_out = rows["validation"][0]
         drawn = fusion_candidates(data, held_out, 500, 0)
-        model.config.rankers["text"] = {"last_items": best_last_items(model, processor, held_out, drawn)}
+        with torch.no_grad():
+            last_items = best_last_items(model, processor, held_out, drawn)
+        model.config.rankers["text"] = {"last_items": last_items}
         parts = FusionParts(model, processor, ["cf", "text"])
         for split, (samples, items) in rows.items():
-            batches = [
-                parts.of_lists(
-                    UserBatch.encode(model, processor, [h.tolist() for h in samples.histories[i : i + 100]]),
-                    items[i : i + 100].tolist(),
-                    1,
-                )
-                for i in range(0, len(items), 100)
-            ]
-            standard[split] = torch.cat(batches, dim=1)
+            standard[split] = standardized_scores(parts, processor, samples, items)
 
     counts = model.item_table.interaction_counts
     samples_of: dict[str, dict[str, FusionSamples]] = {}
@@ -171,7 +177,8 @@ def compute_run(data: PreparedData, name: str, seed: int, options: argparse.Name
         ("backbone", load_backbone(folder / "backbone").eval()),
         ("backbone, train and validation", fair_backbone(folder, data)),
     ):
-        found[label] = BackboneRanker(backbone, name=label).score(histories, items)
+        with torch.no_grad():
+            found[label] = BackboneRanker(backbone, name=label).score(histories, items)
     weights = {}
     for label, fitted_on in samples_of["validation"].items():
         names = ["cf", "text", "zero_shot"][: len(fitted_on.scores)]
@@ -288,7 +295,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--datasets", nargs="+", default=["office"], choices=list(DATASETS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--fit-users", type=int, default=500)
+    parser.add_argument("--fit-users", type=int, default=250)
     parser.add_argument("--test-users", type=int, default=1_000)
     parser.add_argument("--table", action="store_true")
     options = parser.parse_args()
