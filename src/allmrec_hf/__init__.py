@@ -70,6 +70,7 @@ if TYPE_CHECKING:  # for editors and type checkers; at run time names are loaded
     from .explaining.tasks import answer_scores as answer_scores
     from .explaining.tasks import choice_task as choice_task
     from .explaining.tasks import generate_answers as generate_answers
+    from .exporting.export_checkpoint import ExportOptions as ExportOptions
     from .exporting.export_checkpoint import export_checkpoint as export_checkpoint
     from .exporting.vector_indexes import ExportedIndex as ExportedIndex
     from .hub.card import read_card as read_card
@@ -105,6 +106,7 @@ _PUBLIC = {
     "BackboneRanker": "evaluation.rankers",
     "CheckpointError": "errors",
     "DataError": "errors",
+    "ExportOptions": "exporting.export_checkpoint",
     "ExportedIndex": "exporting.vector_indexes",
     "ItemCatalog": "catalog",
     "LLMArguments": "training.stage_arguments",

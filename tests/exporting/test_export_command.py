@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 
 import pytest
@@ -32,6 +33,33 @@ def test_prompts_are_exported_by_their_options(tmp_path):
     assert (part["name"], part["prompts"]) == ("generate", 2)
     lines = (tmp_path / "prompts" / "requests.jsonl").read_text(encoding="utf-8").splitlines()
     assert [len(json.loads(line)["candidates"]) for line in lines] == [3, 3]
+
+
+def test_of_a_checkpoint_with_the_ranker_retrieval_both_tables_are_exported(world, tmp_path):
+    world.model.save_pretrained(tmp_path / "checkpoint", include_llm=True)
+    world.processor.save_pretrained(tmp_path / "checkpoint")
+    ids = world.processor.catalog.item_ids
+    rows = [json.dumps({"history": [ids[item - 1] for item in history]}) for history in world.histories]
+    (tmp_path / "users.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    command = (
+        "export",
+        "--model",
+        tmp_path / "checkpoint",
+        "--users",
+        tmp_path / "users.jsonl",
+        "--format",
+        "pgvector",
+    )
+    told = succeeded(*command, "--output", tmp_path / "both", "--json")
+    assert [(part["name"], part["gate"]["overlap"]) for part in json.loads(told.stdout)["parts"]] == [
+        ("cf", 1.0),
+        ("retrieval", 1.0),
+    ]
+    shutil.rmtree(tmp_path / "checkpoint" / "language_model")  # the backbone's vectors need no LLM
+    told = succeeded(*command, "--ranker", "cf", "--output", tmp_path / "one", "--json")
+    assert [part["name"] for part in json.loads(told.stdout)["parts"]] == ["cf"]
+    refused(*command, "--output", tmp_path / "none")
+    assert not (tmp_path / "none").exists()
 
 
 def test_what_is_unknown_is_named(tmp_path):

@@ -61,6 +61,31 @@ def test_a_query_needs_users_of_the_right_width_and_an_index_that_there_is(world
         ExportedIndex(exports)
 
 
+def test_a_file_that_was_changed_or_is_not_of_the_export_is_not_read(exports, tmp_path):
+    for format in INDEXES:
+        folder = tmp_path / format
+        shutil.copytree(exports / format, folder)
+        index, record = folder / f"cf.{format}", json.loads((folder / RECORD_FILE).read_text(encoding="utf-8"))
+        index.write_bytes(index.read_bytes()[:-1] + b"x")
+        with pytest.raises(ALLMRecError, match="is not the file that was exported"):
+            ExportedIndex(folder, "cf")
+        index.unlink()
+        with pytest.raises(ALLMRecError, match="cannot be read"):
+            ExportedIndex(folder, "cf")
+        for change in ({"file": "../../cf"}, {"file": None}, {"width": "wide"}):
+            parts = [{**record["parts"][0], **change}]
+            (folder / RECORD_FILE).write_text(json.dumps({**record, "parts": parts}), encoding="utf-8")
+            with pytest.raises(ALLMRecError, match="export it again"):
+                ExportedIndex(folder, "cf")
+        for text in ("{", "[]", json.dumps({**record, "parts": 3}), json.dumps({**record, "export_version": "x"})):
+            (folder / RECORD_FILE).write_text(text, encoding="utf-8")
+            with pytest.raises(ALLMRecError, match="is damaged"):
+                ExportedIndex(folder, "cf")
+        (folder / RECORD_FILE).write_text(json.dumps({**record, "export_version": 2}), encoding="utf-8")
+        with pytest.raises(ALLMRecError, match="newer version"):
+            ExportedIndex(folder, "cf")
+
+
 def test_where_all_items_are_excluded_nothing_is_found(world, exports):
     everything = [world.processor.catalog.item_ids]
     for format in INDEXES:

@@ -68,6 +68,24 @@ def read_record(folder: Path) -> dict[str, Any]:
     return known
 
 
+def exported_file(folder: Path, record: dict[str, Any], name: str) -> Path:
+    """Return a file of an export whose content is what was exported: libraries of C++ read it unchecked.
+
+    Raises:
+        ALLMRecError: when the record does not name it, or it is missing or another.
+    """
+    known = record.get("files", {}).get(name)
+    if not isinstance(known, dict) or Path(name).is_absolute() or ".." in Path(name).parts:
+        raise ALLMRecError(f"the {RECORD_FILE} of {folder} names no file {name!r}; export it again")
+    try:
+        found = _sha256(folder / name)
+    except OSError as error:
+        raise ALLMRecError(f"{folder / name} cannot be read ({error.strerror}); export it again") from error
+    if found != known.get("sha256"):
+        raise ALLMRecError(f"{folder / name} is not the file that was exported (its digest differs); export it again")
+    return folder / name
+
+
 def _sha256(path: Path) -> str:
     found = hashlib.sha256()
     with path.open("rb") as opened:

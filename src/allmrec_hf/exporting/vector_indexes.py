@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from ..catalog import ItemCatalog
 from ..errors import ALLMRecError, DataError
-from .export_record import RECORD_FILE, read_record
+from .export_record import RECORD_FILE, exported_file, read_record
 from .item_vectors import RankedUsers, VectorTable, missing_package
 from .rank_parity import LEAST_OVERLAP
 
@@ -225,16 +224,19 @@ class ExportedIndex:
         record = read_record(folder)
         if record["format"] not in INDEXES:
             raise ALLMRecError(f"{folder} is an export for {record['format']}, not an index; see its {RECORD_FILE}")
-        parts = {part["name"]: part for part in record["parts"]}
-        ranker = ranker or next(iter(parts))
+        parts = {part.get("name"): part for part in record["parts"]}
+        ranker = ranker or next(iter(parts), None)
         if ranker not in parts:
-            raise ALLMRecError(f"{folder} has no index of the ranker {ranker!r}; it has {', '.join(parts)}")
+            raise ALLMRecError(f"{folder} has no index of the ranker {ranker!r}; it has {', '.join(map(str, parts))}")
         self.part = parts[ranker]
         try:
-            self.index = INDEXES[record["format"]].opened(folder / self.part["file"], self.part)
-            items = pl.read_parquet(folder / ITEMS_FILE)
-        except (OSError, RuntimeError, pl.exceptions.PolarsError, json.JSONDecodeError) as error:
-            raise ALLMRecError(f"{folder} cannot be read: {error}; export it again") from error
+            file, self._width = str(self.part["file"]), int(self.part["width"])
+            self.index = INDEXES[record["format"]].opened(exported_file(folder, record, file), self.part)
+            items = pl.read_parquet(exported_file(folder, record, ITEMS_FILE))
+        except ALLMRecError:
+            raise
+        except (OSError, RuntimeError, KeyError, TypeError, ValueError, pl.exceptions.PolarsError) as error:
+            raise ALLMRecError(f"{folder} cannot be read ({error!r}); export it again") from error
         self._ids, self._titles = items["item_id"].to_list(), items["title"].to_list()
         self._rows = {item_id: row for row, item_id in enumerate(self._ids, 1)}
 
@@ -248,9 +250,9 @@ class ExportedIndex:
             top_k: Items for each.
             exclude: Ids of items never to return, for each user; unknown ones exclude nothing.
         """
-        if vectors.ndim != 2 or vectors.shape[1] != self.part["width"]:
+        if vectors.ndim != 2 or vectors.shape[1] != self._width:
             raise DataError(
-                f"the index of the ranker {self.part['name']} needs users (B, {self.part['width']}), got "
+                f"the index of the ranker {self.part['name']} needs users (B, {self._width}), got "
                 f"{tuple(vectors.shape)}"
             )
         rows = [[self._rows.get(str(item_id), 0) for item_id in row] for row in exclude or [[]] * len(vectors)]
