@@ -153,6 +153,18 @@ def test_a_sharded_llm_is_trained_for_as_a_whole_one_is(small_parts, alone, tmp_
         assert record["sharded_parameters"] == 2 * 9  # of two layers of Llama: seven matrices and two norms each
 
 
+def test_a_validation_with_a_sharded_llm_is_shared_out(tmp_path):
+    """Five users for two processes, then one user for both: they make different numbers of passes."""
+    in_two_processes(SCRIPT.with_name("sharded_validation.py"), tmp_path, ACCELERATE_USE_FSDP="true")
+    found = [json.loads((tmp_path / f"found-{rank}.json").read_text()) for rank in (0, 1)]
+    for frees_layers in ("true", "false"):
+        first, second = (one[frees_layers] for one in found)
+        assert (first["sharded"], second["sharded"]) == (True, True)
+        assert (first["mine"], second["mine"]) == ([[0, 2, 4], [0]], [[1, 3]])
+        assert first["means"] == second["means"]
+        assert first["means"] == pytest.approx([np.mean(first["expected"]), first["expected"][0]], abs=1e-6)
+
+
 def test_configurations_of_several_devices_are_those_of_accelerate():
     config = pytest.importorskip("accelerate.commands.config.config_args")
     kinds = {}

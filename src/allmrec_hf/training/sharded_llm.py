@@ -7,17 +7,20 @@ are small, are on every process, and are synchronised as without sharding. The t
 are embedded outside of the LLM's `forward`.
 
 A layer is gathered from all processes, so all must make the same passes in the same order. The loop sees to it: a
-process with fewer parts of a batch repeats one with weight 0, and validations are computed in whole by every process.
+process with fewer parts of a batch repeats one with weight 0. In a validation each computes its share of the users, in
+as many passes as they take it, and then helps the others to gather their layers: see `passes_of_own`.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from accelerate.utils import parse_flag_from_env
-from torch import nn
+from torch import distributed, nn
 
 from ..errors import ALLMRecError
 from ..evaluation.shares import SHARDING, process_state
@@ -49,6 +52,11 @@ def _is_part(parameter: Any) -> bool:
     from torch.distributed.tensor import DTensor
 
     return isinstance(parameter, DTensor)
+
+
+def _frees_layers() -> bool:
+    """Tell whether a layer that was gathered for a forward pass is let go after it."""
+    return parse_flag_from_env("FSDP_RESHARD_AFTER_FORWARD", True)
 
 
 def shard_language_model(language_model: Any) -> None:
@@ -83,9 +91,48 @@ def shard_language_model(language_model: Any) -> None:
         raise ALLMRecError(f"the layers of this LLM ({type(language_model).__name__}) cannot be told, so not sharded")
     mesh = init_device_mesh(process_state().device.type, (process_state().num_processes,))
     offload = CPUOffloadPolicy() if _is_offloaded() else OffloadPolicy()
-    reshard = parse_flag_from_env("FSDP_RESHARD_AFTER_FORWARD", True)
     for layer in lists[0]:
-        fully_shard(layer, mesh=mesh, reshard_after_forward=reshard, offload_policy=offload)
+        fully_shard(layer, mesh=mesh, reshard_after_forward=_frees_layers(), offload_policy=offload)
+
+
+@contextmanager
+def passes_of_own(module: nn.Module) -> Iterator[None]:
+    """Let every process make as many passes of a sharded LLM without gradients as its own work takes, if any.
+
+    Before each layer all processes hear which one is due. One that has finished its work gathers it too, for the
+    others, until all have finished.
+
+    Args:
+        module: What holds the LLM; nothing is done where that is not sharded.
+    """
+    from torch.distributed.fsdp import FSDPModule
+
+    layers = [layer for layer in module.modules() if isinstance(layer, FSDPModule)]
+    if not layers:
+        yield
+        return
+    device = process_state().device
+
+    def due(number: int) -> torch.Tensor:
+        """Return the greatest number that a process tells: that of the layer that is due, from 1; 0 where none is."""
+        told = torch.tensor(number, device=device)
+        distributed.all_reduce(told, op=distributed.ReduceOp.MAX)
+        return told
+
+    def tell(layer: nn.Module, inputs: Any) -> None:
+        due(numbers[layer])
+
+    numbers = {layer: number for number, layer in enumerate(layers, start=1)}
+    handles = [layer.register_forward_pre_hook(tell, prepend=True) for layer in layers]  # before it is gathered
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+    while number := int(due(0)):
+        layers[number - 1].unshard()
+        if _frees_layers():
+            layers[number - 1].reshard()
 
 
 def leave_sharded_alone(module: nn.Module) -> None:

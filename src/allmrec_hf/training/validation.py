@@ -11,6 +11,7 @@ from accelerate import Accelerator
 
 from ..ranking import NaNScoresError
 from .processes import Processes
+from .sharded_llm import passes_of_own
 from .task import StageTask
 
 
@@ -18,9 +19,9 @@ from .task import StageTask
 def validation_means(task: StageTask, accelerator: Accelerator, processes: Processes) -> dict[str, float]:
     """Return the means of the task's metrics over all validation examples, each process computing its share."""
     rows = np.arange(task.num_validation_examples)
-    mine = rows[processes.rank :: processes.world] if task.rows_add_up and not processes.in_step else rows
+    mine = rows[processes.rank :: processes.world] if task.rows_add_up else rows
     values: Mapping[str, np.ndarray] = {}
-    with accelerator.autocast():
+    with accelerator.autocast(), passes_of_own(task.module):
         if len(mine):
             try:
                 values = task.validate(mine, accelerator.device)
