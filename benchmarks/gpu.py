@@ -79,28 +79,6 @@ def peak_gib(work: Callable[[], Any], device: torch.device) -> float | None:
     return round(torch.cuda.max_memory_allocated(device) / 2**30, 2)
 
 
-def layer_parameters(llm: Any) -> int:
-    """Return the parameters that every token passes: of the layers, without the tables of tokens and places."""
-    return sum(value.numel() for name, value in llm.named_parameters() if ".layers." in name)
-
-
-def flops(llm: Any, tokens: int, length: float, read: int, backward: bool) -> float:
-    """Return the FLOPs that some tokens need.
-
-    Args:
-        llm: The LLM.
-        tokens: Tokens read.
-        length: Mean number of tokens that one of them attends to, in the prompt's layers.
-        read: Places whose vocabulary logits are needed.
-        backward: Whether gradients pass back; weights are frozen, so that they cost what the forward pass does.
-    """
-    config = llm.config
-    attention = 4 * config.num_hidden_layers * config.hidden_size * length
-    each = 2 * layer_parameters(llm) + attention
-    whole = tokens * each + 2 * read * config.vocab_size * config.hidden_size
-    return whole * (2 if backward else 1)
-
-
 def largest(sizes: list[int], work: Callable[[int], Any]) -> int:
     """Return the largest batch that the device's memory holds."""
     for size in sizes:
@@ -151,7 +129,7 @@ def measured(options: argparse.Namespace, device: torch.device) -> dict[str, Any
     batch = processor.training_batch(*first(count))
     tokens, answers = int(batch["attention_mask"].sum()), int((batch["labels"] != -100).sum())
     taken = seconds(lambda: step(count), device, options.repeats)
-    needed = flops(llm, tokens, tokens / count / 2, answers, backward=True)
+    needed = setup.flops(llm, tokens, tokens / count / 2, answers, backward=True)
     found["stage2"] = {
         "users": count,
         "tokens": tokens,
@@ -166,7 +144,7 @@ def measured(options: argparse.Namespace, device: torch.device) -> dict[str, Any
     read = int((batch["answer_mask"].sum(dim=-1) - 1).clamp(min=0).sum())
     taken = seconds(lambda: recommend(count), device, options.repeats)
     written = seconds(lambda: generate(count), device, options.repeats)
-    needed = flops(llm, prompts + read, prompts / count / 2, int(batch["answer_mask"].sum()), backward=False)
+    needed = setup.flops(llm, prompts + read, prompts / count / 2, int(batch["answer_mask"].sum()), backward=False)
     found["recommend"] = {
         "users": count,
         "method": model.scoring_method,

@@ -41,6 +41,11 @@ def world(folder: Path) -> PreparedData:
     )
 
 
+def name_of(shape: str, llm: str | None) -> str:
+    """Return what an LLM is called in reports, see `language_model`."""
+    return {"tiny": "the demo's LM", "opt-125m": "opt-125m shape, random weights"}.get(shape) or Path(str(llm)).name
+
+
 def language_model(shape: str, llm: str | None, dtype: torch.dtype) -> tuple[Any, Any, str]:
     """Return an LLM, its tokenizer and its name.
 
@@ -53,13 +58,12 @@ def language_model(shape: str, llm: str | None, dtype: torch.dtype) -> tuple[Any
     demo = named_part("demo", "language_model")
     if shape == "opt-125m":
         made = AutoModelForCausalLM.from_config(OPT_125M, dtype=dtype)
-        return made.eval(), AutoTokenizer.from_pretrained(demo), "opt-125m shape, random weights"
+        return made.eval(), AutoTokenizer.from_pretrained(demo), name_of(shape, llm)
     source = demo if shape == "tiny" else llm
     if source is None:
         raise SystemExit("--shape folder needs --llm FOLDER")
     found = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
-    name = "the demo's LM" if shape == "tiny" else Path(source).name
-    return found.eval(), AutoTokenizer.from_pretrained(source), name
+    return found.eval(), AutoTokenizer.from_pretrained(source), name_of(shape, llm)
 
 
 def build(data: PreparedData, llm: Any, tokenizer: Any) -> tuple[ALLMRecModel, ALLMRecProcessor]:
@@ -89,35 +93,68 @@ def in_turns(ways: dict[str, Callable[[], Any]], repeats: int) -> dict[str, dict
     """Return what each way returned, and CPU seconds of this process: the median and the range of its repeats.
 
     The ways take turns, so that what slows the machine down for a while slows them all; each runs once before.
+    `rounds_s` are the seconds in the order of the rounds, `wall_s` is the median of the time on the clock.
     """
     returned = {name: way() for name, way in ways.items()}
     seconds: dict[str, list[float]] = {name: [] for name in ways}
+    clock: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(repeats):
         for name, way in ways.items():
-            started = time.process_time()
+            started, began = time.process_time(), time.perf_counter()
             way()
             seconds[name].append(time.process_time() - started)
+            clock[name].append(time.perf_counter() - began)
     return {
         name: {
             "returned": returned[name],
             "median_s": round(statistics.median(taken), 5),
             "range_s": [round(min(taken), 5), round(max(taken), 5)],
+            "wall_s": round(statistics.median(clock[name]), 5),
+            "rounds_s": [round(value, 5) for value in taken],
         }
         for name, taken in seconds.items()
     }
 
 
+def _of_pairs(one: dict[str, Any], other: dict[str, Any]) -> float:
+    """Return the median of the quotients of two ways, each of one round."""
+    pairs = zip(one["rounds_s"], other["rounds_s"], strict=True)
+    return round(statistics.median(first / max(second, 1e-9) for first, second in pairs), 3)
+
+
 def ratios(found: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Return the times, and those of ours against the others'; of two floors the lower one counts."""
-    ours = found["ours"]["median_s"]
-    times = {name: {key: one[key] for key in ("median_s", "range_s")} for name, one in found.items()}
+    """Return the times, and those of ours against the others', round by round; of two floors the lower one counts."""
+    kept = ("median_s", "range_s", "wall_s")
+    times = {name: {key: one[key] for key in kept} for name, one in found.items()}
     quotients = {}
-    floors = [one["median_s"] for name, one in found.items() if name.startswith("floor")]
+    floors = [one for name, one in found.items() if name.startswith("floor")]
     if floors:
-        quotients["ours_of_floor"] = round(ours / min(floors), 3)
+        quotients["ours_of_floor"] = _of_pairs(found["ours"], min(floors, key=lambda one: one["median_s"]))
     if "naive" in found:
-        quotients["naive_of_ours"] = round(found["naive"]["median_s"] / ours, 3)
+        quotients["naive_of_ours"] = _of_pairs(found["naive"], found["ours"])
     return {"times": times, **quotients}
+
+
+def layer_parameters(llm: Any) -> int:
+    """Return the parameters that every token passes: of the layers, without the tables of tokens and places."""
+    return sum(value.numel() for name, value in llm.named_parameters() if ".layers." in name)
+
+
+def flops(llm: Any, tokens: int, length: float, read: int, backward: bool) -> float:
+    """Return the FLOPs that some tokens need.
+
+    Args:
+        llm: The LLM.
+        tokens: Tokens read.
+        length: Mean number of tokens that one of them attends to, in the prompt's layers.
+        read: Places whose vocabulary logits are needed.
+        backward: Whether gradients pass back; weights are frozen, so that they cost what the forward pass does.
+    """
+    config = llm.config
+    attention = 4 * config.num_hidden_layers * config.hidden_size * length
+    each = 2 * layer_parameters(llm) + attention
+    whole = tokens * each + 2 * read * config.vocab_size * config.hidden_size
+    return whole * (2 if backward else 1)
 
 
 def peak_mb(run: Callable[[], Any]) -> float:

@@ -1,13 +1,15 @@
 """Time and memory of the LLM side: ours beside the naive way and the bare LLM, and what the cost grows with.
 
-    python benchmarks/llm_speed.py stage1 stage2 recommend startup memory sweep --shape tiny \
-        --output benchmarks/results/llm_speed
-    python benchmarks/llm_speed.py stage2 recommend memory --shape folder --llm SmolLM2-135M-Instruct --output ...
+    python benchmarks/llm_speed.py --every PARTS --output benchmarks/results/llm_speed
+    python benchmarks/llm_speed.py stage2 recommend --shape tiny --output benchmarks/results/llm_speed
     python benchmarks/llm_speed.py --page benchmarks/results/llm_speed
 
 Ways take turns in one process on the same weights and must agree in their losses or scores; times are CPU seconds of
-the process, and ratios between them are the result. A file of JSON is written for each shape and dtype; `--page`
-writes the tables of docs/speed.md from all of them, and the plot.
+the process, and the medians of the quotients of each round are the result. A file of JSON is written for each shape and
+dtype, part by part; `--page` writes the tables of docs/speed.md from all of them, and the plot. `--every` measures what
+`PLAN` names, each part in a process of its own, from a folder PARTS with the models SmolLM2-135M-Instruct and
+all-MiniLM-L6-v2. Parts that the output has already are left out, so that a run may be stopped and started again;
+`--minutes` ends it between two parts.
 """
 
 from __future__ import annotations
@@ -34,8 +36,17 @@ from allmrec_hf.data.prepared import PreparedData
 from allmrec_hf.part_sources import named_part
 from allmrec_hf.processing_allmrec import ALLMRecProcessor
 from allmrec_hf.prompt import PromptTemplate
+from allmrec_hf.scoring import packed_answers
 
 PARTS = ("stage1", "stage2", "recommend", "startup", "memory", "sweep")
+PLAN: tuple[tuple[str, str, int, int, tuple[str, ...]], ...] = (  # shape, dtype, batch size, repeats, parts
+    ("tiny", "float32", 8, 15, PARTS),
+    ("tiny", "bfloat16", 2, 3, ("stage2", "recommend")),
+    ("folder", "float32", 2, 5, ("stage2", "recommend", "startup")),
+    ("folder", "float32", 8, 3, ("stage1", "memory")),
+    ("opt-125m", "float32", 2, 5, ("stage2", "recommend")),
+    ("opt-125m", "float32", 8, 3, ("memory",)),
+)
 TOLERANCE = {torch.float32: 2e-3, torch.bfloat16: 0.5}  # nats of a loss or a title's log-likelihood
 
 
@@ -67,13 +78,17 @@ def stage2(options: argparse.Namespace, data: PreparedData) -> dict[str, Any]:
     """Measure a step of stage 2."""
     model, processor = options.build(data)
     users = setup.users_of(data, options.batch_size)
-    found = setup.in_turns(ways.stage2_ways(model, processor, *users), options.repeats)
+    found = setup.in_turns(ways.stage2_ways(model, processor, data, *users), options.repeats)
     loss = found["ours"]["returned"]
     for other in ("naive", "floor", "floor, padded"):
         check(f"stage 2, {other}", loss, found[other]["returned"], TOLERANCE[options.torch_dtype])
     batch = processor.training_batch(*users)
-    tokens = int(batch["attention_mask"].sum())
-    return {**setup.ratios(found), "loss": loss, "tokens": tokens, "users": options.batch_size}
+    tokens, places = int(batch["attention_mask"].sum()), batch["attention_mask"].numel()
+    length, answers = tokens / options.batch_size, int((batch["labels"] != -100).sum())
+    least = setup.flops(model.language_model, tokens, length / 2, answers, backward=True)
+    plain = setup.flops(model.language_model, places, places / options.batch_size, places, backward=True)
+    counts = {"loss": loss, "tokens": tokens, "users": options.batch_size}
+    return {**setup.ratios(found), **counts, "naive_of_ours_by_flops": round(plain / least, 3)}
 
 
 def recommend(options: argparse.Namespace, data: PreparedData) -> dict[str, Any]:
@@ -90,7 +105,13 @@ def recommend(options: argparse.Namespace, data: PreparedData) -> dict[str, Any]
         read = counts["prompt_tokens"] + counts["answer_tokens_read"]
         floor = min(one["median_s"] for way, one in found.items() if way.startswith("floor"))
         pace = read / found["ours"]["median_s"], counts["prompt_tokens"] / floor
+        length, packed = counts["prompt_tokens"] / count / 2, counts["answer_tokens_read"]
+        work = [
+            setup.flops(model.language_model, counts["prompt_tokens"] + more, length, more + count, backward=False)
+            for more in (packed, 0)
+        ]
         results[name] = {**setup.ratios(found), **counts, "users": count, "method": model.scoring_method}
+        results[name]["ours_of_floor_by_flops"] = round(work[0] / work[1], 3)
         results[name]["tokens_per_second_of_floor"] = round(pace[0] / pace[1], 3)
     return results
 
@@ -138,7 +159,7 @@ def memory(options: argparse.Namespace, data: PreparedData) -> dict[str, Any]:
     """Measure what a step of stage 2 keeps for its backward pass, and its peak in a process of its own."""
     model, processor = options.build(data)
     users = setup.users_of(data, options.batch_size)
-    made = ways.stage2_ways(model, processor, *users)
+    made = ways.stage2_ways(model, processor, data, *users)
     results: dict[str, Any] = {"users": options.batch_size, "saved_mb": {}, "peak_rss_mb": {}}
     own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     for name in ("ours", "naive"):
@@ -160,21 +181,19 @@ def memory(options: argparse.Namespace, data: PreparedData) -> dict[str, Any]:
     results["ours_of_naive_saved"] = round(results["saved_mb"]["ours"] / results["saved_mb"]["naive"], 3)
     results["ours_of_naive_peak"] = round(peak["ours"] / peak["naive"], 3)
     prompt = processor(users[0][:1], users[1][:1])
-    tokens, answers = int(prompt["attention_mask"].sum()), float(prompt["answer_mask"].sum(dim=-1).float().mean())
-    results["tree"] = {
-        str(count): {
-            "places": int(tokens + count * (answers - 1)),
-            "bias_mb": round(options.torch_dtype.itemsize * (tokens + count * (answers - 1)) ** 2 / 1e6, 1),
-        }
-        for count in (20, 100, 1_000)
-    }
+    tokens, packed = int(prompt["attention_mask"].sum()), packed_answers(prompt["answer_ids"], prompt["answer_mask"])
+    results["tree"] = {}
+    for count in (20, 100, 1_000):  # titles of other candidates are as long, and the prompt does not list so many
+        places = tokens + round(packed * count / setup.CANDIDATES)
+        size = options.torch_dtype.itemsize * places**2
+        results["tree"][str(count)] = {"places": places, "bias_mb": round(size / 1e6, 1)}
     return results
 
 
 def peak_of(options: argparse.Namespace, data: PreparedData) -> None:
     """Print by how many MB the memory of this process rises in one step of stage 2."""
     model, processor = options.build(data)
-    made = ways.stage2_ways(model, processor, *setup.users_of(data, options.batch_size))
+    made = ways.stage2_ways(model, processor, data, *setup.users_of(data, options.batch_size))
     print(setup.peak_mb(made[options.peak_of]))
 
 
@@ -230,6 +249,31 @@ MEASURED: dict[str, Callable[[argparse.Namespace, PreparedData], dict[str, Any]]
 }
 
 
+def report_path(output: Path, name: str, dtype: str) -> Path:
+    """Return the file of what is measured with an LLM."""
+    return output / f"{re.sub('[^a-z0-9]+', '_', name.lower()).strip('_')}_{dtype}.json"
+
+
+def every(options: argparse.Namespace) -> None:
+    """Measure what `PLAN` names and the output lacks, each part in a process of its own."""
+    models = {"llm": options.every / "SmolLM2-135M-Instruct", "text-encoder": options.every / "all-MiniLM-L6-v2"}
+    began = time.monotonic()
+    for shape, dtype, batch_size, repeats, parts in PLAN:
+        known = report_path(options.output, setup.name_of(shape, str(models["llm"])), dtype)
+        for part in parts:
+            if known.exists() and part in json.loads(known.read_text(encoding="utf-8")):
+                continue
+            if options.minutes is not None and time.monotonic() - began > 60 * options.minutes:
+                print("time is over; the same command goes on from here")
+                return
+            command = [sys.executable, __file__, part, "--shape", shape, "--dtype", dtype]
+            command += ["--batch-size", str(batch_size), "--repeats", str(repeats), "--output", str(options.output)]
+            if shape == "folder":
+                command += [word for name, path in models.items() for word in (f"--{name}", str(path))]
+            print(" ".join(command[1:]), flush=True)
+            subprocess.run(command, check=True)
+
+
 def main() -> None:
     """Measure parts and write their JSON, or the page from what was measured."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -241,11 +285,16 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/llm_speed"), help="folder")
+    parser.add_argument("--every", type=Path, metavar="PARTS", help="measure what is missing of the whole plan")
+    parser.add_argument("--minutes", type=float, help="with --every: begin no part later than this")
     parser.add_argument("--page", type=Path, help="write docs/speed.md and its plot from a folder of results")
     parser.add_argument("--peak-of", choices=("ours", "naive"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.page is not None:
         llm_speed_page.write(options.page)
+        return
+    if options.every is not None:
+        every(options)
         return
     torch.set_num_threads(1)
     options.torch_dtype = getattr(torch, options.dtype)
@@ -261,7 +310,7 @@ def main() -> None:
         llm, _, name = options.llm_parts()
         parameters = sum(parameter.numel() for parameter in llm.parameters())
         del llm
-        path = options.output / f"{re.sub('[^a-z0-9]+', '_', name.lower()).strip('_')}_{options.dtype}.json"
+        path = report_path(options.output, name, options.dtype)
         for part in options.parts or PARTS:
             started = time.monotonic()
             measured = MEASURED[part](options, data)

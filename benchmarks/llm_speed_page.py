@@ -74,8 +74,8 @@ def _goals(reports: Sequence[Report]) -> str:
 
 def _details(reports: Sequence[Report]) -> str:
     lines = [
-        "| part | LLM | ours, s | naive, s | floor, s | ours / floor | naive / ours |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
+        "| part | LLM | ours, s | naive, s | floor, s | ours / floor | by FLOPs | naive / ours | by FLOPs |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for report in reports:
         found = {name: report[name] for name in ("stage1", "stage2") if name in report}
@@ -84,7 +84,8 @@ def _details(reports: Sequence[Report]) -> str:
         for name, one in found.items():
             llm = one.get("text_encoder", report["llm"]) if name == "stage1" else report["llm"]
             figures = [_times(one, "ours"), _times(one, "naive"), _floor(one)]
-            figures += [f"{one[key]:g}" if key in one else "" for key in ("ours_of_floor", "naive_of_ours")]
+            pairs = [(key, f"{key}_by_flops") for key in ("ours_of_floor", "naive_of_ours")]
+            figures += [f"{one[key]:g}" if key in one else "" for pair in pairs for key in pair]
             lines.append(f"| {name} | {llm}, {report['dtype']} | " + " | ".join(figures) + " |")
     memory = [report for report in reports if "memory" in report]
     if memory:

@@ -16,11 +16,14 @@ from allmrec_hf import ALLMRecModel, ALLMRecProcessor
 from allmrec_hf.aligner import ItemTextAligner
 from allmrec_hf.cf_encoder import build_cf_encoder
 from allmrec_hf.cf_sasrec import SASRecConfig
+from allmrec_hf.data.prepared import PreparedData
 from allmrec_hf.losses import alignment_losses
 from allmrec_hf.prompt import NO_SLOT, USER_SLOT
 from allmrec_hf.ranker import TitleLikelihood, UserBatch
+from allmrec_hf.scoring import packed_answers
 from allmrec_hf.training.alignment import AlignmentModule
-from allmrec_hf.training.projection import ProjectionModule
+from allmrec_hf.training.projection import ProjectionModule, ProjectionTask
+from allmrec_hf.training.stage_arguments import StageArguments
 
 Lists = Sequence[Sequence[int]]
 Way = Callable[[], Any]
@@ -47,17 +50,27 @@ def _naive_prompt(model: ALLMRecModel, tokens: torch.Tensor, slots: torch.Tensor
 
 
 def stage2_ways(
-    model: ALLMRecModel, processor: ALLMRecProcessor, histories: Lists, candidates: Lists, targets: Sequence[int]
+    model: ALLMRecModel,
+    processor: ALLMRecProcessor,
+    data: PreparedData,
+    histories: Lists,
+    candidates: Lists,
+    targets: Sequence[int],
 ) -> dict[str, Way]:
     """Return the ways of one step of stage 2: batch, forward and backward; each returns the loss."""
     module, llm = ProjectionModule(model), model.language_model
+    task = ProjectionTask(module, processor, data, "train", len(candidates[0]), StageArguments())
     module.train()
 
     def ours() -> float:
         module.zero_grad()
-        loss = module(processor.training_batch(histories, candidates, targets))["loss"]
-        loss.backward()
-        return loss.item()
+        batch = dict(processor.training_batch(histories, candidates, targets))
+        whole, total = task.loss_weight(batch), 0.0
+        for part in task.parts(batch):  # as the training loop takes them
+            loss = module(part)["loss"] * (task.loss_weight(part) / whole)
+            loss.backward()
+            total += loss.item()
+        return total
 
     def naive() -> float:
         module.zero_grad()
@@ -96,7 +109,7 @@ def stage2_ways(
             logits = llm(inputs_embeds=leaf, use_cache=False, logits_to_keep=len(labels) + 1).logits[0, :-1]
             loss = F.cross_entropy(logits.float(), labels, reduction="sum") / total
             loss.backward()
-            whole += float(loss)
+            whole += loss.item()
         return whole
 
     padded = embedded.detach(), batch["attention_mask"].long()
@@ -170,7 +183,10 @@ def recommend_ways(
     if naive:
         ways["naive"] = plain
     counts = {"prompt_tokens": int(batch["attention_mask"].sum()), "answer_tokens": int(batch["answer_mask"].sum())}
-    counts["answer_tokens_read"] = int((batch["answer_mask"].sum(dim=-1) - 1).clamp(min=0).sum())
+    counts["answer_tokens_read"] = sum(
+        packed_answers(batch["answer_ids"][user : user + 1], batch["answer_mask"][user : user + 1])
+        for user in range(len(histories))
+    )
     return ways, counts
 
 
