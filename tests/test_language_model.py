@@ -560,6 +560,62 @@ def test_an_llm_that_drops_out_all_the_same_is_refused_checkpointing():
     assert not model._checkpoints_activations
 
 
+# -- compiled layers
+
+
+def scores_loss_and_gradient(model, processor):
+    with torch.no_grad():
+        scores = [model.score(**processor(HISTORIES[:users], CANDIDATES[:users])) for users in (1, 3)]
+    model.train()
+    loss = model(**processor.training_batch(HISTORIES, CANDIDATES, [20, 25, 33])).loss
+    loss.backward()
+    return (*scores, loss.detach(), model.item_projector.layers[0].weight.grad)
+
+
+def test_the_layers_alone_are_compiled_and_for_inputs_of_any_length(processor, monkeypatch):
+    """The compiler itself takes minutes on two cores: here it gives back what it gets."""
+    expected = scores_loss_and_gradient(attached(build("llama")), processor)
+    asked, used = [], []
+
+    def compiler(function, **options):
+        asked.append((type(function.__self__).__name__, options))
+        return lambda *args, **kwargs: used.append(function.__self__) or function(*args, **kwargs)
+
+    model = attached(build("llama"))
+    monkeypatch.setattr(torch, "compile", compiler)
+    model.compile_language_model(mode="reduce-overhead")
+    torch.testing.assert_close(scores_loss_and_gradient(model, processor), expected)
+    assert asked == [("LlamaDecoderLayer", {"dynamic": True, "mode": "reduce-overhead"})] * 2
+    assert used == list(model.language_model.model.layers) * 3
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_compiled_layers_compute_what_they_do_without(processor):
+    from torch._dynamo.testing import CompileCounter
+
+    expected, counter = scores_loss_and_gradient(attached(build("llama")), processor), CompileCounter()
+    model = attached(build("llama"))
+    model.compile_language_model(backend=counter)
+    torch.testing.assert_close(scores_loss_and_gradient(model, processor), expected, rtol=1e-4, atol=1e-4)
+    assert 1 <= counter.frame_count <= 8  # not one for each layer, length and batch
+
+
+def test_an_llm_whose_layers_cannot_be_told_is_not_compiled():
+    model = attached(build("llama"))
+    model.language_model.config.num_hidden_layers = 7
+    with pytest.raises(CheckpointError, match=r"layers of this LLM \(LlamaForCausalLM\) cannot be told"):
+        model.compile_language_model()
+
+
+@pytest.mark.parametrize("attention", ["flash_attention_2", "flash_attention_3", "flex_attention"])
+def test_attention_that_takes_no_mask_of_our_own_scores_by_the_prefix_cache(attention):
+    llm = build("llama")
+    llm.config._attn_implementation_internal = attention
+    assert scoring._refused_beforehand(llm, "tree") == f"{attention} takes no mask of our own"
+    assert scoring._refused_beforehand(llm, "prefix_cache") is None
+
+
 # -- PEFT
 
 

@@ -215,6 +215,31 @@ def num_layers(source: Any) -> int:
     return int(text_config(source).num_hidden_layers)
 
 
+def decoder_layers(language_model: Any) -> list[nn.Module] | None:
+    """Return the layers of an LLM's decoder; None where they cannot be told."""
+    decoder, count = base_language_model(language_model).get_decoder(), num_layers(language_model)
+    lists = [module for module in decoder.modules() if isinstance(module, nn.ModuleList) and len(module) == count]
+    return list(lists[0]) if len(lists) == 1 else None
+
+
+def compile_layers(language_model: Any, **options: Any) -> None:
+    """Have `torch.compile` compile an LLM's layers when they are next used, for inputs of any length.
+
+    Args:
+        language_model: A causal LM.
+        **options: Of `torch.compile`, such as `backend` and `mode`.
+
+    Raises:
+        CheckpointError: when its layers cannot be told.
+    """
+    layers = decoder_layers(language_model)
+    if layers is None:
+        name = type(base_language_model(language_model)).__name__
+        raise CheckpointError(f"the layers of this LLM ({name}) cannot be told, so they are not compiled")
+    for layer in layers:
+        layer.compile(**{"dynamic": True, **options})
+
+
 def first_layers(language_model: Any, count: int | None = None) -> Any:
     """Return an LLM's decoder cut to its first layers, the final norm behind them; the weights are shared.
 

@@ -18,6 +18,7 @@ from .errors import ALLMRecError, CheckpointError
 from .indices import check_bounds, check_padded
 from .item_table import ItemTable, random_joint_embeddings
 from .language_model import (
+    compile_layers,
     context_length,
     input_device,
     is_offloaded,
@@ -244,6 +245,14 @@ class ALLMRecModel(ALLMRecPreTrainedModel):
         recompute_activations(self.require_language_model())
         self._checkpoints_activations = True
         self.train(self.training)
+
+    def compile_language_model(self, **options: Any) -> None:
+        """Have `torch.compile` compile the LLM's layers at their next use; what they compute differs by rounding.
+
+        Args:
+            **options: Of `torch.compile`; the layers are compiled for inputs of any length.
+        """
+        compile_layers(self.require_language_model(), **options)
 
     # -- vectors
 

@@ -29,8 +29,11 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "accelerate"
 TRAINED = "backbone,align,project,retrieve"
 
 
-def in_two_processes(*arguments, **variables):
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+
+
+def in_two_processes(*arguments, launcher=TORCHRUN, **variables):
+    launch = [sys.executable, "-m", *launcher]
     path = os.pathsep.join([str(Path.cwd()), *filter(None, [os.environ.get("PYTHONPATH")])])
     own = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "PYTHONPATH": path}
     done = subprocess.run(
@@ -151,6 +154,19 @@ def test_a_sharded_llm_is_trained_for_as_a_whole_one_is(small_parts, alone, tmp_
     for stage in ("project", "retrieve"):
         record = json.loads((tmp_path / "run" / "checkpoints" / stage / "training.json").read_text())
         assert record["sharded_parameters"] == 2 * 9  # of two layers of Llama: seven matrices and two norms each
+
+
+@pytest.mark.slow
+def test_a_configuration_of_deepspeed_shards_as_one_of_fsdp_does(small_parts, alone, tmp_path):
+    pytest.importorskip("deepspeed", reason="accelerate launch takes DeepSpeed's configuration where it is installed")
+    launcher = ("accelerate.commands.launch", "--config_file", str(EXAMPLES / "deepspeed_zero3.yaml"))
+    in_two_processes(
+        *(SCRIPT, small_parts, tmp_path / "run", 16, TRAINED), launcher=launcher, ACCELERATE_USE_CPU="true"
+    )
+    assert_same_curves(losses(alone), losses(tmp_path / "run"))
+    for stage in ("project", "retrieve"):
+        record = json.loads((tmp_path / "run" / "checkpoints" / stage / "training.json").read_text())
+        assert record["sharded_parameters"] == 2 * 9
 
 
 def test_a_validation_with_a_sharded_llm_is_shared_out(tmp_path):

@@ -24,7 +24,7 @@ from torch import distributed, nn
 
 from ..errors import ALLMRecError
 from ..evaluation.shares import SHARDING, process_state
-from ..language_model import base_language_model, num_layers
+from ..language_model import decoder_layers
 
 
 def is_asked_for() -> bool:
@@ -81,17 +81,12 @@ def shard_language_model(language_model: Any) -> None:
             "an LLM that is quantised or spread by a device map cannot be sharded; leave out --llm.load-in-8bit and "
             "--llm.device-map, or the configuration that shards"
         )
-    decoder = base_language_model(language_model).get_decoder()
-    lists = [
-        module
-        for module in decoder.modules()
-        if isinstance(module, nn.ModuleList) and len(module) == num_layers(language_model)
-    ]
-    if len(lists) != 1:
+    layers = decoder_layers(language_model)
+    if layers is None:
         raise ALLMRecError(f"the layers of this LLM ({type(language_model).__name__}) cannot be told, so not sharded")
     mesh = init_device_mesh(process_state().device.type, (process_state().num_processes,))
     offload = CPUOffloadPolicy() if _is_offloaded() else OffloadPolicy()
-    for layer in lists[0]:
+    for layer in layers:
         fully_shard(layer, mesh=mesh, reshard_after_forward=_frees_layers(), offload_policy=offload)
 
 

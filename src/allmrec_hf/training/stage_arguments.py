@@ -530,7 +530,11 @@ class LLMArguments(Checked):
     device_map: str | None = option(None, "Its device map, such as auto.", free_on_resume=True)
     load_in_8bit: bool = option(False, "Quantize it to 8 bits (extra quantization).")
     options: dict[str, Any] | None = option(
-        None, "More options of AutoModelForCausalLM.from_pretrained, such as attn_implementation."
+        None,
+        "More options of AutoModelForCausalLM.from_pretrained, such as attn_implementation=flash_attention_2.",
+    )
+    torch_compile: bool = option(
+        False, "Compile its layers (torch.compile): faster on a GPU after some minutes.", free_on_resume=True
     )
     include_llm: bool = option(
         False, "Save its weights in the run folder too.", flag="--include-llm", free_on_resume=True

@@ -122,6 +122,7 @@ def run_projection(run: Run) -> None:
     model.config.ranker = _first_ranker(run)
     if arguments.gradient_checkpointing:
         model.checkpoint_activations()
+    _compile_where_asked(run, model)
     loop = arguments.loop()
     module = ProjectionModule(model, arguments.projection_loss, arguments.listwise_temperature)
     sizes = (arguments.num_candidates, loop, arguments.max_tokens_per_batch)
@@ -159,6 +160,7 @@ def run_retrieval(run: Run) -> None:
         processor = _attach_llm(run, model)
         model.config.rankers = {**(model.config.rankers or {}), "likelihood": {"trained": False}}
     _shard_where_asked(run, model)
+    _compile_where_asked(run, model)
     rankers = dict(model.config.rankers or {})
     for stale in ("fusion", "retrieval"):
         rankers.pop(stale, None)
@@ -266,6 +268,15 @@ def _save(run: Run, model: ALLMRecModel, processor: ALLMRecProcessor, stage: str
     model.save_pretrained(run.output, include_llm=run.args.llm.include_llm)
     run.write_card(model.cf_encoder, model)
     run.mark_done(stage)
+
+
+def _compile_where_asked(run: Run, model: ALLMRecModel) -> None:
+    """Compile the layers of the LLM, where the settings say so."""
+    if not run.args.llm.torch_compile:
+        return
+    if is_sharded(model):
+        raise ALLMRecError("an LLM that is sharded is not compiled; leave out --llm.torch-compile")
+    model.compile_language_model()
 
 
 def _attach_llm(run: Run, model: ALLMRecModel) -> ALLMRecProcessor:
