@@ -1,5 +1,7 @@
 """Measure what one request or one new item costs with a large catalogue: CPU seconds that should not grow with N.
 
+What reads the whole catalogue grows: building it, loading a checkpoint, and the first look-up of a title.
+
 Run: python benchmarks/large_catalogue.py --output benchmarks/results/large_catalogue.json --machine "2 cores, CPU"
 """
 
@@ -7,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,9 +27,11 @@ def measured(num_items: int, width: int) -> dict[str, float]:
     """Return the seconds of every step, for a catalogue of N items and a SASRec table of a width."""
     import polars as pl
     import torch
+    from transformers import AutoTokenizer
 
-    from allmrec_hf import ALLMRecConfig, ALLMRecModel, DataError, ItemCatalog, SASRecConfig
+    from allmrec_hf import ALLMRecConfig, ALLMRecModel, ALLMRecProcessor, DataError, ItemCatalog, SASRecConfig
     from allmrec_hf.explaining.explanation import require_items
+    from allmrec_hf.part_sources import named_part
     from allmrec_hf.prompt import clean_title
 
     numbers = pl.int_range(1, num_items + 1, eager=True)
@@ -63,6 +68,17 @@ def measured(num_items: int, width: int) -> dict[str, float]:
     found["an unknown id named, with ids like it"] = seconds(unknown)
     config = ALLMRecConfig(cf_config=SASRecConfig(num_items=num_items, hidden_size=width), joint_dim=width, text_dim=16)
     model = ALLMRecModel(config).eval()
+    processor = ALLMRecProcessor(AutoTokenizer.from_pretrained(named_part("demo", "language_model")))
+    processor.catalog = catalog
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
+        files = [path for path in Path(folder).iterdir() if path.is_file()]
+        found["megabytes of the checkpoint"] = round(sum(path.stat().st_size for path in files) / 1e6, 1)
+        found["the model loaded, without an LLM"] = seconds(
+            lambda: ALLMRecModel.from_pretrained(folder, language_model=None)
+        )
+        found["the processor with its catalogue loaded"] = seconds(lambda: ALLMRecProcessor.from_pretrained(folder))
     found["a row in every table of the model"] = seconds(lambda: model.add_items(torch.ones(1, 16)))
     found["another row"] = seconds(lambda: model.add_items(torch.ones(1, 16)))
     tokens = [f"<unused{number}>" for number in range(6_242)] + ["\n" * count for count in range(1, 31)]

@@ -157,6 +157,41 @@ def flops(llm: Any, tokens: int, length: float, read: int, backward: bool) -> fl
     return whole * (2 if backward else 1)
 
 
+class _Saved:
+    """A tensor that a backward pass keeps, while it does."""
+
+    def __init__(self, tensor: torch.Tensor, holders: dict[int, int]) -> None:
+        self.tensor, self.holders, self.key = tensor, holders, tensor.untyped_storage().data_ptr()
+        holders[self.key] = holders.get(self.key, 0) + 1
+
+    def __del__(self) -> None:
+        self.holders[self.key] -= 1
+        if not self.holders[self.key]:
+            del self.holders[self.key]
+
+
+def most_saved(run: Callable[[], Any], model: torch.nn.Module) -> int:
+    """Return the bytes that backward passes keep at most at once while something runs, the model's own left out."""
+    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    holders: dict[int, int] = {}
+    sizes: dict[int, int] = {}
+    most = 0
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor | _Saved:
+        nonlocal most
+        key = tensor.untyped_storage().data_ptr()
+        if key in own:
+            return tensor
+        sizes[key] = tensor.untyped_storage().nbytes()
+        saved = _Saved(tensor, holders)
+        most = max(most, sum(sizes[kept] for kept in holders))
+        return saved
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: kept.tensor if isinstance(kept, _Saved) else kept):
+        run()
+    return most
+
+
 def peak_mb(run: Callable[[], Any]) -> float:
     """Return by how many MB this process's memory rises at most while something runs (Linux)."""
     status = Path("/proc/self/status")

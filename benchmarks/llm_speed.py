@@ -161,19 +161,8 @@ def memory(options: argparse.Namespace, data: PreparedData) -> dict[str, Any]:
     users = setup.users_of(data, options.batch_size)
     made = ways.stage2_ways(model, processor, data, *users)
     results: dict[str, Any] = {"users": options.batch_size, "saved_mb": {}, "peak_rss_mb": {}}
-    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     for name in ("ours", "naive"):
-        kept: dict[int, int] = {}
-
-        def pack(tensor: torch.Tensor, kept: dict[int, int] = kept) -> torch.Tensor:
-            storage = tensor.untyped_storage()
-            if storage.data_ptr() not in own:
-                kept[storage.data_ptr()] = max(kept.get(storage.data_ptr(), 0), storage.nbytes())
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            made[name]()
-        results["saved_mb"][name] = round(sum(kept.values()) / 1e6, 1)
+        results["saved_mb"][name] = round(setup.most_saved(made[name], model) / 1e6, 1)
     for name in ("ours", "naive"):
         command = [sys.executable, __file__, *options.again, "--peak-of", name]
         results["peak_rss_mb"][name] = float(subprocess.run(command, check=True, capture_output=True).stdout)

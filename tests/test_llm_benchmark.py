@@ -76,6 +76,20 @@ def test_ratios_are_medians_of_rounds_against_the_lower_floor(benchmark):
     assert "| stage2 | x, float32 | 2 (2-4) |  | 2 (1-2) | 2 |  | 2.5 | 1.5 |" in page._details([report])
 
 
+def test_what_is_saved_is_counted_while_it_is_and_once_a_storage(benchmark):
+    """The exponential of 1,000 numbers is kept once, by two products; passes one after the other keep no more."""
+    setup, _, _ = benchmark
+    weight = torch.nn.Linear(1, 1)
+
+    def passes(count):
+        for _ in range(count):
+            found = (torch.ones(1_000, requires_grad=True) * 1).exp()
+            (found * found).sum().backward()
+
+    once = setup.most_saved(lambda: passes(1), weight)
+    assert once == setup.most_saved(lambda: passes(3), weight) == 4_000
+
+
 def test_every_part_of_the_plan_is_measured_once(benchmark, tmp_path, monkeypatch, capsys):
     import llm_speed
 

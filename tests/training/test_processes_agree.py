@@ -32,7 +32,7 @@ TRAINED = "backbone,align,project,retrieve"
 TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
 
-def in_two_processes(*arguments, launcher=TORCHRUN, **variables):
+def in_two_processes(*arguments, launcher=TORCHRUN, seconds=280, **variables):
     launch = [sys.executable, "-m", *launcher]
     path = os.pathsep.join([str(Path.cwd()), *filter(None, [os.environ.get("PYTHONPATH")])])
     own = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "PYTHONPATH": path}
@@ -40,7 +40,7 @@ def in_two_processes(*arguments, launcher=TORCHRUN, **variables):
         [*launch, *map(str, arguments)],
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=seconds,
         check=False,
         env={**os.environ, **own, **variables},
     )
@@ -157,11 +157,15 @@ def test_a_sharded_llm_is_trained_for_as_a_whole_one_is(small_parts, alone, tmp_
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_a_configuration_of_deepspeed_shards_as_one_of_fsdp_does(small_parts, alone, tmp_path):
     pytest.importorskip("deepspeed", reason="accelerate launch takes DeepSpeed's configuration where it is installed")
     launcher = ("accelerate.commands.launch", "--config_file", str(EXAMPLES / "deepspeed_zero3.yaml"))
     in_two_processes(
-        *(SCRIPT, small_parts, tmp_path / "run", 16, TRAINED), launcher=launcher, ACCELERATE_USE_CPU="true"
+        *(SCRIPT, small_parts, tmp_path / "run", 16, TRAINED),
+        launcher=launcher,
+        seconds=1000,
+        ACCELERATE_USE_CPU="true",
     )
     assert_same_curves(losses(alone), losses(tmp_path / "run"))
     for stage in ("project", "retrieve"):
