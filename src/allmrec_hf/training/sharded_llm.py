@@ -117,7 +117,7 @@ def passes_of_own(module: nn.Module) -> Iterator[None]:
     def tell(layer: nn.Module, inputs: Any) -> None:
         due(numbers[layer])
 
-    numbers = {layer: number for number, layer in enumerate(layers, start=1)}
+    numbers: dict[nn.Module, int] = {layer: number for number, layer in enumerate(layers, start=1)}
     handles = [layer.register_forward_pre_hook(tell, prepend=True) for layer in layers]  # before it is gathered
     try:
         yield
