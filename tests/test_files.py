@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from allmrec_hf.errors import ALLMRecError
-from allmrec_hf.files import disk_error, folder_written_whole, written_whole
+from allmrec_hf.files import disk_error, finish_interrupted_write, folder_written_whole, written_whole
 
 
 def full(*_, **__):
@@ -116,6 +116,82 @@ def test_a_new_folder_that_fails_is_not_left_behind(tmp_path):
     with pytest.raises(ALLMRecError, match="no space left on the disk"):
         write()
     assert not list(tmp_path.iterdir())
+
+
+class Killed(BaseException):
+    """What ends a process: no handler of errors runs."""
+
+
+def killed_at_move(monkeypatch, number, write):
+    """Run something that is killed when it moves its `number`-th file; tell whether it was."""
+    moved, replace = [], Path.replace
+
+    def until(self, target):
+        moved.append(self)
+        if len(moved) > number:
+            raise Killed
+        return replace(self, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", until)
+        try:
+            write()
+        except Killed:
+            return True
+    return False
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_a_process_that_is_killed_while_files_move_leaves_all_of_the_new_ones(tmp_path, monkeypatch, number):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for name in ("a", "b", "config.json", "kept"):
+        (folder / name).write_text("old")
+
+    def write():
+        with folder_written_whole(folder) as temporary:
+            for name in ("a", "b", "config.json"):
+                (temporary / name).write_text("new")
+
+    assert killed_at_move(monkeypatch, number, write) == (number < 3)
+    assert finish_interrupted_write(folder) == (number < 3)
+    assert names(folder) == ["a", "b", "config.json", "kept"]
+    assert {(folder / name).read_text() for name in ("a", "b", "config.json")} == {"new"}
+    assert (folder / "kept").read_text() == "old"
+    assert not finish_interrupted_write(folder)
+    assert len(list(folder.iterdir())) == 4
+
+
+def test_a_block_inside_another_of_the_same_folder_ends_with_it(tmp_path):
+    folder = tmp_path / "model"
+    with folder_written_whole(folder) as outer:
+        (outer / "table").write_text("new")
+        with folder_written_whole(folder) as inner:
+            (inner / "sub").mkdir()
+            (inner / "sub" / "weights").write_text("new")
+        assert names(folder / outer.name) == ["sub/weights", "table"]
+        assert not (folder / "sub").exists()
+    assert names(folder) == ["sub/weights", "table"]
+
+
+def test_a_killed_save_of_a_grown_checkpoint_is_one_of_both_versions(tmp_path, monkeypatch):
+    from allmrec_hf import ItemCatalog
+    from allmrec_hf.pipeline_recommendation import RecommendationPipeline
+    from tests.tiny import tiny_catalog, tiny_model, tiny_processor
+
+    pipe = RecommendationPipeline(model=tiny_model(), processor=tiny_processor())
+    grown = RecommendationPipeline(model=tiny_model(num_items=41), processor=tiny_processor(tiny_catalog(41)))
+    number, was_killed, found = 0, True, set()
+    while was_killed:
+        folder = tmp_path / str(number)
+        pipe.save_pretrained(folder)
+        was_killed = killed_at_move(monkeypatch, number, lambda: grown.save_pretrained(folder))  # noqa: B023
+        rows = type(pipe.model).from_pretrained(folder, language_model=None).cf_encoder.num_items
+        assert len(ItemCatalog.load(folder)) == rows
+        found.add(rows)
+        number += 2
+    assert rows == 41
+    assert number > 4
 
 
 def test_other_errors_of_the_system_are_passed_on_in_words():

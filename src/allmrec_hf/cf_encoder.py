@@ -7,6 +7,7 @@ every user's most recent item; `attention_mask` is True at real items.
 import importlib
 from collections.abc import Iterator, Mapping
 from itertools import groupby
+from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
@@ -27,6 +28,7 @@ from .cf_losses import (
 )
 from .checkpoint_code import check_weights_match_config
 from .errors import ALLMRecError, CheckpointError, DataError
+from .files import finish_interrupted_write
 from .growing_table import appended_embedding
 from .indices import check_padded
 from .outputs import CFEncoderOutput
@@ -145,8 +147,10 @@ class CFEncoder(PreTrainedModel):
     def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
         """Load a backbone; weights that are not those of its config are refused, not left at random values."""
         kwargs["ignore_mismatched_sizes"] = True  # refused below, with the others
+        name = str(args[0] if args else kwargs.get("pretrained_model_name_or_path"))
+        finish_interrupted_write(Path(name) / (kwargs.get("subfolder") or ""))
         loaded: Any = super().from_pretrained(*args, output_loading_info=True, **kwargs)
-        check_weights_match_config(str(args[0] if args else kwargs.get("pretrained_model_name_or_path")), loaded[1])
+        check_weights_match_config(name, loaded[1])
         return loaded if output_loading_info else loaded[0]
 
     @property

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -79,11 +82,25 @@ def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+_open = threading.local()
+_READY = re.compile(r"\.[a-z0-9_]+\.ready")
+
+
+def _folders_being_written() -> dict[Path, Path]:
+    """Return this thread's open `folder_written_whole` blocks: the folder, and where its files are gathered."""
+    if not hasattr(_open, "folders"):
+        _open.folders = {}
+    found: dict[Path, Path] = _open.folders
+    return found
+
+
 @contextmanager
 def folder_written_whole(directory: str | os.PathLike[str]) -> Iterator[Path]:
     """Give a temporary folder whose files move into `directory` when the block ends without an error.
 
-    Every file is synced before the first one moves; files of `directory` that are not replaced stay.
+    Every file is synced before the first one moves, and a process that is killed while they move leaves the rest in
+    `directory`, where `finish_interrupted_write` takes it up: all files are of one block. Files of `directory` that are
+    not replaced stay. Inside another block of the same folder, the files move when the outer block ends.
 
     Raises:
         ALLMRecError: when the disk is full or the folder cannot be written; no file was replaced then.
@@ -91,24 +108,74 @@ def folder_written_whole(directory: str | os.PathLike[str]) -> Iterator[Path]:
     directory = Path(directory)
     temporary: Path | None = None
     is_new = not directory.exists()
+    opened, key = _folders_being_written(), directory.absolute()
+    outer = opened.get(key)
     try:
         directory.mkdir(parents=True, exist_ok=True)
+        finish_interrupted_write(directory)
         temporary = Path(tempfile.mkdtemp(prefix=".", suffix=".tmp", dir=directory))  # the same disk, also when mounted
+        opened[key] = temporary
         yield temporary
-        files = [path for path in temporary.rglob("*") if path.is_file()]
-        files.sort(key=lambda path: (path.name == "config.json", path))  # what makes a folder a checkpoint comes last
+        files = _files_of(temporary)
+        if outer is not None:
+            _move(files, temporary, outer)
+            return
         for path in files:
             sync(path)
-        for path in files:
-            target = directory / path.relative_to(temporary)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            path.replace(target)
+        ready = temporary.rename(temporary.with_suffix(".ready"))  # from here on the new files count
+        temporary = None
+        sync(directory)
+        _finish(ready, directory)
     except Exception as error:
         if _is_write_error(error):
             raise disk_error(error, directory) from error
         raise
     finally:
+        opened.pop(key, None)
+        if outer is not None:
+            opened[key] = outer
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
-        if is_new and directory.is_dir() and not any(directory.iterdir()):
+        if is_new and outer is None and directory.is_dir() and not any(directory.iterdir()):
             directory.rmdir()
+
+
+def finish_interrupted_write(directory: str | os.PathLike[str]) -> bool:
+    """Move what a killed process had written whole into a folder, and tell whether there was any.
+
+    Raises:
+        ALLMRecError: when the folder cannot be written; it holds files of two versions then.
+    """
+    directory = Path(directory)
+    try:
+        found = sorted(path for path in directory.iterdir() if _READY.fullmatch(path.name) and path.is_dir())
+    except OSError:  # no folder, or none that can be read
+        return False
+    try:
+        for ready in found:
+            _finish(ready, directory)
+    except OSError as error:
+        raise ALLMRecError(
+            f"a process that wrote {directory} was killed, and what it left there cannot be put in place ({error}); "
+            "give permission to write there and retry"
+        ) from error
+    return bool(found)
+
+
+def _files_of(folder: Path) -> list[Path]:
+    """Return the files of a folder; what makes a folder a checkpoint comes last."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return sorted(files, key=lambda path: (path.name == "config.json", path))
+
+
+def _finish(ready: Path, directory: Path) -> None:
+    _move(_files_of(ready), ready, directory)
+    shutil.rmtree(ready, ignore_errors=True)
+
+
+def _move(files: Iterable[Path], source: Path, directory: Path) -> None:
+    for path in files:
+        target = directory / path.relative_to(source)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):  # moved by a reader, who finishes what seems to be interrupted
+            path.replace(target)

@@ -31,7 +31,7 @@ from .checkpoint_code import (
 )
 from .configuration_allmrec import ALLMRecConfig
 from .errors import CheckpointError
-from .files import folder_written_whole
+from .files import finish_interrupted_write, folder_written_whole
 from .gguf_files import split_gguf
 from .item_table import ItemTable
 from .llm_files import (
@@ -354,6 +354,10 @@ class ALLMRecPreTrainedModel(PreTrainedModel):
             llm_kwargs.setdefault("attn_implementation", config._attn_implementation_internal)
         try:
             path = located(path, CHECKPOINT_PART)
+            if finish_interrupted_write(Path(path) / within.get("subfolder", "")) and config is not None:
+                config = ALLMRecConfig.from_pretrained(
+                    path, **hub, **within
+                )  # what was read before is of an older save
             if config is None:
                 require_found(path, **hub, **within)
         except FileNotFoundError as error:

@@ -21,7 +21,7 @@ from .caches import BoundedCache
 from .catalog import CATALOG_FILE, ItemCatalog
 from .checkpoint_code import name_processor_class, push_saved
 from .errors import CheckpointError, DataError
-from .files import folder_written_whole
+from .files import finish_interrupted_write, folder_written_whole
 from .histories import pad_histories, seen_items
 from .indices import checked_index, checked_indices
 from .part_sources import CHECKPOINT_PART, TransportError, located, one_line, require_found
@@ -124,9 +124,8 @@ class ALLMRecProcessor(ProcessorMixin):
         self._segments = BoundedCache(CACHED_TEXTS)
         self._forget_titles()
         self._notes = BoundedCache(2)
-        self._forbidden = ForbiddenTexts(
-            [*tokenizer.get_added_vocab(), *tokenizer.all_special_tokens], normalizer(tokenizer)
-        )
+        added = [*tokenizer.get_added_vocab(), *tokenizer.all_special_tokens]
+        self._forbidden = ForbiddenTexts(added, normalizer(tokenizer))
         self._slot_text = SlotText(tokenizer)
 
     # -- the catalogue
@@ -564,6 +563,7 @@ class ALLMRecProcessor(ProcessorMixin):
         kwargs["trust_remote_code"] = bool(kwargs.get("trust_remote_code"))
         try:
             pretrained_model_name_or_path = located(str(pretrained_model_name_or_path), CHECKPOINT_PART)
+            finish_interrupted_write(Path(pretrained_model_name_or_path) / hub.get("subfolder", ""))
             require_found(pretrained_model_name_or_path, PROCESSOR_NAME, **hub)
             cached_file(pretrained_model_name_or_path, PROCESSOR_NAME, **hub)  # never a default prompt in silence
             processor = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
