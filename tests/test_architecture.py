@@ -13,6 +13,7 @@ LAYERS = [
         "durations",
         "ranking",
         "files",
+        "stored_values",
         "caches",
         "indices",
         "histories",

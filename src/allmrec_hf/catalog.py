@@ -10,7 +10,7 @@ from typing import Any
 import polars as pl
 
 from .errors import CheckpointError, DataError
-from .files import written_whole
+from .files import PARQUET_ERRORS, check_rows, written_whole
 from .indices import checked_index
 from .item_rows import ItemRows, fitted
 from .values import as_frame, id_text, id_texts, plain_texts, present_texts, records_frame, text_values
@@ -210,12 +210,13 @@ class ItemCatalog:
         path = Path(path)
         path = path / CATALOG_FILE if path.is_dir() else path
         try:
+            check_rows(path)
             frame = pl.read_parquet(path)
         except FileNotFoundError as error:
             raise CheckpointError(
                 f"no catalogue at {path}; a checkpoint or data folder holds {CATALOG_FILE}"
             ) from error
-        except (pl.exceptions.PolarsError, OSError) as error:
+        except PARQUET_ERRORS as error:
             raise CheckpointError(
                 f"{path} is no readable parquet file of items (item_id, title, description); it is truncated or "
                 "damaged: write or download it again"

@@ -21,6 +21,7 @@ from .files import written_whole
 from .hub_upload import escape, upload
 from .part_sources import DEMO
 from .sharing import check_no_local_parts, check_no_machine_paths
+from .stored_values import json_value
 
 ENTRY_MODULE = "allmrec_remote"
 README_FILE = "README.md"
@@ -105,7 +106,7 @@ def _flat_module(cf_class: type) -> str:
 
 def update_json(path: Path, changes: dict[str, Any]) -> None:
     """Change values of a JSON file, whole or not at all."""
-    content = json.loads(path.read_text(encoding="utf-8"))
+    content = json_value(path.read_text(encoding="utf-8"))
     content.update(changes)
     with written_whole(path) as temporary:
         temporary.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
@@ -177,7 +178,7 @@ def check_weights_match_config(path: str, info: Mapping[str, Any]) -> None:
 def _included(directory: Path) -> set[str]:
     """Return which folders and code a checkpoint says it carries; nothing where it is no checkpoint of ours."""
     try:
-        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+        config = json_value((directory / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return set()
     if not isinstance(config, dict) or config.get("model_type") != "a-llmrec":

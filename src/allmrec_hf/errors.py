@@ -2,9 +2,22 @@
 
 from collections.abc import Sequence
 
+LONGEST_MESSAGE = 2000
+
 
 class ALLMRecError(ValueError):
-    """Base of every error caused by input; the command line reports it and exits with code 2."""
+    """Base of every error caused by input; the command line reports it and exits with code 2.
+
+    What a message quotes may be of any length: of a longer message than `LONGEST_MESSAGE` the middle is left out.
+    """
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        left_out = len(text) - LONGEST_MESSAGE
+        if left_out <= 0:
+            return text
+        kept = LONGEST_MESSAGE // 2 - 50
+        return f"{text[:kept]} [{left_out + 100:,} characters left out] {text[-kept:]}"
 
 
 class DataError(ALLMRecError):

@@ -13,13 +13,33 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from polars.exceptions import PolarsError
+import polars as pl
+from polars.exceptions import PanicException, PolarsError
 from safetensors import SafetensorError
 
-from .errors import ALLMRecError
+from .errors import ALLMRecError, DataError
 
 WRITE_ERRORS = (OSError, SafetensorError, PolarsError)
 """The exceptions of writing: safetensors and Polars wrap the system's errors in classes of their own."""
+PARQUET_ERRORS = (OSError, PolarsError, PanicException)
+"""The exceptions of reading parquet; a panic of Polars, which damaged metadata can cause, is no `Exception`."""
+
+
+MOST_ROWS, MOST_ROWS_PER_BYTE = 10_000_000, 100
+
+
+def check_rows(path: Path) -> None:
+    """Check, by its metadata alone, that a parquet file does not unfold to what would fill the memory.
+
+    Raises:
+        DataError: when it has far more rows than bytes.
+    """
+    rows, size = pl.scan_parquet(path, glob=False).select(pl.len()).collect().item(), path.stat().st_size
+    if rows > max(MOST_ROWS, MOST_ROWS_PER_BYTE * size):
+        raise DataError(
+            f"{path} says that it holds {rows:,} rows in {size:,} bytes, as no real table does; write or download it "
+            "again"
+        )
 
 
 def sync(path: Path) -> None:

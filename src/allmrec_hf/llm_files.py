@@ -17,6 +17,7 @@ from .errors import CheckpointError
 from .gguf_files import GGUFFacts, gguf_facts, gguf_path, no_such_gguf
 from .llm_memory import check_memory, free_main_memory
 from .part_sources import LANGUAGE_MODEL_PART, is_hub_id, located, one_line, require_found
+from .stored_values import json_value
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +84,7 @@ def find_llm(name: str, revision: str | None = None, gguf_file: str | None = Non
         return LLMSource(name, where)
     if find_spec("peft") is None:
         raise CheckpointError(f"{name} is an adapter, which needs PEFT: pip install peft")
-    config = json.loads(Path(file).read_text(encoding="utf-8"))
+    config = _adapter_config(Path(file))
     if config.get("peft_type") in ("PROMPT_TUNING", "PREFIX_TUNING", "P_TUNING", "MULTITASK_PROMPT_TUNING"):
         raise CheckpointError(
             f"{name} is an adapter of the kind {config['peft_type']}, which puts tokens of its own before the prompt; "
@@ -102,6 +103,21 @@ def find_llm(name: str, revision: str | None = None, gguf_file: str | None = Non
     except FileNotFoundError as error:
         raise FileNotFoundError(f"it is an adapter of the base {base}: {error}") from error
     return LLMSource(base, of_base, name, where)
+
+
+def _adapter_config(path: Path) -> dict[str, Any]:
+    """Return what an adapter says of itself.
+
+    Raises:
+        CheckpointError: when it is no JSON object.
+    """
+    try:
+        config = json_value(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is no readable JSON ({error}); download or save the adapter again") from error
+    if not isinstance(config, dict) or not isinstance(config.get("base_model_name_or_path"), str | None):
+        raise CheckpointError(f"{path} is not the configuration of an adapter; download or save the adapter again")
+    return config
 
 
 def _gguf_source(name: str, gguf_file: str, where: dict[str, Any]) -> LLMSource:
@@ -469,7 +485,7 @@ def save_llm_files(llm: Any, folder: str | os.PathLike[str]) -> None:
 
 def _name_base(path: Path) -> None:
     """Let the adapter's config name the base beside it, where it named a folder of this machine."""
-    config = json.loads(path.read_text(encoding="utf-8"))
+    config = json_value(path.read_text(encoding="utf-8"))
     base = config.get("base_model_name_or_path")
     if not base or not is_hub_id(base) or Path(base).is_dir():
         config["base_model_name_or_path"] = ".."

@@ -1,6 +1,5 @@
 """Save and load a checkpoint: the light part, and beside it the frozen LLM and the text encoder."""
 
-import json
 import logging
 import os
 from pathlib import Path
@@ -55,19 +54,10 @@ from .part_sources import (
     require_found,
     stored,
 )
+from .stored_values import json_value
 
 logger = logging.getLogger(__name__)
 
-_DAMAGED = (
-    OSError,
-    ValueError,
-    RuntimeError,
-    KeyError,
-    TypeError,
-    SafetensorError,
-    StrictDataclassError,
-    TransportError,
-)
 _HUB_KWARGS = ("cache_dir", "force_download", "local_files_only", "token")
 _PUSH_ARGUMENTS = ("private", "token", "revision", "commit_message", "commit_description", "create_pr")
 
@@ -147,7 +137,7 @@ class ALLMRecPreTrainedModel(PreTrainedModel):
                     require_found(where)
                 trust = self._trusts_code
                 self.attach_text_encoder(SentenceTransformer(where, device="cpu", trust_remote_code=trust))
-            except (*_DAMAGED, ImportError) as error:
+            except Exception as error:  # of any class: its parts are of several libraries
                 raise CheckpointError(
                     f"cannot load the text encoder {name!r} of this checkpoint: {one_line(error)}. Pass text_encoder= "
                     "(a path, an id or a loaded SentenceTransformer) to from_pretrained, --text-encoder on the command "
@@ -404,7 +394,7 @@ class ALLMRecPreTrainedModel(PreTrainedModel):
             file = cached_file(path, "config.json", **hub)
             if file is None:
                 raise FileNotFoundError("it has no config.json")
-            found = json.loads(Path(file).read_text(encoding="utf-8")).get("model_type")
+            found = json_value(Path(file).read_text(encoding="utf-8")).get("model_type")
         except (OSError, ValueError, AttributeError, TransportError) as error:
             raise CheckpointError(f"cannot load the checkpoint {path}: {one_line(error)}") from error
         if found != ALLMRecConfig.model_type:
@@ -433,7 +423,7 @@ class ALLMRecPreTrainedModel(PreTrainedModel):
                 name = located(name, LANGUAGE_MODEL_PART, self._folder)
                 source = find_llm(name, revision, gguf_file, **hub)
             llm = load_llm_files(source, self._trusts_code, gguf_packed=packed, **options)
-        except (*_DAMAGED, ImportError) as error:
+        except Exception as error:  # of any class: its parts are of several libraries
             of = "of this checkpoint " if wanted == "auto" else ""
             raise CheckpointError(
                 f"the base LLM {name!r} {of}cannot be loaded: {one_line(error)}. Check the name, your access to it "

@@ -1,6 +1,5 @@
 """Find what must not be published with a checkpoint: paths and parts that only this machine has, and secrets."""
 
-import json
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
@@ -8,6 +7,7 @@ from typing import Any
 
 from .errors import ALLMRecError
 from .part_sources import LANGUAGE_MODEL_PART, is_of_this_machine
+from .stored_values import json_value
 
 _POSIX = re.compile(r"(?<![\w/.:~&#-])/(?:[^\s\"'`<>|*?,;:()\[\]{}\\/]+/)+[^\s\"'`<>|*?,;:()\[\]{}\\/]*")
 _OTHERS = re.compile(r"\b[A-Za-z]:\\{1,2}[^\s\"'`<>|*?,;]+|\bfile://[^\s\"'`<>]+")
@@ -58,7 +58,7 @@ def _texts(path: Path) -> Iterator[str]:
     text = path.read_text(encoding="utf-8", errors="replace")
     if path.suffix == ".json":
         try:
-            yield from _strings(json.loads(text))
+            yield from _strings(json_value(text))
             return
         except ValueError:
             pass
@@ -152,7 +152,7 @@ def local_parts(folder: Path) -> dict[str, str]:
         folder: A folder with `config.json`; of one that is no A-LLMRec checkpoint, nothing is returned.
     """
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = json_value((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     if not isinstance(config, dict) or config.get("model_type") != "a-llmrec":

@@ -11,10 +11,10 @@ from typing import Any
 
 import polars as pl
 from filelock import FileLock, Timeout
-from polars.exceptions import PolarsError
 
 from ..errors import ALLMRecError
-from ..files import WRITE_ERRORS, check_writable, disk_error, written_whole
+from ..files import PARQUET_ERRORS, WRITE_ERRORS, check_writable, disk_error, written_whole
+from ..stored_values import json_value
 
 RECORD = "run.json"
 LOCK = ".lock"
@@ -153,13 +153,13 @@ class PartsFolder:
 def _num_rows(path: Path) -> int | None:
     try:
         return int(pl.scan_parquet(path, glob=False).select(pl.len()).collect().item())
-    except (PolarsError, OSError):
+    except PARQUET_ERRORS:
         return None
 
 
 def _read_record(path: Path) -> dict[str, Any] | None:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json_value(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) else None

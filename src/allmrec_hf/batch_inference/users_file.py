@@ -7,9 +7,9 @@ from functools import cached_property
 from pathlib import Path
 
 import polars as pl
-from polars.exceptions import PolarsError
 
 from ..errors import DataError
+from ..files import PARQUET_ERRORS
 from ..pipeline_recommendation import KEYS, OPTION_KEYS, further_keys
 from .results import RESULT_COLUMNS
 
@@ -43,7 +43,7 @@ class UsersFile:
         try:
             self.schema = self._scan().collect_schema()
             self.rows = int(self._scan().select(pl.len()).collect().item())
-        except (PolarsError, OSError) as error:
+        except PARQUET_ERRORS as error:
             raise DataError(
                 f"{path} cannot be read as parquet ({str(error).splitlines()[0]}); JSON lines are for --requests"
             ) from error
@@ -81,7 +81,7 @@ class UsersFile:
         """
         try:
             return self._scan().slice(start, count).collect()
-        except (PolarsError, OSError) as error:
+        except PARQUET_ERRORS as error:
             raise DataError(f"{self.path} cannot be read from row {start} on: {str(error).splitlines()[0]}") from error
 
     @cached_property

@@ -32,6 +32,7 @@ from ..methods.a_llmrec import facts
 from ..methods.method import Method
 from ..methods.registry import method
 from ..modeling_allmrec import ALLMRecModel
+from ..stored_values import json_value
 from ..training.llms import check_llm
 from .benchmark_report import render
 from .launched import Crew, launched
@@ -425,7 +426,7 @@ def _not_there(planned_runs: Iterable[PlannedRun], output: Path) -> tuple[list[d
 def _read(path: Path) -> list[dict[str, Any]]:
     """Return what `_write` wrote."""
     try:
-        return list(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else []
+        return list(json_value(path.read_text(encoding="utf-8"))) if path.exists() else []
     except ValueError as error:
         raise DataError(f"{path} is damaged ({error}); delete it") from error
 

@@ -20,7 +20,8 @@ from typing import Any
 import polars as pl
 
 from ..errors import ALLMRecError, DataError
-from ..files import written_whole
+from ..files import PARQUET_ERRORS, written_whole
+from ..stored_values import json_value
 
 RUNS = "runs"
 RESULT_FILE, RANKS_FILE = "result.json", "per_user.parquet"
@@ -92,7 +93,7 @@ def is_done(output: Path, key: RunKey) -> bool:
     """
     file = run_folder(output, key) / RESULT_FILE
     try:
-        written = json.loads(file.read_text(encoding="utf-8"))["format"]
+        written = json_value(file.read_text(encoding="utf-8"))["format"]
     except (OSError, ValueError, KeyError, TypeError):
         return file.is_file()
     return not (isinstance(written, int) and written < FORMAT)
@@ -123,7 +124,7 @@ def load_run(folder: Path) -> BenchmarkRun:
         DataError: when a file is missing or damaged.
     """
     try:
-        content = json.loads((folder / RESULT_FILE).read_text(encoding="utf-8"))
+        content = json_value((folder / RESULT_FILE).read_text(encoding="utf-8"))
         if content["format"] != FORMAT:
             raise DataError(
                 f"{folder} has format {content['format']}, this version reads {FORMAT}; delete the folder to compute "
@@ -131,7 +132,7 @@ def load_run(folder: Path) -> BenchmarkRun:
             )
         ranks = pl.read_parquet(folder / RANKS_FILE)
         return BenchmarkRun(RunKey(**content["key"]), content["report"], ranks, content["seconds"], content["details"])
-    except (OSError, ValueError, KeyError, TypeError, pl.exceptions.PolarsError) as error:
+    except (*PARQUET_ERRORS, ValueError, KeyError, TypeError) as error:
         if isinstance(error, ALLMRecError):
             raise
         raise DataError(f"{folder} is no finished run ({error!r}); delete the folder to compute it again") from error

@@ -8,12 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ..data.synthetic import SyntheticWorld
 from ..errors import ALLMRecError
 from ..evaluation.scenarios import CrossDomain, FewShot, scenario
 from ..methods.registry import backbone_names, method_names
+from ..stored_values import yaml_value
 from ..training.stage_arguments import DEFAULT_BACKBONE, DEFAULT_TEXT_ENCODER, PRESETS, STAGES, StageArguments
 from .published import DATASETS
 from .published_full_ranking import S3REC
@@ -55,12 +54,12 @@ def load_suite(name: str | Path) -> Suite:
     """
     path = SUITES / f"{name}.yaml" if str(name) in suite_names() else Path(name)
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml_value(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ALLMRecError(
             f"there is no suite {str(name)!r}: give a YAML file, or one of {', '.join(suite_names())}"
         ) from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError) as error:
         raise ALLMRecError(f"the suite {path} cannot be read as YAML: {error}") from error
     return parse_suite(values, path.name)
 

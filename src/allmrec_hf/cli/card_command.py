@@ -146,7 +146,11 @@ def _of_data(source: Path, repo_id: str | None, license: str | None, check: bool
     files = dataset_card_files(info, repo_id, license)
     if not check:
         return files, []
-    texts = {name: (source / name).read_text(encoding="utf-8") for name in files if (source / name).is_file()}
+    texts = {
+        name: (source / name).read_text(encoding="utf-8", errors="replace")
+        for name in files
+        if (source / name).is_file()
+    }
     return {}, check_dataset_card(texts, files, info)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import UnionType
@@ -22,6 +21,7 @@ from rich.text import Text
 from typer.core import TyperCommand
 
 from ..errors import ALLMRecError
+from ..stored_values import json_value, yaml_value
 from ..training.option_fields import Checked, choices_of
 from ..training.stage_arguments import SECTIONS, STAGES, STEPS, StageArguments
 
@@ -120,19 +120,18 @@ def pairs(values: list[str], flag: str) -> dict[str, Any]:
         if not separator:
             raise ALLMRecError(f"{flag} takes NAME=VALUE, such as hidden_size=128; got {pair!r}")
         try:
-            found[name] = json.loads(value)
-        except json.JSONDecodeError:
+            found[name] = json_value(value)
+        except ValueError:
             found[name] = value
     return found
 
 
 def _prompt(value: str) -> dict[str, str]:
-    import yaml
 
     try:
         text = value if value.lstrip().startswith("{") else Path(value).read_text(encoding="utf-8")
-        found = yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        found = yaml_value(text)
+    except (OSError, ValueError) as error:
         raise ALLMRecError(f"--prompt {value} cannot be read: {error}; give a YAML or JSON file") from error
     if not isinstance(found, dict):
         raise ALLMRecError(f"--prompt {value} must hold a mapping with the fields prompt, item, separator and answer")

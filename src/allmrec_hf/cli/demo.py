@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..stored_values import json_value
 from .loading import GgufFileOption, TrustOption, load_pipeline, named_llm
 from .options import ConfigOption, JsonOption, SeedOption, emit, say, stderr, user_errors
 
@@ -148,10 +148,10 @@ def train_stages(data: PreparedData, args: ALLMRecTrainingArguments, trust: bool
 def _done(output: Path, stage: str) -> str:
     """Return what a stage did, in words."""
     if stage == "rank":
-        ranker = json.loads((output / "config.json").read_text(encoding="utf-8"))["ranker"]
+        ranker = json_value((output / "config.json").read_text(encoding="utf-8"))["ranker"]
         return f"what ranks by default: {ranker}"
     records = [  # several where depths of the LLM were tried
-        json.loads(path.read_text(encoding="utf-8"))["result"]
+        json_value(path.read_text(encoding="utf-8"))["result"]
         for path in (output / "checkpoints" / stage).glob("**/training.json")
     ]
     record = max(records, key=lambda one: one["best"] or 0.0)

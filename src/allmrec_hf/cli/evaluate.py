@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from ..stored_values import json_value
 from .loading import (
     GgufFileOption,
     LlmOption,
@@ -160,7 +160,7 @@ def check_mixed(model: str, backbone: ItemCatalog, catalog: ItemCatalog) -> None
 def _trained_on_validation(model: str) -> bool:
     """Tell whether a run folder says that its stage 2 learnt from the validation items."""
     try:
-        settings = json.loads((Path(model) / "run.json").read_text(encoding="utf-8"))["arguments"]["project"]
+        settings = json_value((Path(model) / "run.json").read_text(encoding="utf-8"))["arguments"]["project"]
         return (Path(model) / "project" / "done").is_file() and settings["targets"] == "validation"
     except (OSError, ValueError, KeyError, TypeError):
         return False

@@ -15,10 +15,10 @@ from typing import Annotated, Any
 
 import click
 import typer
-import yaml
 from rich.console import Console
 
 from ..errors import ALLMRecError, DataError
+from ..stored_values import yaml_value
 from ..training.option_fields import nearest
 from ..training.stage_arguments import LARGEST_SEED
 
@@ -47,8 +47,8 @@ def load_config(context: typer.Context, path: Path | None) -> Path | None:
     if path is None:
         return None
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        values = yaml_value(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise typer.BadParameter(f"{path} cannot be read as YAML: {error}") from error
     if not isinstance(values, dict):
         raise typer.BadParameter(f"{path} must be a mapping of option names to values, such as `output: runs/shop`")

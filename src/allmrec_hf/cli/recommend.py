@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import click
 import typer
 
+from ..stored_values import json_value
 from .loading import (
     GgufFileOption,
     LlmOption,
@@ -255,7 +256,7 @@ def _lines(path: Path, on_error: str) -> Iterator[Any]:
                 if not line.strip():
                     continue
                 try:
-                    yield json.loads(line)
+                    yield json_value(line)
                 except ValueError as error:
                     if on_error == "raise":
                         raise DataError(f"{path}, line {number}: no JSON ({error}); give one request a line") from error

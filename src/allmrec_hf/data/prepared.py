@@ -15,7 +15,9 @@ import polars as pl
 
 from ..catalog import CATALOG_FILE, ItemCatalog
 from ..errors import DataError
+from ..files import PARQUET_ERRORS, check_rows
 from ..prompt import domain_words
+from ..stored_values import json_value
 from ..values import id_text
 from .digests import content_digests
 from .interactions import ITEM_ID, SPLIT, TIMESTAMP, USER_ID
@@ -361,7 +363,7 @@ def read_info(path: Path) -> dict[str, Any]:
         DataError: when it is no JSON, lacks keys or is of a newer format.
     """
     try:
-        info = json.loads(path.read_text(encoding="utf-8"))
+        info = json_value(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(f"{path} is no readable JSON file ({error}); prepare the data again") from error
     keys = ("format", "name", "domain", "num_candidates")
@@ -384,8 +386,9 @@ def read_parquet(path: Path) -> pl.DataFrame:
         DataError: when it is truncated or no parquet file.
     """
     try:
+        check_rows(path)
         return pl.read_parquet(path)
-    except (pl.exceptions.PolarsError, OSError) as error:
+    except PARQUET_ERRORS as error:
         raise DataError(
             f"{path} is no readable parquet file of prepared data; it is missing, truncated or damaged: prepare or "
             "download the data again"

@@ -6,7 +6,6 @@ lets the LLM write; `examples/favourite_category.py` measures both against the c
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -22,6 +21,7 @@ from ..errors import DataError
 from ..modeling_allmrec import ALLMRecModel
 from ..processing_allmrec import ALLMRecProcessor, left_padded
 from ..prompt import PromptTemplate, clean_title
+from ..stored_values import json_value
 
 LONGEST_ANSWER = 32
 _PLACEHOLDER = re.compile(r"\{(\w*)\}")
@@ -92,7 +92,7 @@ class TextTask:
             DataError: when it is no JSON object of these fields, or a field has other placeholders.
         """
         try:
-            values = json.loads(Path(path).read_text(encoding="utf-8"))
+            values = json_value(Path(path).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise DataError(f"{path} is no readable JSON file ({error}); a task is an object with a prompt") from error
         known = {field.name for field in fields(cls)}

@@ -12,6 +12,7 @@ from pathlib import Path
 from huggingface_hub import ModelCard, ModelCardData
 
 from ..checkpoint_code import EVAL_RESULTS_FILE, README_FILE
+from ..errors import ALLMRecError, CheckpointError
 from ..files import written_whole
 from ..hub_upload import escape, plain
 from ..part_sources import DEMO, is_hub_id
@@ -37,7 +38,22 @@ def render_card(card: ALLMRecCard) -> str:
     """Return the README of a checkpoint: metadata, then the filled template.
 
     Every string that came from outside is escaped, so no name or id can change the page.
+
+    Raises:
+        CheckpointError: when what is stored of the card has another form than a card or a report.
     """
+    try:
+        return _page(card)
+    except (AttributeError, KeyError, TypeError, IndexError, ValueError) as error:
+        if isinstance(error, ALLMRecError):
+            raise
+        raise CheckpointError(
+            f"the card of {plain(card.name)} or a report in it has another form than this version writes ({error!r}); "
+            "write both again"
+        ) from error
+
+
+def _page(card: ALLMRecCard) -> str:
     results = evaluation_results(card)
     tags = [PIPELINE_TAG, "collaborative-filtering", plain(card.cf_backbone)]
     data = ModelCardData(

@@ -7,9 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
-
 from ..checkpoint_code import EVAL_RESULTS_FILE
+from ..stored_values import yaml_value
 from .card import CARD_FILE, ALLMRecCard, card_files
 from .card_data import CARD_DATA_FILE
 from .stored_reports import report_key, single_reports
@@ -201,8 +200,8 @@ def _front_matter(text: str) -> Any:
     if not text.startswith("---\n"):
         return {}
     try:
-        return yaml.safe_load(text.split("\n---\n", 1)[0].removeprefix("---\n")) or {}
-    except yaml.YAMLError:
+        return yaml_value(text.split("\n---\n", 1)[0].removeprefix("---\n")) or {}
+    except ValueError:
         return None
 
 
@@ -235,12 +234,12 @@ def _results_findings(text: str | None, wanted: str | None) -> Iterator[Finding]
         yield Finding(EVAL_RESULTS_FILE, 0, "is missing; `allmrec card` writes it")
         return
     try:
-        own = yaml.safe_load(text) or []
+        own = yaml_value(text) or []
         entries = [(str(entry["dataset"]["id"]), str(entry["dataset"]["task_id"]), entry) for entry in own]
-    except (yaml.YAMLError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         yield Finding(EVAL_RESULTS_FILE, 0, f"holds no evaluation results ({error})")
         return
-    stored = {(entry["dataset"]["id"], entry["dataset"]["task_id"]): entry for entry in yaml.safe_load(wanted or "[]")}
+    stored = {(entry["dataset"]["id"], entry["dataset"]["task_id"]): entry for entry in yaml_value(wanted or "[]")}
     for dataset, task, entry in entries:
         given = stored.get((dataset, task))
         if given is None:
@@ -280,6 +279,6 @@ def check_dataset_card(texts: Mapping[str, str], wanted: Mapping[str, str], info
 
 def _loaded(text: str) -> Any:
     try:
-        return (yaml.safe_load(text) or {}).get("tasks")
-    except (yaml.YAMLError, AttributeError):
+        return (yaml_value(text) or {}).get("tasks")
+    except (ValueError, AttributeError):
         return None

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
+from ..stored_values import json_value
 from .stored_reports import report_key, single_reports
 
 CARD_DATA_FILE = "model_card.json"
@@ -101,7 +101,7 @@ class ALLMRecCard:
         unknown = sorted(set(values) - {item.name for item in fields(cls)})
         if unknown or "name" not in values:
             raise CheckpointError(f"not a model card of this version: name is required, unknown fields {unknown}")
-        return cls(**values)
+        return cls(**{name: _of_kind(name, value, _KINDS_OF_FIELDS.get(name)) for name, value in values.items()})
 
     @property
     def reports(self) -> list[dict[str, Any]]:
@@ -144,6 +144,31 @@ class ALLMRecCard:
         return next((name for name in names if name in methods and name != self.method), None)
 
 
+_TEXT, _NUMBER = str | None, int | None
+_KINDS_OF_FIELDS: dict[str, Any] = {
+    **dict.fromkeys(("name", "cf_backbone", "method"), str),
+    **dict.fromkeys(("base_model", "base_model_revision", "base_model_file", "text_encoder", "ranker"), _TEXT),
+    **dict.fromkeys(("dataset_name", "dataset_id", "dataset_source", "backbone_method", "license", "repo_id"), _TEXT),
+    **dict.fromkeys(("base_model_parameters", "cf_parameters", "text_encoder_parameters"), _NUMBER),
+    **dict.fromkeys(("includes_base_model", "backbone_only"), bool),
+    **dict.fromkeys(("trained_parameters", "counts", "training", "stage_results", "seeds", "versions"), dict),
+    **dict.fromkeys(("rankers", "further_evaluations", "warnings", "not_for", "language", "example_history"), list),
+    "part_licenses": dict,
+    "evaluation": dict | None,
+}
+
+
+def _of_kind(name: str, value: Any, kind: Any) -> Any:
+    """Return a field's value.
+
+    Raises:
+        CheckpointError: when it is of another kind than the field's.
+    """
+    if kind is not None and not isinstance(value, kind):
+        raise CheckpointError(f"the card's field {name!r} is a {type(value).__name__}; write the card again")
+    return value
+
+
 def read_card(directory: str | Path) -> ALLMRecCard:
     """Read the card that `write_card` stored, to add to it.
 
@@ -155,11 +180,14 @@ def read_card(directory: str | Path) -> ALLMRecCard:
     """
     path = Path(directory) if Path(directory).suffix == ".json" else Path(directory) / CARD_DATA_FILE
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json_value(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise CheckpointError(f"no {path.name} in {path.parent}; write_card makes one") from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except ValueError as error:
         raise CheckpointError(f"{path} is no JSON ({error}); write the card again") from error
     if not isinstance(values, dict):
         raise CheckpointError(f"{path} holds {type(values).__name__}, expected the fields of a card; write it again")
-    return ALLMRecCard.from_dict(values)
+    try:
+        return ALLMRecCard.from_dict(values)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error

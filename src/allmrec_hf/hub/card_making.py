@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from huggingface_hub import ModelCard, try_to_load_from_cache
 
 from ..errors import ALLMRecError, CheckpointError
 from ..part_sources import DEMO, DEMO_PARTS, is_hub_id, public_name
+from ..stored_values import json_value
 from .card_data import CARD_DATA_FILE, ALLMRecCard, read_card
 from .stored_reports import folder_reports, read_json, read_reports, stage_results
 
@@ -125,7 +125,7 @@ def make_card(source: Path, reports: Iterable[Path] = (), facts: CardFacts | Non
 def _with_config(card: ALLMRecCard, folder: Path) -> ALLMRecCard:
     """Return a card of an earlier version with what the checkpoint's configuration and the run say beside it."""
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = json_value((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return card
     if not isinstance(config, dict) or config.get("model_type") != "a-llmrec":

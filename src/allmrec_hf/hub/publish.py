@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from fnmatch import fnmatchcase
@@ -13,6 +12,7 @@ from ..checkpoint_code import EVAL_RESULTS_FILE
 from ..errors import CheckpointError
 from ..hub_upload import upload
 from ..sharing import check_no_secrets, check_sizes
+from ..stored_values import json_value
 from .staging import Sharing, shareable
 
 logger = logging.getLogger(__name__)
@@ -65,10 +65,10 @@ def checkpoint_files(directory: str | os.PathLike[str]) -> list[str]:
         if path.is_file() and path.resolve().is_relative_to(root.resolve()) and _belongs(relative):
             found.append(str(relative))
     try:
-        json.loads((root / "config.json").read_text(encoding="utf-8"))
+        json_value((root / "config.json").read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise CheckpointError(f"{root} holds no config.json; give the folder of a trained model") from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except ValueError as error:
         raise CheckpointError(f"{root / 'config.json'} is no JSON ({error}); save the model again") from error
     if not any(fnmatchcase(name, "model*.safetensors") for name in found):
         raise CheckpointError(f"{root} holds no weights (model*.safetensors); save the model again")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shutil
@@ -20,6 +19,7 @@ from ..gguf_files import split_gguf
 from ..modeling_allmrec import ALLMRecModel
 from ..part_sources import DEMO, is_hub_id
 from ..sharing import check_no_local_parts, check_no_machine_paths, local_parts
+from ..stored_values import json_value
 from .card import CARD_DATA_FILE, CARD_FILE, ALLMRecCard, card_files, read_card, render_card, write_card
 
 logger = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ def shareable(directory: Path, files: Sequence[str], sharing: Sharing, repo_id: 
         ALLMRecError: when others could not load it, or a file names a path of this machine.
         CheckpointError: when a part that is to be included cannot be loaded.
     """
-    config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    config = json_value((directory / "config.json").read_text(encoding="utf-8"))
     is_ours = isinstance(config, dict) and config.get("model_type") == "a-llmrec"
     known = [str(directory), str(directory.resolve()), *local_parts(directory).values(), *_paths_of_the_run(directory)]
     has_handler = (directory / HANDLER_FILE).exists()
@@ -138,7 +138,7 @@ def _text(path: Path) -> str | None:
 
 def _paths_of_the_run(directory: Path) -> list[str]:
     try:
-        sections = json.loads((directory / "run.json").read_text(encoding="utf-8"))["arguments"].values()
+        sections = json_value((directory / "run.json").read_text(encoding="utf-8"))["arguments"].values()
         values = [value for section in sections for value in section.values()]
         return [value for value in values if isinstance(value, str) and Path(value).is_absolute()]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -177,7 +177,7 @@ def _change(directory: Path, folder: Path, config: dict[str, Any], sharing: Shar
         name, gguf_file = split_gguf(sharing.llm_id)
         ids |= {"base_model_name_or_path": name, "base_model_gguf_file": gguf_file, "base_model_revision": None}
     update_json(folder / "config.json", ids)
-    _change_card(folder, before, json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    _change_card(folder, before, json_value((folder / "config.json").read_text(encoding="utf-8")))
 
 
 def _change_card(folder: Path, before: dict[str, Any], after: dict[str, Any]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,8 @@ import polars as pl
 
 from ..errors import CheckpointError, DataError
 from ..evaluation.intervals import with_intervals
+from ..files import PARQUET_ERRORS
+from ..stored_values import json_value
 
 REPORT_PATTERNS = ("evaluation*.json", "result.json")
 INNER_REPORT = "full_ranking"
@@ -24,7 +25,7 @@ def read_json(path: Path) -> dict[str, Any]:
         CheckpointError: when it is missing, no JSON, or holds something else.
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json_value(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read ({error.strerror or error}); give a stored report") from error
     except ValueError as error:
@@ -96,7 +97,7 @@ def _with_table(report: dict[str, Any], table: Path) -> dict[str, Any]:
         return report
     try:
         frame = pl.read_parquet(table)
-    except (pl.exceptions.PolarsError, OSError) as error:
+    except PARQUET_ERRORS as error:
         raise DataError(f"{table} is no readable per-user table ({error}); store it again, or remove it") from error
     return with_intervals(report, frame, str(table))
 

@@ -16,6 +16,7 @@ from ..cf_encoder import CFEncoder
 from ..data.prepared import PreparedData
 from ..errors import ALLMRecError
 from ..files import folder_written_whole, written_whole
+from ..stored_values import json_value
 from ..training.alignment import text_embedding_table
 from ..training.arguments import ALLMRecTrainingArguments
 from ..training.fair import fair_backbone
@@ -92,7 +93,7 @@ def check_same_settings(method: Method, setting: Setting, llm: str | None = None
             temporary.write_text(json.dumps(own, indent=1) + "\n", encoding="utf-8")
         return
     try:
-        noted = dict(json.loads(path.read_text(encoding="utf-8")))
+        noted = dict(json_value(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise ALLMRecError(f"{path} is damaged ({error}); train into another folder") from error
     values = {name: (noted.get(name), own.get(name)) for name in {**noted, **own}}

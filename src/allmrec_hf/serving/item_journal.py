@@ -13,6 +13,7 @@ from typing import Any
 
 from ..errors import ALLMRecError
 from ..files import disk_error, sync, written_whole
+from ..stored_values import json_value
 
 logger = logging.getLogger(__name__)
 _DIGEST = 16  # characters of a line before its JSON
@@ -111,7 +112,7 @@ def _items(line: bytes) -> list[dict[str, Any]] | None:
     if digest != sha256(text).hexdigest()[:_DIGEST].encode():
         return None
     try:
-        items = json.loads(text)
+        items = json_value(text)
     except ValueError:
         return None
     return items if isinstance(items, list) and all(isinstance(item, dict) for item in items) else None

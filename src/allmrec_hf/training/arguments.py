@@ -9,10 +9,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ..errors import ALLMRecError
 from ..gguf_files import is_gguf, split_gguf
+from ..stored_values import yaml_value
 from .option_fields import unknown_options
 from .presets import resolved
 from .stage_arguments import LOOPS, RUN_WIDE, SECTIONS, StageArguments
@@ -126,8 +125,8 @@ class ALLMRecTrainingArguments:
             ALLMRecError: when it cannot be read, or names an unknown option.
         """
         try:
-            values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            values = yaml_value(Path(path).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
             raise ALLMRecError(f"{path} cannot be read as YAML: {error}") from error
         if not isinstance(values, dict):
             raise ALLMRecError(f"{path} must be a mapping with the sections {', '.join(SECTIONS)}")

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError
 from ..files import WRITE_ERRORS, disk_error, sync, written_whole
+from ..stored_values import json_value
 from .stage_arguments import StageArguments
 from .task import StageTask
 
@@ -211,7 +212,7 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     advice = "delete this folder to go on from an earlier checkpoint, or start anew"
     try:
-        progress = json.loads((path / PROGRESS_FILE).read_text(encoding="utf-8"))
+        progress = json_value((path / PROGRESS_FILE).read_text(encoding="utf-8"))
         found_format, size, checksum = progress["format"], progress["tensors"]["size"], progress["tensors"]["crc32"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
@@ -261,7 +262,7 @@ def _prune(directory: Path, keep: int) -> None:
     wanted = set()
     for path in found[-keep:]:
         try:
-            wanted.add(json.loads((path / PROGRESS_FILE).read_text(encoding="utf-8")).get("best_file"))
+            wanted.add(json_value((path / PROGRESS_FILE).read_text(encoding="utf-8")).get("best_file"))
         except (OSError, ValueError):
             return  # a damaged neighbour: its best weights are not known, so none is removed
     for path in directory.glob("best-*.safetensors"):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from ..catalog import CATALOG_FILE
 from ..cf_encoder import CFEncoder, cf_config_from_dict
 from ..data.prepared import PreparedData
 from ..errors import CheckpointError
+from ..stored_values import json_value
 from .backbone_training import train_backbone
 from .pretrained_backbone import check_same_catalog, load_backbone, save_backbone
 from .run_record import RUN_FILE, check_same_data, read_run
@@ -37,7 +37,7 @@ def fair_backbone(run: Path, data: PreparedData) -> CFEncoder:
     if (run / FAIR_FOLDER / "config.json").exists():
         return load_backbone(run / FAIR_FOLDER)
     try:
-        record = json.loads((run / "checkpoints" / "backbone" / "training.json").read_text(encoding="utf-8"))
+        record = json_value((run / "checkpoints" / "backbone" / "training.json").read_text(encoding="utf-8"))
         arguments = StageArguments.from_dict(record["arguments"])
         epochs = int(record["result"]["best_epoch"])
     except (OSError, ValueError, KeyError, TypeError) as error:

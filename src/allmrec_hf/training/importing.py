@@ -7,7 +7,6 @@ file is run; `torch_archive` says how.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +19,8 @@ from torch import Tensor
 from ..catalog import ItemCatalog
 from ..cf_encoder import build_cf_encoder
 from ..errors import ALLMRecError, CheckpointError, DataError
+from ..files import PARQUET_ERRORS
+from ..stored_values import json_value
 from ..values import id_text
 from .pretrained_backbone import FittedBackbone, MissingItems, fit_to_catalog
 from .torch_archive import TorchArchive, as_mapping
@@ -238,7 +239,7 @@ def read_item_ids(path: Path, num_items: int) -> list[str | None]:
     """
     try:
         listed = _listed(path)
-    except (OSError, ValueError, pl.exceptions.PolarsError) as error:
+    except (*PARQUET_ERRORS, ValueError) as error:
         raise DataError(f"the item ids in {path} cannot be read: {error}") from error
     if isinstance(listed, list):
         if len(listed) not in (num_items, num_items + 1):
@@ -268,7 +269,7 @@ def read_item_ids(path: Path, num_items: int) -> list[str | None]:
 def _listed(path: Path) -> list[Any] | tuple[tuple[Any, Any], ...]:
     """Return a list of ids in the order of the rows, or a tuple of pairs of id and row."""
     if path.suffix == ".json":
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json_value(path.read_text(encoding="utf-8"))
         if not isinstance(value, (list, dict)):
             raise ValueError("it is neither a list of ids nor a mapping of ids to rows")
         return value if isinstance(value, list) else tuple(value.items())

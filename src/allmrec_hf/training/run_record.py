@@ -6,7 +6,6 @@ A section of the arguments stands in it once the stage that is trained with it h
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 from ..data.prepared import PreparedData
 from ..errors import ALLMRecError
 from ..part_sources import CHECKPOINT_PART, LANGUAGE_MODEL_PART, TEXT_ENCODER_PART, recorded, same_source
+from ..stored_values import json_value
 from .arguments import ALLMRecTrainingArguments
 from .stage_arguments import SECTIONS, STEPS, StageArguments
 
@@ -54,7 +54,7 @@ def read_run(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        record = dict(json.loads(path.read_text(encoding="utf-8")))
+        record = dict(json_value(path.read_text(encoding="utf-8")))
         of_earlier_version = "settings" in record and "arguments" not in record
         noted = {} if of_earlier_version else record["arguments"]
         sections = {name: dict(noted[name]) for name in SECTIONS if name in noted}

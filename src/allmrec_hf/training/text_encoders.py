@@ -6,7 +6,6 @@ from typing import Any
 
 from ..errors import CheckpointError
 from ..part_sources import TEXT_ENCODER_PART, located, one_line, require_found
-from .load_errors import DAMAGED
 
 
 def load_text_encoder(name: str, trust_remote_code: bool = False) -> Any:
@@ -21,7 +20,7 @@ def load_text_encoder(name: str, trust_remote_code: bool = False) -> Any:
         where = located(name, TEXT_ENCODER_PART)
         require_found(where, "modules.json")
         return SentenceTransformer(where, trust_remote_code=trust_remote_code)
-    except (*DAMAGED, ImportError) as error:
+    except Exception as error:  # of any class: tokenizers raises plain `Exception`
         raise CheckpointError(
             f"the text encoder {name!r} cannot be loaded: {one_line(error)}; --text-encoder takes a "
             "sentence-transformers id or folder"

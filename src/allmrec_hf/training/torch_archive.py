@@ -15,6 +15,7 @@ are checked against the bytes that are there.
 from __future__ import annotations
 
 import pickletools
+import struct
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 
+_NO_ARCHIVE = (zipfile.BadZipFile, OSError, NotImplementedError, RuntimeError, ValueError, EOFError, struct.error)
 MAX_INSTRUCTIONS = 20_000_000  # of the pickle; one that a library writes has thousands
 _DTYPES = {
     "DoubleStorage": torch.float64,
@@ -108,7 +110,9 @@ class TorchArchive:
                 order = f"{self._prefix}byteorder"
                 if order in archive.namelist() and _stored(archive, order, path) != b"little":
                     raise CheckpointError(f"{path} was written on a big-endian machine; save it again on another")
-        except (zipfile.BadZipFile, OSError, NotImplementedError, RuntimeError) as error:
+        except _NO_ARCHIVE as error:
+            if isinstance(error, CheckpointError):
+                raise
             raise CheckpointError(
                 f"{path} cannot be read as a file of torch.save ({error}); one of torch before 1.6 must be loaded and "
                 "saved again by a newer one"
@@ -156,7 +160,9 @@ class TorchArchive:
             try:
                 with zipfile.ZipFile(self.path) as archive:
                     self._bytes[key] = bytearray(_stored(archive, f"{self._prefix}data/{key}", self.path))
-            except (zipfile.BadZipFile, OSError, KeyError) as error:
+            except (*_NO_ARCHIVE, KeyError) as error:
+                if isinstance(error, CheckpointError):
+                    raise
                 raise CheckpointError(f"{self.path} is damaged: {error}") from error
         return self._bytes[key]
 

@@ -18,6 +18,7 @@ from ..catalog import ItemCatalog
 from ..cf_encoder import CFEncoder
 from ..data.prepared import PreparedData
 from ..errors import CheckpointError
+from ..files import PARQUET_ERRORS
 
 TARGETS_FILE = "targets.parquet"
 _SCHEMA = {"item_id": pl.String, "targets": pl.Int64}
@@ -66,7 +67,7 @@ def load_target_counts(name: str, catalog: ItemCatalog) -> torch.Tensor | None:
         return None
     try:
         frame = pl.read_parquet(path, schema=_SCHEMA)
-    except (pl.exceptions.PolarsError, OSError) as error:
+    except PARQUET_ERRORS as error:
         raise CheckpointError(f"{path} is no readable list of item_id and targets ({error}); write it again") from error
     counts = dict(frame.iter_rows())
     return torch.tensor([0, *(counts.get(item_id, 0) for item_id in catalog.item_ids)])

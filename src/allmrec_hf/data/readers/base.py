@@ -20,6 +20,7 @@ from .encoding import check_encoding, utf8_blocks
 GZIP_MAGIC = b"\x1f\x8b"
 PACKED = {b"PK\x03\x04": "zip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"7z\xbc\xaf": "7z"}
 BLOCK_BYTES = 1 << 25
+MOST_UNPACKED, MOST_RATIO = 1 << 28, 200  # bytes that a gzip file unfolds to, and times its size: beyond both, a bomb
 PathLike = str | os.PathLike[str]
 Quotes = Literal["auto", "csv", "none"]
 DELIMITER_WORDS = {"tab": "\t", "\\t": "\t", "space": " ", "comma": ",", "semicolon": ";", "pipe": "|"}
@@ -166,6 +167,25 @@ def is_gzip(path: Path) -> bool:
     return start.startswith(GZIP_MAGIC)
 
 
+class _GzipFile(gzip.GzipFile):
+    """A gzip file that stops where it unfolds to what no text table or JSON is packed like."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        """Return some bytes.
+
+        Raises:
+            DataError: when it has become far larger than it is on the disk.
+        """
+        most = max(MOST_UNPACKED, MOST_RATIO * os.path.getsize(self.name))
+        found = super().read(min(size, most + 1) if size is not None and size >= 0 else most + 1)
+        if self.tell() > most:
+            raise DataError(
+                f"{self.name} unfolds to over {most:,} bytes, {MOST_RATIO} times its size, as no real table does; "
+                "unpack it yourself where it is right"
+            )
+        return found
+
+
 @contextmanager
 def opened(path: Path) -> Iterator[BinaryIO]:
     """Open a plain or gzip file.
@@ -174,7 +194,7 @@ def opened(path: Path) -> Iterator[BinaryIO]:
         DataError: when the file is gzip and truncated or damaged.
     """
     try:
-        with gzip.open(path, "rb") if is_gzip(path) else path.open("rb") as handle:
+        with _GzipFile(path, "rb") if is_gzip(path) else path.open("rb") as handle:
             yield cast(BinaryIO, handle)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(f"{path} is a truncated or damaged gzip file ({error}); download it again") from error

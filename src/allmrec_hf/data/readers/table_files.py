@@ -8,6 +8,7 @@ from pathlib import Path
 import polars as pl
 
 from ...errors import DataError
+from ...files import PARQUET_ERRORS, check_rows
 from ..interactions import ITEM_ID, TEXT_COLUMNS, USER_ID, validate_interactions, validate_items
 from ..times import BY_TIME, TimeRules
 from .base import AS_FOUND, PathLike, RawData, TextFormat, existing_file, stem
@@ -107,9 +108,10 @@ def _read_parquet(file: Path, choose: Choose) -> pl.DataFrame:
         wrong = "it is truncated: the mark at its end is missing" if begins else "the mark at its beginning is missing"
         raise DataError(f"{file} is no readable parquet file ({wrong}); write or download it again")
     try:
+        check_rows(file)
         table = pl.scan_parquet(file, glob=False)
         return renamed(table, choose(table.collect_schema().names())).collect()
-    except (pl.exceptions.PolarsError, OSError) as error:
+    except PARQUET_ERRORS as error:
         raise DataError(
             f"{file} is no readable parquet file (its content is damaged); write or download it again"
         ) from error
