@@ -215,7 +215,7 @@ def _check_parts(run: Run, stages: tuple[str, ...]) -> None:
     """Check text encoder, LLM and candidates of later stages."""
     if "align" in stages and not run.is_behind("align"):
         run.load_text_encoder()
-    reading = [stage for stage in ("project", "retrieve") if stage in stages]
+    reading: list[str] = [stage for stage in ("project", "retrieve") if stage in stages]
     if ZeroShot.kind in split_names(run.args.rank.rankers) and "rank" in stages:
         reading.append("rank")
     if not reading:
