@@ -13,6 +13,7 @@ from typing import Any
 
 import polars as pl
 
+from allmrec_hf.benchmark.published_full_ranking import full_ranking_values
 from allmrec_hf.evaluation.evaluation_report import format_markdown
 from allmrec_hf.evaluation.evaluator import REPORT_FORMAT
 
@@ -89,6 +90,31 @@ def _over_seeds(means: list[float]) -> str:
     return f"{statistics.mean(means):.3f}{spread}"
 
 
+def beside_published(path: Path, dataset: str) -> str:
+    """Return NDCG@10 / Hit@10 over all users of a suite's methods beside published ones, as Markdown.
+
+    Args:
+        path: The report's `results.parquet`.
+        dataset: Its name among the published figures.
+    """
+    rows = pl.read_parquet(path).filter((pl.col("group") == "overall") & pl.col("metric").is_in(["ndcg@10", "hit@10"]))
+    ours: dict[str, dict[str, str]] = {}
+    for row in rows.iter_rows(named=True):
+        spread = "" if row["deviation"] is None else f" ± {row['deviation']:.4f}"
+        ours.setdefault(row["label"], {})[row["metric"]] = f"{row['mean']:.4f}{spread}"
+    published: dict[tuple[str, str], dict[str, str]] = {}
+    for value in full_ranking_values():
+        if value.dataset == dataset:
+            published.setdefault((value.label, value.source), {})[value.metric] = f"{value.value:.4f}"
+    lines = ["| model | NDCG@10 | Hit@10 | whose |", "| --- | ---: | ---: | --- |"]
+    lines += [f"| {label} | {found['ndcg@10']} | {found['hit@10']} | here |" for label, found in ours.items()]
+    lines += [
+        f"| {label} | {found['ndcg@10']} | {found.get('hit@10', '-')} | published: {source} |"
+        for (label, source), found in published.items()
+    ]
+    return "\n".join(lines)
+
+
 def tables() -> dict[str, str]:
     """Return Markdown by marker name."""
     seeds = (RESULTS / "demo_seeds.md").read_text(encoding="utf-8")
@@ -103,6 +129,7 @@ def tables() -> dict[str, str]:
             found[path.stem] = format_markdown(report).strip()
     for path in sorted(RESULTS.glob("*/results.parquet")):
         found |= suite_tables(path)
+    found["beauty"] = beside_published(RESULTS / "beauty" / "results.parquet", "beauty")
     return found
 
 
@@ -112,7 +139,13 @@ def main() -> None:
         report = json.loads(path.read_text(encoding="utf-8"))
         if "methods" in report and report["format"] < REPORT_FORMAT:
             print(f"{path.name} was computed before ties were averaged (format {report['format']}): evaluate again")
-    for page in (ROOT / "README.md", RESULTS / "README.md", RESULTS / "quick.md", ROOT / "docs" / "explaining.md"):
+    for page in (
+        ROOT / "README.md",
+        RESULTS / "README.md",
+        RESULTS / "quick.md",
+        RESULTS / "beauty.md",
+        ROOT / "docs" / "explaining.md",
+    ):
         text = page.read_text(encoding="utf-8")
         for name, table in tables().items():
             pattern = rf"<!-- {name} -->.*?<!-- /{name} -->"
