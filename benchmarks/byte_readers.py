@@ -241,9 +241,13 @@ def _make_adapter(folder: Path) -> None:
 
 
 def _read_adapter(folder: Path) -> Any:
+    from allmrec_hf.errors import ALLMRecError
     from allmrec_hf.training.llms import llm_source
 
-    return llm_source(str(folder / "adapter"))
+    try:
+        return llm_source(str(folder / "adapter"))
+    except FileNotFoundError as error:  # documented: the base that it names is not there
+        raise ALLMRecError(str(error)) from error
 
 
 def _make_backbone(folder: Path) -> None:

@@ -368,9 +368,9 @@ def read_info(path: Path) -> dict[str, Any]:
         raise DataError(f"{path} is no readable JSON file ({error}); prepare the data again") from error
     keys = ("format", "name", "domain", "num_candidates")
     missing = [key for key in keys if key not in info] if isinstance(info, dict) else list(keys)
-    if not missing and type(info["num_candidates"]) is not int:
+    if not missing and (type(info["num_candidates"]) is not int or not 0 < info["num_candidates"] < 2**31):
         raise DataError(
-            f"{path}: num_candidates is {info['num_candidates']!r}, no whole number; prepare the data again"
+            f"{path}: num_candidates is {info['num_candidates']!r}, no number of candidates; prepare the data again"
         )
     if missing:
         raise DataError(f"{path} lacks {missing}; is it prepared data? Prepare it again")

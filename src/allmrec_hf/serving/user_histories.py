@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from ..errors import ALLMRecError
 from .service_errors import ServiceError
 
+DAMAGED = (sqlite3.Error, UnicodeDecodeError)  # SQLite tells of a damaged file in bytes of that file
 KEPT = 10_000  # events of a user; older ones are dropped
 BUSY_SECONDS = 2.0  # that a locked or slow store is waited for
 _Found = TypeVar("_Found")
@@ -105,14 +106,14 @@ class SQLiteHistories(UserHistories):
                 "CREATE INDEX IF NOT EXISTS of_user ON events (user_id, timestamp, number)",
             ):
                 self._database.execute(statement)
-        except (OSError, sqlite3.Error) as error:
+        except (OSError, *DAMAGED) as error:
             raise ALLMRecError(f"the user histories {path} cannot be opened: {error}") from error
 
     def _do(self, call: Callable[[], _Found]) -> _Found:
         with self._lock:
             try:
                 return call()
-            except sqlite3.Error as error:
+            except DAMAGED as error:
                 raise unavailable(error) from error
 
     def append(self, events: Sequence[UserEvent]) -> None:

@@ -193,6 +193,8 @@ def _class_of(name: str, cf: str | None) -> type[CFEncoder]:
         values, _ = PreTrainedConfig.get_config_dict(name)
     except DAMAGED as error:
         raise CheckpointError(f"there is no backbone at {name}: {one_line(error)}") from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"there is no backbone at {name}: its config.json is no JSON object")
     model_type = str(values.get("model_type", ""))
     if model_type == "a-llmrec":
         raise CheckpointError(f"{name} is a whole A-LLMRec model, not a backbone; of a run, give the folder backbone/")
