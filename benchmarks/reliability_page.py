@@ -116,7 +116,8 @@ ATTACKS = (
         "the same bytes; a checkpoint must load and be of one version after every kill.",
         "Files of a checkpoint move into their folder as one step: what a killed process left is put in place "
         "by the next "
-        "one that reads or writes there, which needs the permission to write.",
+        "one that reads or writes there, which needs the permission to write. A run over many users that is killed "
+        "after its table is in place is finished: called again, it says that the table is there already.",
         "`tests/test_files.py`, `tests/training/test_resume.py`, `tests/batch_inference/test_recommend_users.py`",
         "python benchmarks/kills.py",
         "kills",
