@@ -1,5 +1,7 @@
 """The ranker `zero_shot`: its score by hand, what is read once, runs and checkpoints that have no other LLM ranker."""
 
+import shutil
+
 import pytest
 import torch
 from transformers import AutoModel, pipeline
@@ -119,6 +121,16 @@ def test_a_run_needs_no_stage_that_trains_around_the_llm(run):
     assert model.config.rankers["fusion"]["parts"] == ["cf", "text", "zero_shot"]
     with pytest.raises(CheckpointError, match="stage 2 is not trained"):
         build_ranker("likelihood", model, ALLMRecProcessor.from_pretrained(run))
+
+
+def test_stage_rank_can_be_run_again(run, small_parts, small_data, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    args = small_run.run_arguments(folder, small_run.settings(small_parts)).replaced(
+        rank={"rankers": "zero_shot,fusion", "fusion_parts": "text,zero_shot", "max_validation_users": 30}
+    )
+    ALLMRecTrainer(args=args, data=small_data).train("rank")
+    assert AutoModel.from_pretrained(folder).config.rankers["fusion"]["parts"] == ["text", "zero_shot"]
 
 
 def test_the_pipeline_says_what_the_llm_adds_and_ranks_added_items(run):

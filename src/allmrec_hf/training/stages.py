@@ -232,6 +232,9 @@ def run_ranking(run: Run) -> None:
         else:
             processor = _attach_llm(run, model)
             model.config.rankers = {**(model.config.rankers or {}), "likelihood": {"trained": False}}
+        model.config.rankers = {
+            name: kept for name, kept in (model.config.rankers or {}).items() if name != ZeroShot.kind
+        }
         if ZeroShot.kind in split_names(run.args.rank.rankers):
             add_zero_shot(model, run.data.domain, run.data.verbs, run.args.project.history_in_prompt)
         if run.parts.text_encoder is not None:
