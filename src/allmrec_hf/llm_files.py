@@ -16,7 +16,7 @@ from transformers.utils import cached_file
 from .errors import CheckpointError
 from .gguf_files import GGUFFacts, gguf_facts, gguf_path, no_such_gguf
 from .llm_memory import check_memory, free_main_memory
-from .part_sources import LANGUAGE_MODEL_PART, is_hub_id, located, one_line, require_found
+from .part_sources import LANGUAGE_MODEL_PART, is_hub_id, located, one_line, require_found, require_own_weights
 from .stored_values import json_value
 
 logger = logging.getLogger(__name__)
@@ -167,6 +167,7 @@ def load_llm_files(
         options.pop("quantization_config", None)
     if check_memory:
         require_memory(source, trust, facts, gguf_packed, options)
+    require_own_weights(name, where.get("subfolder"))
     loaded: Any = AutoModelForCausalLM.from_pretrained(
         name, trust_remote_code=trust, output_loading_info=True, **where, **options
     )

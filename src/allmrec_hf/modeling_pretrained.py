@@ -52,6 +52,7 @@ from .part_sources import (
     one_line,
     recorded,
     require_found,
+    require_own_weights,
     stored,
 )
 from .stored_values import json_value
@@ -344,6 +345,7 @@ class ALLMRecPreTrainedModel(PreTrainedModel):
             llm_kwargs.setdefault("attn_implementation", config._attn_implementation_internal)
         try:
             path = located(path, CHECKPOINT_PART)
+            require_own_weights(path, within.get("subfolder"))
             if finish_interrupted_write(Path(path) / within.get("subfolder", "")) and config is not None:
                 config = ALLMRecConfig.from_pretrained(
                     path, **hub, **within
@@ -362,7 +364,9 @@ class ALLMRecPreTrainedModel(PreTrainedModel):
             raise CheckpointError(
                 f"the weights of {path} are damaged ({error}); download or save them again"
             ) from error
-        except (OSError, StrictDataclassError, TransportError) as error:
+        except CheckpointError:
+            raise
+        except (OSError, ValueError, StrictDataclassError, TransportError) as error:  # ValueError: a file's name
             raise CheckpointError(f"cannot load the checkpoint {path}: {one_line(error)}") from error
         except RuntimeError as error:
             raise CheckpointError(f"the weights of {path} do not fit its config.json: {one_line(error)}") from error

@@ -16,6 +16,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import validate_repo_id
 
 from .errors import CheckpointError
+from .stored_values import json_value
 
 DEMO = "demo"
 """In place of an id or path: the tiny LLM, text encoder or checkpoint that comes with this package."""
@@ -192,6 +193,29 @@ def require_found(name: str, file: str = "config.json", **hub: Any) -> None:
         raise FileNotFoundError(
             f"there is no folder {name}, and {constants.ENDPOINT} cannot be reached ({one_line(error)})"
         ) from error
+
+
+def require_own_weights(name: str, subfolder: str | None = None) -> None:
+    """Refuse a folder whose index of weights names files of other folders; those of a repository the Hub's client refuses.
+
+    Args:
+        name: What `located` returned.
+        subfolder: Where in the folder the weights are.
+
+    Raises:
+        FileNotFoundError: when the index names such a file.
+    """
+    index = Path(name) / (subfolder or "") / "model.safetensors.index.json"
+    try:
+        files = set(json_value(index.read_bytes())["weight_map"].values())
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return  # there is none, or whoever loads the weights says what is wrong with it
+    for file in files:
+        if PureWindowsPath(str(file)).name != str(file):
+            raise FileNotFoundError(
+                f"its index {index.name} takes weights from {str(file)[:100]!r}, which is not a file of that folder; "
+                "load a checkpoint whose weights are all its own"
+            )
 
 
 def one_line(error: BaseException, max_characters: int = 500) -> str:

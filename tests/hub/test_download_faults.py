@@ -90,3 +90,40 @@ def breaking(found, file):
         return found(path, name, *rest, **options)
 
     return cached_file
+
+
+def with_weights_outside(folder: Path) -> Path:
+    """Move one of a folder's files of weights up, and name it in the index as one of the folder above."""
+    index = folder / "model.safetensors.index.json"
+    listed = json.loads(index.read_text())
+    moved = min(set(listed["weight_map"].values()))
+    (folder / moved).rename(folder.parent / moved)
+    listed["weight_map"] = {key: f"../{file}" if file == moved else file for key, file in listed["weight_map"].items()}
+    index.write_text(json.dumps(listed))
+    return folder
+
+
+@pytest.mark.parametrize("part", ["", "language_model"])
+def test_an_index_that_takes_weights_from_another_folder_is_refused(tmp_path, part):
+    folder = tmp_path / "models" / "checkpoint"
+    tiny_model().save_pretrained(folder, include_llm=True, max_shard_size="2KB")
+    tiny_model().require_language_model().save_pretrained(folder / "language_model", max_shard_size="2KB")
+    with_weights_outside(folder / part)
+    with pytest.raises(CheckpointError, match=r"takes weights from '\.\./model-00001.*not a file of that folder"):
+        ALLMRecModel.from_pretrained(folder)
+
+
+def test_a_repository_whose_index_leaves_it_is_refused_and_writes_nothing_outside(fake_hub, tmp_path):
+    folder = tmp_path / "models" / "checkpoint"
+    tiny_processor().save_pretrained(folder)
+    tiny_model().save_pretrained(folder, include_llm=True, max_shard_size="2KB")
+    with_weights_outside(folder)
+    repo = fake_hub.repos["model", "me/outside"] = FakeRepo()
+    files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    above = next(folder.parent.glob("*.safetensors"))
+    repo.commit("main", files | {f"../{above.name}": above.read_bytes()}, "all")
+    done = fake_hub.run_python(CODE.replace("NAMES", "['outside']"), home=tmp_path / "home")
+    told = json.loads(done.stdout.strip().splitlines()[-1])["outside"]
+    assert told.startswith("CheckpointError: cannot load the checkpoint me/outside"), told
+    outside = [path for path in (tmp_path / "home").rglob(above.name) if "snapshots" not in path.parent.parent.name]
+    assert not outside

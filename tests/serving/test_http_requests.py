@@ -260,3 +260,12 @@ def test_each_of_several_models_has_its_own_items(tmp_path):
         assert 'allmrec_catalogue_items{model="other"} 1001.0' in counted
         assert 'allmrec_requests_total{route="/v1/recommend",status="422"} 1.0' in counted
         assert 'allmrec_batch_requests_count{model="films"} 2.0' in counted
+
+
+def test_models_lists_the_rankers_that_it_can_serve_and_asking_for_another_says_why(client):
+    (model,) = client.get("/v1/models").json()["models"]
+    for name in model["rankers"]:
+        post(client, "rank", history=HISTORY, candidates=HISTORY[:2], ranker=name)
+    assert "letter" not in model["rankers"]  # the demo's tokenizer has no letters
+    told = post(client, "rank", 422, history=HISTORY, candidates=HISTORY[:2], ranker="letter")["error"]
+    assert "one token of its own" in told["message"]

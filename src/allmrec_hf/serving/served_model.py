@@ -85,6 +85,7 @@ class ServedModel:
         self._tokens_of_title = _mean_title_tokens(pipe)
         self._takes_no_items = takes_no_items
         self._state = state
+        self._refused_rankers = _refused_rankers(pipe)
         self.loaded_at = datetime.now(timezone.utc)
         self.pipeline = pipe
 
@@ -143,6 +144,11 @@ class ServedModel:
         """The configuration of the model."""
         return self.pipeline.model.config
 
+    @property
+    def rankers(self) -> list[str]:
+        """The rankers that a request may ask for: those of the checkpoint that its LLM and tokenizer can serve."""
+        return [name for name in rankers_of(self.config) if name not in self._refused_rankers]
+
     def info(self) -> dict[str, Any]:
         """Return what `/v1/models` says of the model."""
         known = self.catalog
@@ -151,7 +157,7 @@ class ServedModel:
             "source": Path(self.source).name if Path(self.source).is_absolute() else self.source,
             "items": len(known),
             "added_items": 0 if self.journal is None else sum(map(len, self.journal.additions)),
-            "rankers": rankers_of(self.config),
+            "rankers": self.rankers,
             "ranker": self.config.ranker,
             "loaded": self.loaded_at.isoformat(timespec="seconds"),
             "changed_on_disk": _folder_state(self.source) != self._state,
@@ -166,9 +172,9 @@ class ServedModel:
         Raises:
             ServiceError: when the model does not have it.
         """
-        known = rankers_of(self.config)
-        if name is not None and name not in known:
-            message = f"this model has no ranker {name!r}; it has {', '.join(known)}"
+        if name is not None and name not in self.rankers:
+            told = f"this model has no ranker {name!r}; it has {', '.join(self.rankers)}"
+            message = self._refused_rankers.get(name, told)
             raise ServiceError(422, "invalid_request", f"ranker: {message}", fields={"ranker": message})
         return name or str(self.config.ranker)
 
@@ -387,6 +393,17 @@ def _folder_state(source: str) -> str:
                 continue
             found.append(f"{path.relative_to(root)} {status.st_size} {status.st_mtime_ns} {status.st_ino}")
     return "\n".join(found)
+
+
+def _refused_rankers(pipe: RecommendationPipeline) -> dict[str, str]:
+    """Return the rankers of the checkpoint that its LLM or tokenizer cannot serve, with the reason."""
+    refused = {}
+    for name in rankers_of(pipe.model.config):
+        try:
+            pipe.ranker(name)
+        except CheckpointError as error:
+            refused[name] = str(error)
+    return refused
 
 
 def _mean_title_tokens(pipe: RecommendationPipeline) -> float:
