@@ -76,8 +76,10 @@ def check_writable(path: str | os.PathLike[str]) -> None:
     if path.is_dir():
         raise ALLMRecError(f"{path} is a folder; give the name of a file")
     parent = next(folder for folder in path.absolute().parents if folder.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        raise ALLMRecError(f"{path} cannot be written: {parent} is no folder in which files can be made")
+    if not parent.is_dir():
+        raise ALLMRecError(f"{path} cannot be written: {parent} is no folder")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise ALLMRecError(f"{path} cannot be written: there is no permission to make files in {parent}")
 
 
 @contextmanager

@@ -196,7 +196,7 @@ def require_found(name: str, file: str = "config.json", **hub: Any) -> None:
 
 
 def require_own_weights(name: str, subfolder: str | None = None) -> None:
-    """Refuse a folder whose index of weights names files of other folders; those of a repository the Hub's client refuses.
+    """Refuse a folder whose index of weights names files of other folders; of a repository, the Hub's client does.
 
     Args:
         name: What `located` returned.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -158,14 +159,26 @@ def say(text: str) -> None:
     click.echo(visible(text))
 
 
+_OF_A_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
 @contextlib.contextmanager
 def user_errors() -> Iterator[None]:
     """Turn an error that a user can mend into one line on standard error and exit code 2."""
     try:
         yield
     except ALLMRecError as error:
-        stderr.print(f"[bold red]error:[/] {_plain(str(error))}", soft_wrap=True)
+        _tell(str(error))
         raise typer.Exit(USER_ERROR) from error
+    except OSError as error:
+        if error.errno not in _OF_A_PLACE or error.filename is None:
+            raise
+        _tell(f"{error.filename}: {os.strerror(error.errno)}; give another place, or permission to use this one")
+        raise typer.Exit(USER_ERROR) from error
+
+
+def _tell(text: str) -> None:
+    stderr.print(f"[bold red]error:[/] {_plain(text)}", soft_wrap=True)
 
 
 def _plain(text: str) -> str:
