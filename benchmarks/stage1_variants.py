@@ -7,6 +7,11 @@ of validation users, by the backbone whose item vectors are decoded from texts: 
 the backbone was not trained on (`item`). `raw text` is the cosine of the encoder's own vectors, without training. A
 target is `new` where the training part does not have it. The test part is not looked at. Mean and deviation over seeds
 go to `benchmarks/results/stage1_variants.json`, with a row for each data set, variant, path and group.
+
+Two more ways to keep what texts know: `and raw text` adds a fixed projection of the text to what the text encoder of
+stage 1 computes; `ids beside text` has no stage 1 at all: half of the components of the backbone's item embeddings are
+the texts' largest directions and stay so, and the backbone trains the other half (AlphaFuse, arXiv 2504.19218). A new
+item has the text's half alone.
 """
 
 from __future__ import annotations
@@ -19,15 +24,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from stage1_negatives import by_vectors, prepared, train_counts, trained_backbone
+from stage1_negatives import BUDGET, by_vectors, prepared, train_counts, trained_backbone
+from torch import nn
 from torch.nn import functional as F
 
 from allmrec_hf.aligner import ItemTextAligner
 from allmrec_hf.cf_encoder import CFEncoder
+from allmrec_hf.cf_sasrec import SASRecConfig, SASRecModel
 from allmrec_hf.data.prepared import PreparedData
 from allmrec_hf.files import written_whole
 from allmrec_hf.ranking import ndcg_at_k, target_ranks
 from allmrec_hf.training.alignment import AlignmentModule, AlignmentTask, text_embedding_table
+from allmrec_hf.training.backbone_training import CFEncoderTask
 from allmrec_hf.training.loop import run_stage
 from allmrec_hf.training.stage_arguments import StageArguments
 from allmrec_hf.training.text_encoders import load_text_encoder
@@ -44,7 +52,48 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "infonce, 1e-3": ({**PAPER, "matching_loss": "infonce"}, FAST),
     "mse and half decoded, 1e-3": ({**PAPER, **SOFTMAX}, FAST),
     "mse and half decoded, whitened texts, 1e-3": ({**PAPER, **SOFTMAX}, FAST),
+    "mse and half decoded, and raw text, 1e-3": ({**PAPER, **SOFTMAX}, FAST),
 }
+IDS_BESIDE_TEXT = {"ids beside text, size 0.05": 0.05, "ids beside text, size 0.15": 0.15}
+
+
+class WithRawText(nn.Module):
+    """A layer beside a fixed projection of texts on their largest directions, of unit variance each."""
+
+    def __init__(self, layer: nn.Linear, texts: torch.Tensor) -> None:
+        super().__init__()
+        self.layer = layer
+        mean, directions, scale = largest_directions(texts, layer.out_features)
+        self.register_buffer("weight", directions / scale[:, None])
+        self.register_buffer("bias", -self.weight @ mean)
+
+    def forward(self, texts: torch.Tensor) -> torch.Tensor:
+        """Return the sum of both, `(..., d_joint)`, of texts `(..., d_text)`."""
+        return self.layer(texts) + F.linear(texts, self.weight, self.bias)
+
+
+def largest_directions(texts: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return the mean `(d,)` of text embeddings, their largest directions `(count, d)` and the deviations there."""
+    mean = texts[1:].mean(dim=0)
+    _, sizes, directions = torch.linalg.svd(texts[1:] - mean, full_matrices=False)
+    return mean, directions[:count], sizes[:count] / (len(texts) - 1) ** 0.5
+
+
+def ids_beside_text(data: PreparedData, texts: torch.Tensor, size: float, seed: int, folder: Path) -> dict[str, Any]:
+    """Train a SASRec whose item embeddings are half text, of a deviation of `size`, and return its metrics."""
+    torch.manual_seed(seed)
+    cf_encoder = SASRecModel(SASRecConfig(num_items=data.num_items))
+    half = cf_encoder.config.hidden_size // 2
+    mean, directions, scale = largest_directions(texts, half)
+    weight = cf_encoder.item_embedding.weight
+    with torch.no_grad():
+        weight[1:, :half] = size * ((texts[1:] - mean) @ directions.T / scale)
+    weight.register_hook(lambda gradient: torch.cat([torch.zeros_like(gradient[:, :half]), gradient[:, half:]], dim=1))
+    arguments = BUDGET["backbone"].replaced(seed=seed)
+    run_stage(CFEncoderTask(cf_encoder, data, arguments), arguments, folder, resume=True)
+    table = cf_encoder.eval().item_embeddings.detach().clone()
+    table[torch.from_numpy(train_counts(data)[0] == 0), half:] = 0
+    return {"item": measured(data, by_vectors(cf_encoder, table))}
 
 
 def whitened(texts: torch.Tensor) -> torch.Tensor:
@@ -80,6 +129,8 @@ def aligned(
     loss, loop = VARIANTS[variant]
     torch.manual_seed(seed)
     aligner = ItemTextAligner(cf_encoder.config.hidden_size, texts.shape[1], 128)
+    if "raw text" in variant:
+        aligner.text_autoencoder.encoder = WithRawText(aligner.text_autoencoder.encoder, texts)
     module = AlignmentModule(cf_encoder, aligner, data.catalog.texts(), None, False, **loss, text_table=texts)
     arguments = StageArguments(num_train_epochs=STEPS, max_steps=STEPS, eval_epochs=STEPS, seed=seed, **loop)
     task = AlignmentTask(module, data, "last", arguments)
@@ -127,6 +178,11 @@ def main() -> None:
                 aligner = aligned(data, cf_encoder, own, variant, seed, folder)
                 for path, values in paths(data, cf_encoder, aligner, own).items():
                     found.setdefault((variant, path), []).append(values)
+        for variant, size in IDS_BESIDE_TEXT.items():
+            for seed in options.seeds:
+                folder = options.output / "runs" / f"{name}-{variant.replace(' ', '_')}-{seed}"
+                own = ids_beside_text(data, texts, size, seed, folder)
+                found.setdefault((variant, "item"), []).append(own["item"])
         for (variant, path), seeds in found.items():
             for group in seeds[0]:
                 values = [each[group]["ndcg@10"] for each in seeds]
