@@ -7,8 +7,9 @@
 Nothing is trained around the LLM. Backbone and stage 1 are those of `real_rankers.py`. On validation users the fusion
 is fitted on the parts cf, text and zero_shot, once with the pretrained LLM, once with one of random weights, once
 without; the same test users are then ranked by each, on their prepared candidates. Prompts and lengths were not tuned.
-Scores are kept every 50 users, so that a run goes on where it stopped. With `--table` it writes
-`docs/results/zero_shot.json` and `.md` from all runs found.
+The LLM's scores depend on no seed and are computed once; they are kept every 50 users, so that a run goes on where it
+stopped. Seeds are those of backbone, stage 1 and fusion; one LLM of random weights serves them all. With `--table` it
+writes `docs/results/zero_shot.json` and `.md` from all runs found.
 """
 
 from __future__ import annotations
@@ -143,7 +144,7 @@ def compute_run(data: PreparedData, name: str, seed: int, options: argparse.Name
         model = ALLMRecModel.from_pretrained(folder / "align", language_model=None).eval()
         processor = reading(model, data, with_random_llm(args, setting) if kind == RANDOM else args)
         for split, (samples, items) in rows.items():
-            kept = where / f"{kind}-{split}-{len(items)}.npz"
+            kept = options.output / "work" / f"{name}-zero_shot" / f"{kind}-{split}-{len(items)}.npz"
             listed[split][kind], seconds[f"{LLMS[kind]}, {split}"] = zero_shot_scores(
                 model, processor, samples, items, kept
             )
@@ -225,55 +226,70 @@ it together with backbone and text (SASRec, all-MiniLM-L6-v2), fitted on validat
 same with weights drawn at random in the LLM, `fusion without an LLM` the same without that part, all fitted on the same
 users and candidates. Titles are cut to {tokens} tokens; words of the prompt and lengths were not tuned. The idea was
 tried on validation users of Office Products first; the test users were looked at once. Intervals are 95 % bootstrap
-over users. Tests: the fusion with the pretrained LLM against each other, paired by user, sign flips, Holm over all
-rows."""
+over users, of means over the seeds. Tests: the fusion with the pretrained LLM against each other, paired by user,
+sign flips, Holm over all rows. Every seed's figure: [zero_shot.json](zero_shot.json)."""
+
+
+def over_seeds(runs: list[dict[str, Any]]) -> dict[str, dict[str, np.ndarray]]:
+    """Return each method's values `(seeds, users)` by metric; the users of all runs are the same."""
+    assert all(run["members"] == runs[0]["members"] for run in runs)
+    return {
+        label: {metric: np.array([run["values"][label][metric] for run in runs]) for metric in metrics}
+        for label, metrics in runs[0]["values"].items()
+    }
 
 
 def write_table(output: Path) -> None:
     """Write the report of all runs found."""
-    runs = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((output / "runs").glob("zero-shot-*.json"))]
+    found: dict[str, list[dict[str, Any]]] = {}
+    for path in sorted((output / "runs").glob("zero-shot-*.json")):
+        run = json.loads(path.read_text(encoding="utf-8"))
+        found.setdefault(run["dataset"], []).append(run)
     report, blocks, tests = [], [], []
-    for run in runs:
-        masks = {group: np.array(run["members"][group]) for group in GROUPS}
+    for runs in found.values():
+        first, values = runs[0], over_seeds(runs)
+        masks = {group: np.array(first["members"][group]) for group in GROUPS}
         shown = [group for group in GROUPS if masks[group].sum() >= 10]
         users = ", ".join(f"{int(masks[group].sum()):,} {group.replace('_', ' ')}" for group in shown)
         lines = [
             "| hit@1 / NDCG@10 | " + " | ".join(group.replace("_", " ") for group in shown) + " |",
             "| --- |" + " ---: |" * len(shown),
         ]
-        entry: dict[str, Any] = {key: run[key] for key in ("dataset", "title", "seed", "users", "seconds", "fusions")}
-        entry["methods"] = {}
-        for label, metrics in run["values"].items():
+        entry: dict[str, Any] = {key: first[key] for key in ("dataset", "title", "users", "seconds")}
+        entry |= {"seeds": [run["seed"] for run in runs], "fusions": [run["fusions"] for run in runs], "methods": {}}
+        for label, metrics in values.items():
             cells = []
             for group in shown:
                 row = {}
-                for metric, values in metrics.items():
-                    interval = mean_interval(np.array(values)[masks[group]])
+                for metric, each in metrics.items():
+                    interval = mean_interval(each[:, masks[group]].mean(axis=0))
                     row[metric] = {"mean": interval.mean, "low": interval.low, "high": interval.high}
+                    row[metric]["seeds"] = each[:, masks[group]].mean(axis=1).tolist()
                 entry["methods"].setdefault(label, {})[group] = row
                 wide = row["ndcg@10"]
                 cells.append(f"{row['hit@1']['mean']:.3f} / {wide['mean']:.3f} [{wide['low']:.3f}, {wide['high']:.3f}]")
             lines.append(f"| {label} | " + " | ".join(cells) + " |")
-        own = np.array(run["values"][FUSION]["ndcg@10"])
-        for label in [label for label in run["values"] if label != FUSION]:
-            other = np.array(run["values"][label]["ndcg@10"])
+        own = values[FUSION]["ndcg@10"].mean(axis=0)
+        for label in [label for label in values if label != FUSION]:
+            difference = own - values[label]["ndcg@10"].mean(axis=0)
             for group in shown:
-                difference = (own - other)[masks[group]]
-                row = {"dataset": run["title"], "seed": run["seed"], "group": group, "against": label}
-                p = float(sign_flip_tests(difference[:, None])[0])
-                tests.append({**row, "difference": float(difference.mean()), "p": p})
-        speeds = "; ".join(f"{name} {value / 60:.0f} min" for name, value in run["seconds"].items())
+                chosen = difference[masks[group]]
+                p = float(sign_flip_tests(chosen[:, None])[0])
+                row = {"dataset": first["title"], "group": group, "against": label}
+                tests.append({**row, "difference": float(chosen.mean()), "p": p})
+        speeds = "; ".join(f"{name} {value / 60:.0f} min" for name, value in first["seconds"].items())
         blocks.append(
-            f"## {run['title']}, seed {run['seed']}\n\nFitted on {run['users']['fitted on']:,} validation users; test "
-            f"users: {users}. Time of the ranker `zero_shot` on one busy core: {speeds}.\n\n" + "\n".join(lines)
+            f"## {first['title']}, {len(runs)} seed{'s' if len(runs) > 1 else ''}\n\n"
+            f"Fitted on {first['users']['fitted on']:,} validation users; test users: {users}. Time of the ranker "
+            f"`zero_shot` on one busy core: {speeds}.\n\n" + "\n".join(lines)
         )
         report.append(entry)
     for row, corrected in zip(tests, holm([row["p"] for row in tests]), strict=True):
         row["p_holm"] = float(corrected)
     lines = ["| data | targets | against | difference of NDCG@10 | p (Holm) |", "| --- | --- | --- | ---: | ---: |"]
     lines += [
-        f"| {row['dataset']}, seed {row['seed']} | {row['group'].replace('_', ' ')} | {row['against']} | "
-        f"{row['difference']:+.4f} | {row['p_holm']:.4f} |"
+        f"| {row['dataset']} | {row['group'].replace('_', ' ')} | {row['against']} | {row['difference']:+.4f} | "
+        f"{row['p_holm']:.4f} |"
         for row in tests
     ]
     head = HEAD.format(history=HISTORY_IN_PROMPT, tokens=MAX_TITLE_TOKENS)

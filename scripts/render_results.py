@@ -85,6 +85,16 @@ def real_rankers(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def zero_shot(report: dict[str, Any]) -> str:
+    """Return NDCG@10 of what an LLM adds that nothing was trained for, beside its controls, as Markdown."""
+    lines = ["| data set | method | overall | warm | cold | never seen |", "| --- | --- |" + " ---: |" * 4]
+    for found in report["runs"]:
+        for method, rows in found["methods"].items():
+            cells = [_over_seeds(rows[group]["ndcg@10"]["seeds"]) if group in rows else "-" for group in GROUPS]
+            lines.append(f"| {found['title']} | {method} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def _over_seeds(means: list[float]) -> str:
     spread = f" ± {statistics.stdev(means):.3f}" if len(means) > 1 else ""
     return f"{statistics.mean(means):.3f}{spread}"
@@ -121,8 +131,9 @@ def tables() -> dict[str, str]:
     found = {"demo_seeds": seeds.split("\n\n", 1)[1].strip()}
     for name in ("explanation_agreement", "free_text"):
         found[name] = (RESULTS / f"{name}.md").read_text(encoding="utf-8").strip()
-    if (RESULTS / "real_rankers.json").exists():
-        found["real_rankers"] = real_rankers(json.loads((RESULTS / "real_rankers.json").read_text(encoding="utf-8")))
+    for shown in (real_rankers, zero_shot):
+        stored = RESULTS / f"{shown.__name__}.json"
+        found[shown.__name__] = shown(json.loads(stored.read_text(encoding="utf-8")))
     for path in sorted(RESULTS.glob("*.json")):
         report = json.loads(path.read_text(encoding="utf-8"))
         if "methods" in report:
