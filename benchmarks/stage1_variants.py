@@ -9,9 +9,9 @@ target is `new` where the training part does not have it. The test part is not l
 go to `benchmarks/results/stage1_variants.json`, with a row for each data set, variant, path and group.
 
 Two more ways to keep what texts know: `and raw text` adds a fixed projection of the text to what the text encoder of
-stage 1 computes; `ids beside text` has no stage 1 at all: half of the components of the backbone's item embeddings are
-the texts' largest directions and stay so, and the backbone trains the other half (AlphaFuse, arXiv 2504.19218). A new
-item has the text's half alone.
+stage 1 computes; `ids beside text` has no stage 1 at all: a backbone of `text_components`, half of whose item
+embeddings are the texts' largest directions and stay so while the other half is trained (AlphaFuse, arXiv 2504.19218).
+A new item has the text's half alone.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from torch.nn import functional as F
 
 from allmrec_hf.aligner import ItemTextAligner
 from allmrec_hf.cf_encoder import CFEncoder
-from allmrec_hf.cf_sasrec import SASRecConfig, SASRecModel
+from allmrec_hf.cf_sasrec import SASRecConfig
 from allmrec_hf.data.prepared import PreparedData
 from allmrec_hf.files import written_whole
 from allmrec_hf.ranking import ndcg_at_k, target_ranks
 from allmrec_hf.training.alignment import AlignmentModule, AlignmentTask, text_embedding_table
-from allmrec_hf.training.backbone_training import CFEncoderTask
+from allmrec_hf.training.backbone_training import train_backbone
 from allmrec_hf.training.loop import run_stage
 from allmrec_hf.training.stage_arguments import StageArguments
 from allmrec_hf.training.text_encoders import load_text_encoder
@@ -54,7 +54,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "mse and half decoded, whitened texts, 1e-3": ({**PAPER, **SOFTMAX}, FAST),
     "mse and half decoded, and raw text, 1e-3": ({**PAPER, **SOFTMAX}, FAST),
 }
-IDS_BESIDE_TEXT = {"ids beside text, size 0.05": 0.05, "ids beside text, size 0.15": 0.15}
+IDS_BESIDE_TEXT = "ids beside text"
 
 
 class WithRawText(nn.Module):
@@ -79,21 +79,12 @@ def largest_directions(texts: torch.Tensor, count: int) -> tuple[torch.Tensor, t
     return mean, directions[:count], sizes[:count] / (len(texts) - 1) ** 0.5
 
 
-def ids_beside_text(data: PreparedData, texts: torch.Tensor, size: float, seed: int, folder: Path) -> dict[str, Any]:
-    """Train a SASRec whose item embeddings are half text, of a deviation of `size`, and return its metrics."""
-    torch.manual_seed(seed)
-    cf_encoder = SASRecModel(SASRecConfig(num_items=data.num_items))
-    half = cf_encoder.config.hidden_size // 2
-    mean, directions, scale = largest_directions(texts, half)
-    weight = cf_encoder.item_embedding.weight
-    with torch.no_grad():
-        weight[1:, :half] = size * ((texts[1:] - mean) @ directions.T / scale)
-    weight.register_hook(lambda gradient: torch.cat([torch.zeros_like(gradient[:, :half]), gradient[:, half:]], dim=1))
+def ids_beside_text(data: PreparedData, texts: torch.Tensor, seed: int, folder: Path) -> dict[str, Any]:
+    """Train a SASRec half of whose item embeddings are the texts', and return its metrics."""
+    config = SASRecConfig(num_items=data.num_items, text_components=SASRecConfig().hidden_size // 2)
     arguments = BUDGET["backbone"].replaced(seed=seed)
-    run_stage(CFEncoderTask(cf_encoder, data, arguments), arguments, folder, resume=True)
-    table = cf_encoder.eval().item_embeddings.detach().clone()
-    table[torch.from_numpy(train_counts(data)[0] == 0), half:] = 0
-    return {"item": measured(data, by_vectors(cf_encoder, table))}
+    cf_encoder = train_backbone(data, config, arguments, folder, resume=True, texts=texts)
+    return {"item": measured(data, by_vectors(cf_encoder, cf_encoder.item_embeddings.detach()))}
 
 
 def whitened(texts: torch.Tensor) -> torch.Tensor:
@@ -178,11 +169,10 @@ def main() -> None:
                 aligner = aligned(data, cf_encoder, own, variant, seed, folder)
                 for path, values in paths(data, cf_encoder, aligner, own).items():
                     found.setdefault((variant, path), []).append(values)
-        for variant, size in IDS_BESIDE_TEXT.items():
-            for seed in options.seeds:
-                folder = options.output / "runs" / f"{name}-{variant.replace(' ', '_')}-{seed}"
-                own = ids_beside_text(data, texts, size, seed, folder)
-                found.setdefault((variant, "item"), []).append(own["item"])
+        for seed in options.seeds:
+            folder = options.output / "runs" / f"{name}-{IDS_BESIDE_TEXT.replace(' ', '_')}-{seed}"
+            own = ids_beside_text(data, texts, seed, folder)
+            found.setdefault((IDS_BESIDE_TEXT, "item"), []).append(own["item"])
         for (variant, path), seeds in found.items():
             for group in seeds[0]:
                 values = [each[group]["ndcg@10"] for each in seeds]

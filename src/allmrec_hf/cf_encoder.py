@@ -4,6 +4,7 @@ A history is a list of catalogue indices in time order. In a batch it is LEFT-pa
 every user's most recent item; `attention_mask` is True at real items.
 """
 
+import copy
 import importlib
 from collections.abc import Iterator, Mapping
 from itertools import groupby
@@ -14,6 +15,7 @@ import torch
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
@@ -37,6 +39,8 @@ from .retrieval import FaissIndex, build_index, exact_top_items, require_dot_pro
 _REGISTRY: "dict[str, type[CFEncoder]]" = {}
 logger = logging.get_logger(__name__)
 
+TEXT_DEVIATION = 0.6
+"""Of each text component over the items: chosen on validation users of three data sets, `docs/cold_start.md`."""
 Loss = Literal["cross_entropy", "sampled_softmax", "gbce", "bce", "bpr"]
 
 
@@ -54,6 +58,10 @@ class CFEncoderConfig(PreTrainedConfig):
         num_negatives: K, items sampled for the losses that sample.
         gbce_calibration: The t of `gbce`: 0 is plain `bce`, 1 removes the overconfidence of sampling altogether.
         initializer_range: Standard deviation of fresh weights.
+        text_components: How many of an item embedding's components, the first ones, are its text's and stay so while
+            the others are trained (AlphaFuse, arXiv 2504.19218); 0: none. A new item has these alone. For backbones
+            that train on sequences.
+        text_dim: d_text of the texts they come from; training fills it in.
     """
 
     model_type: ClassVar[str] = ""
@@ -65,9 +73,17 @@ class CFEncoderConfig(PreTrainedConfig):
     num_negatives: int = 1
     gbce_calibration: float | int = 0.75
     initializer_range: float | int = 0.02
+    text_components: int = 0
+    text_dim: int | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         self.check_at_least_one("num_items", "hidden_size", "max_history_length", "num_negatives")
+        counts = (self.text_components, self.hidden_size)
+        if all(isinstance(count, int) for count in counts) and not 0 <= self.text_components < self.hidden_size:
+            raise ALLMRecError(
+                f"text_components must be 0 or more and below hidden_size ({self.hidden_size}), so that something is "
+                f"left to train; got {self.text_components}"
+            )
         if self.loss not in get_args(Loss):
             raise ALLMRecError(f"unknown loss {self.loss!r} of a backbone; known ones: {', '.join(get_args(Loss))}")
         if isinstance(self.gbce_calibration, (int, float)) and not 0 <= self.gbce_calibration <= 1:
@@ -138,6 +154,12 @@ class CFEncoder(PreTrainedModel):
     item_embedding: nn.Embedding
     target_counts: Tensor | None = None  # (N + 1,) targets of one epoch where it was trained here; None: unknown
     _index: FaissIndex | None = None  # of the item table as it stands; dropped where items change
+
+    def __init__(self, config: CFEncoderConfig, *args: Any, **kwargs: Any) -> None:
+        super().__init__(config, *args, **kwargs)
+        self.text_layer: nn.Linear | None = None  # what makes text embeddings components of an item embedding
+        if config.text_components and config.text_dim is not None:
+            self.text_layer = nn.Linear(config.text_dim, config.text_components).requires_grad_(False)
 
     @classmethod
     def register_for_auto_class(cls, auto_class: Any = "AutoModel") -> None:
@@ -297,6 +319,51 @@ class CFEncoder(PreTrainedModel):
             items: `(E,)` catalogue indices.
             num_users: U.
         """
+
+    @torch.no_grad()
+    def start_from_texts(self, texts: Tensor) -> None:
+        """Make the first `text_components` of every item embedding its text's, before training.
+
+        They are the text embedding along the directions in which texts differ most, of one deviation each.
+
+        Args:
+            texts: `(N + 1, d_text)`, row 0 zeros.
+
+        Raises:
+            ALLMRecError: when texts differ in fewer directions, or the backbone trains on no sequences.
+        """
+        count = self.config.text_components
+        mean = texts[1:].mean(dim=0)
+        _, sizes, directions = torch.linalg.svd(texts[1:] - mean, full_matrices=False)
+        if self.trains_on != "sequences" or len(sizes) < count or not sizes[count - 1] > sizes[0] * 1e-6:
+            raise ALLMRecError(
+                f"text_components {count}: the texts of {self.num_items} items must differ in that many directions, "
+                "and the backbone train on sequences; take fewer, or 0"
+            )
+        self.config.text_dim = texts.shape[1]
+        scale = TEXT_DEVIATION * self.num_items**0.5 / sizes[:count]
+        self.text_layer = nn.Linear(texts.shape[1], count).requires_grad_(False)
+        self.text_layer.weight.copy_(directions[:count] * scale[:, None])
+        self.text_layer.bias.copy_(-self.text_layer.weight @ mean)
+        self.item_embedding.weight[1:, :count] = self.text_layer(texts[1:])
+
+    @torch.no_grad()
+    def start_from_texts_of(self, other: "CFEncoder") -> None:
+        """Take the text's components over from a backbone of the same items."""
+        count = self.config.text_components
+        self.config.text_dim, self.text_layer = other.config.text_dim, copy.deepcopy(other.text_layer)
+        self.item_embedding.weight[:, :count] = other.item_embeddings[:, :count]
+
+    def new_items(self, texts: Tensor, decoded: Tensor) -> Tensor:
+        """Return the embeddings `(k, d_cf)` of items known by their texts alone.
+
+        Args:
+            texts: `(k, d_text)`.
+            decoded: `(k, d_cf)` by the aligner; taken where the backbone has no text components.
+        """
+        if self.text_layer is None:
+            return decoded
+        return F.pad(self.text_layer(texts), (0, self.config.hidden_size - self.config.text_components))
 
     def update_tables(self) -> None:
         """Bring what is served up to date with what is trained; called before every validation and at the end."""

@@ -555,7 +555,8 @@ class ALLMRecModel(ALLMRecPreTrainedModel):
     def add_items(self, text_embeddings: torch.Tensor) -> list[int]:
         """Add items by their text alone, with no retraining; they can be histories, candidates and retrieval results.
 
-        Each gets `q_i = f_T^enc(Q_i)` as joint embedding and a CF embedding decoded from it.
+        Each gets `q_i = f_T^enc(Q_i)` as joint embedding and a CF embedding decoded from it, or, with a backbone of
+        `text_components`, that of its text.
 
         Args:
             text_embeddings: `(k, d_text)` `Q_i`, from this checkpoint's text encoder.
@@ -569,9 +570,10 @@ class ALLMRecModel(ALLMRecPreTrainedModel):
                 f"{tuple(text_embeddings.shape)}; use this checkpoint's own text encoder"
             )
         first = self.cf_encoder.num_items + 1
-        joint = self.aligner.encode_texts(text_embeddings.to(self.device, torch.float32))
+        text_embeddings = text_embeddings.to(self.device, torch.float32)
+        joint = self.aligner.encode_texts(text_embeddings)
         self.item_table.append(joint, text_embeddings)
-        self.cf_encoder.append_items(self.aligner.decode_items(joint))
+        self.cf_encoder.append_items(self.cf_encoder.new_items(text_embeddings, self.aligner.decode_items(joint)))
         if self.retrieval_head is not None:
             self.retrieval_head.append_items(len(joint))
         self._random_items = None

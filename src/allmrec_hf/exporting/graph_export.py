@@ -154,7 +154,9 @@ def _new_items(
         embeddings.append(read({"input_ids": rows[0], "attention_mask": rows[1]})["text_embedding"])
     theirs = torch.from_numpy(project({"text_embedding": np.concatenate(embeddings)})["item_embedding"])
     ours_text = encoder.encode([catalog.text(item) for item in items], convert_to_tensor=True, show_progress_bar=False)
-    ours = model.aligner.decode_items(model.aligner.encode_texts(ours_text.cpu().float()))
+    ours_text = ours_text.cpu().float()
+    decoded = model.aligner.decode_items(model.aligner.encode_texts(ours_text))
+    ours = model.cf_encoder.new_items(ours_text, decoded)
     gate = _parity_of_items(users, ours, theirs, model.cf_encoder.score_vectors).require(
         f"the graphs text_encoder and new_item in {runtime.format}"
     )

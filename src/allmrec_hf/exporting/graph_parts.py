@@ -42,17 +42,18 @@ class NewItemGraph(nn.Module):
     """A new item's text embedding to its joint embedding, and to the item embedding by which the backbone scores it.
 
     Args:
-        model: The model, of which the aligner is read.
+        model: The model, of which aligner and backbone are read.
     """
 
     def __init__(self, model: ALLMRecModel) -> None:
         super().__init__()
-        self.aligner = model.aligner
+        self.aligner, self.cf_encoder = model.aligner, model.cf_encoder
 
     def forward(self, text_embedding: Tensor) -> dict[str, Tensor]:
         """Return `joint_embedding (B, d_joint)` and `item_embedding (B, d_cf)` of text embeddings `(B, d_text)`."""
         joint = self.aligner.encode_texts(text_embedding)
-        return {"joint_embedding": joint, "item_embedding": self.aligner.decode_items(joint)}
+        embedding = self.cf_encoder.new_items(text_embedding, self.aligner.decode_items(joint))
+        return {"joint_embedding": joint, "item_embedding": embedding}
 
 
 class TextEncoderGraph(nn.Module):

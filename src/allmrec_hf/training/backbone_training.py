@@ -8,11 +8,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.hooks import RemovableHandle
 from transformers import TrainerCallback
 
 from ..cf_encoder import CFEncoder, CFEncoderConfig, build_cf_encoder
 from ..data.prepared import PreparedData
-from ..errors import DataError
+from ..errors import ALLMRecError, DataError
 from ..histories import pad_histories
 from ..ranking import NaNScoresError, Ranks, hit_at_k, ndcg_at_k
 from .cf_batches import InteractionBatches, SequenceBatches
@@ -68,7 +70,11 @@ class CFEncoderTask(StageTask):
             )
         self.module = CFEncoderModule(cf_encoder)
         self.cf_encoder = cf_encoder
-        read = data.digests if cf_encoder.reads_texts else {**data.digests, "texts": "not read"}
+        read = (
+            data.digests
+            if cf_encoder.reads_texts or cf_encoder.config.text_components
+            else {**data.digests, "texts": "not read"}
+        )
         self.content = {**read, "split": split}
         self.gradient_accumulation_steps = arguments.gradient_accumulation_steps
         self.examples: SequenceBatches | InteractionBatches
@@ -188,6 +194,7 @@ def train_backbone(
     split: Split = "train",
     progress: bool | None = None,
     callbacks: Sequence[TrainerCallback | type[TrainerCallback]] = (),
+    texts: Tensor | CFEncoder | None = None,
 ) -> CFEncoder:
     """Train a backbone and return it with the weights of its best validation, on the CPU in eval mode.
 
@@ -201,6 +208,11 @@ def train_backbone(
             it has no validation, so it runs for all its epochs and keeps the last weights.
         progress: Show a progress bar; by default only on a terminal.
         callbacks: See `run_stage`.
+        texts: Where the config has `text_components`: `(N + 1, d_text)` by the frozen text encoder, row 0 zeros, or a
+            backbone of the same items that has them.
+
+    Raises:
+        ALLMRecError: when texts are needed and not given, or weight decay would change their components.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(arguments.seed)
@@ -209,11 +221,40 @@ def train_backbone(
         users = np.repeat(np.arange(len(sequences)), [len(sequence) for sequence in sequences])
         items = np.concatenate(sequences)
         cf_encoder.start_training(torch.from_numpy(users), torch.from_numpy(items), len(sequences))
+    kept = _keep_text_components(cf_encoder, texts, arguments)
     task = CFEncoderTask(cf_encoder, data, arguments, split)
     result = run_stage(task, arguments, output_dir, resume=resume, progress=progress, callbacks=callbacks)
     cf_encoder = cf_encoder.cpu().eval()
     before = cf_encoder.target_counts
     cf_encoder.target_counts = task.target_counts(result) + (0 if before is None else before)
+    if kept is not None:
+        kept.remove()
+        with torch.no_grad():  # what was no target is known by its text alone
+            cf_encoder.item_embedding.weight[cf_encoder.target_counts == 0, cf_encoder.config.text_components :] = 0
     cf_encoder.update_tables()
     cf_encoder.end_training()
     return cf_encoder
+
+
+def _keep_text_components(
+    cf_encoder: CFEncoder, texts: Tensor | CFEncoder | None, arguments: StageArguments
+) -> RemovableHandle | None:
+    """Give item embeddings their texts' components, which training then leaves alone; return the hook that does it."""
+    count = cf_encoder.config.text_components
+    if not count:
+        return None
+    if texts is None:
+        raise ALLMRecError(
+            f"text_components is {count}, and no text embeddings were given; pass texts to train_backbone"
+        )
+    if arguments.weight_decay:
+        raise ALLMRecError(
+            f"weight decay {arguments.weight_decay} would shrink the {count} text_components, which are not trained; "
+            "take --backbone.weight-decay 0, or text_components 0"
+        )
+    if isinstance(texts, CFEncoder):
+        cf_encoder.start_from_texts_of(texts)
+    else:
+        cf_encoder.start_from_texts(texts.cpu().float())
+    weight: Tensor = cf_encoder.item_embedding.weight
+    return weight.register_hook(lambda gradient: F.pad(gradient[:, count:], (count, 0)))

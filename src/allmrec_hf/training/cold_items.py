@@ -21,11 +21,13 @@ def fill_item_table(model: ALLMRecModel, data: PreparedData, text_embeddings: to
         data: The data it was trained on.
         text_embeddings: `(N + 1, d_text)` by the text encoder of stage 1.
     """
-    joint = model.aligner.encode_texts(text_embeddings.to(model.device))
+    texts = text_embeddings.to(model.device)
+    joint = model.aligner.encode_texts(texts)
     joint[0] = 0
     counts = target_counts(model.cf_encoder, data).to(model.device)
     model.item_table.text_joint_embeddings = joint
     model.item_table.interaction_counts = counts
     cold = (counts == 0).nonzero().flatten()
     cold = cold[cold > 0]
-    model.cf_encoder.replace_items(cold, model.aligner.decode_items(joint[cold]))
+    decoded = model.aligner.decode_items(joint[cold])
+    model.cf_encoder.replace_items(cold, model.cf_encoder.new_items(texts[cold], decoded))

@@ -44,13 +44,15 @@ def fair_backbone(run: Path, data: PreparedData) -> CFEncoder:
         raise CheckpointError(
             f"{run} has no record of its stage backbone ({error}); the fair backbone is trained in the run's folder"
         ) from error
+    trained = load_backbone(run / "backbone")
     cf_encoder = train_backbone(
         data,
-        cf_config_from_dict(load_backbone(run / "backbone").config),
+        cf_config_from_dict(trained.config),
         arguments.replaced(num_train_epochs=epochs, early_stopping_patience=None),
         run / "checkpoints" / FAIR_FOLDER,
         resume=True,
         split="train+validation",
+        texts=trained,
     )
     save_backbone(cf_encoder, data.catalog, run / FAIR_FOLDER)
     return cf_encoder

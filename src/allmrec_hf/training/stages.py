@@ -67,8 +67,23 @@ def _trained_here(run: Run) -> CFEncoder:
     if taken:
         words = ", ".join(f"{name} {value}" for name, value in taken.items())
         logger.info("stage backbone takes what suits %s: %s", run.model_type, words)
-    folder = run.stage_folder("backbone")
-    return train_backbone(run.data, backbone_config(run), arguments, folder, run.resume, callbacks=run.callbacks)
+    folder, config = run.stage_folder("backbone"), backbone_config(run)
+    texts = _texts_of_backbone(run) if config.text_components else None
+    return train_backbone(run.data, config, arguments, folder, run.resume, callbacks=run.callbacks, texts=texts)
+
+
+def _texts_of_backbone(run: Run) -> torch.Tensor:
+    """Return `(N + 1, d_text)` of the frozen text encoder, of which the backbone takes `text_components`."""
+    if run.args.align.fine_tune_text_encoder:
+        raise ALLMRecError(
+            "text_components are those of a text encoder that stays as it is; give --align.no-fine-tune-text-encoder "
+            "too, or text_components 0"
+        )
+    texts, encoder, table = run.data.catalog.texts(), run.load_text_encoder(), run.parts.text_table
+    if table is None:
+        return text_embedding_table(encoder, texts)
+    check_text_table(table, encoder, texts)
+    return table
 
 
 def run_alignment(run: Run) -> None:
