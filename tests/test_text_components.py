@@ -90,6 +90,22 @@ def test_the_backbone_of_the_same_data_has_the_same_components(run, small_data):
     assert not torch.equal(first.item_embeddings[:, COUNT:], second.item_embeddings[:, COUNT:])
 
 
+@pytest.mark.parametrize("change", ["trained", "another", "of another width"])
+def test_stage_align_refuses_a_text_encoder_that_the_components_are_not_of(
+    run, small_parts, small_data, tmp_path, change
+):
+    settings = small_run.settings(small_parts, backbone_name=str(run / "backbone"), backbone_options=None)
+    settings["fine_tune_text_encoder"] = change == "trained"
+    if change != "trained":
+        encoder = small_run.text_encoder(width=12 if change == "another" else 10)
+        with torch.no_grad():
+            next(encoder.parameters()).mul_(-1)
+        encoder.save_pretrained(str(tmp_path / "encoder"))
+        settings["text_encoder"] = str(tmp_path / "encoder")
+    with pytest.raises(ALLMRecError, match="6 text_components of another text encoder"):
+        small_run.train(small_data, tmp_path / "run", settings, stages=("backbone", "align"))
+
+
 @pytest.mark.parametrize(
     ("fields", "loop", "told"),
     [

@@ -86,6 +86,23 @@ def _texts_of_backbone(run: Run) -> torch.Tensor:
     return table
 
 
+def _check_text_components(cf_encoder: CFEncoder, texts: torch.Tensor | None) -> None:
+    """Refuse a text encoder other than the one that the backbone's `text_components` are of; None: it is trained."""
+    if cf_encoder.text_layer is None:
+        return
+    if texts is not None and texts.shape[1] == cf_encoder.config.text_dim:
+        rows = cf_encoder.item_embeddings[1:, : cf_encoder.config.text_components]
+        known = rows.abs().sum(dim=1) > 0  # zeros: an item that a trained backbone lacked
+        found = cf_encoder.text_layer(texts[1:].to(rows))
+        if (found - rows)[known].abs().median() < 0.01 * rows[known].abs().median():
+            return
+    raise ALLMRecError(
+        f"the backbone has {cf_encoder.config.text_components} text_components of another text encoder than that of "
+        "stage align, by which new items would get theirs; give the same --text-encoder, and "
+        "--align.no-fine-tune-text-encoder"
+    )
+
+
 def run_alignment(run: Run) -> None:
     """Train the aligner, and the text encoder with it, around the frozen backbone."""
     if run.is_behind("align"):
@@ -114,6 +131,7 @@ def run_alignment(run: Run) -> None:
     module = AlignmentModule(
         model.cf_encoder, model.aligner, texts, text_encoder, fine_tune, **arguments.loss(), text_table=table
     )
+    _check_text_components(model.cf_encoder, None if fine_tune else module.embedding_table())
     task = AlignmentTask(module, run.data, arguments.positions, arguments)
     run_stage(task, arguments.loop(), run.stage_folder("align"), run.resume, callbacks=run.callbacks)
     fill_item_table(model.cpu(), run.data, module.embedding_table())
