@@ -40,7 +40,7 @@ _REGISTRY: "dict[str, type[CFEncoder]]" = {}
 logger = logging.get_logger(__name__)
 
 TEXT_DEVIATION = 0.6
-"""Of each text component over the items: chosen on validation users of three data sets, `docs/cold_start.md`."""
+"""Of each text component over the items; chosen on validation users of one data set, where 2 does not train."""
 Loss = Literal["cross_entropy", "sampled_softmax", "gbce", "bce", "bpr"]
 
 
