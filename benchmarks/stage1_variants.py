@@ -11,7 +11,8 @@ go to `benchmarks/results/stage1_variants.json`, with a row for each data set, v
 Two more ways to keep what texts know: `and raw text` adds a fixed projection of the text to what the text encoder of
 stage 1 computes; `ids beside text` has no stage 1 at all: a backbone of `text_components`, half of whose item
 embeddings are the texts' largest directions and stay so while the other half is trained (AlphaFuse, arXiv 2504.19218).
-A new item has the text's half alone.
+A new item has the text's half alone. Path `full ranking` is NDCG@10 of 1,000 validation users in the whole catalogue, by
+which training stopped.
 """
 
 from __future__ import annotations
@@ -139,6 +140,13 @@ def paths(data: PreparedData, cf_encoder: CFEncoder, aligner: ItemTextAligner, t
     return {name: measured(data, by_vectors(cf_encoder, table)) for name, table in (("item", item), ("text", text))}
 
 
+def full_ranking(folders: list[Path]) -> list[dict[str, Any]]:
+    """Return NDCG@10 in the whole catalogue at the best epoch, by the validation of training itself, for each seed."""
+    records = [json.loads((folder / "training.json").read_text(encoding="utf-8")) for folder in folders]
+    users = BUDGET["backbone"].max_validation_users
+    return [{"overall": {"users": users, "ndcg@10": record["result"]["best"]}} for record in records]
+
+
 def raw_text(data: PreparedData, texts: torch.Tensor) -> dict[str, Any]:
     """Return the metrics of the mean cosine with the last ten items of the history."""
     rows = F.normalize(texts, dim=-1).numpy()
@@ -169,10 +177,13 @@ def main() -> None:
                 aligner = aligned(data, cf_encoder, own, variant, seed, folder)
                 for path, values in paths(data, cf_encoder, aligner, own).items():
                     found.setdefault((variant, path), []).append(values)
-        for seed in options.seeds:
-            folder = options.output / "runs" / f"{name}-{IDS_BESIDE_TEXT.replace(' ', '_')}-{seed}"
+        stem = f"{name}-{IDS_BESIDE_TEXT.replace(' ', '_')}"
+        beside = [options.output / "runs" / f"{stem}-{seed}" for seed in options.seeds]
+        for seed, folder in zip(options.seeds, beside, strict=True):
             own = ids_beside_text(data, texts, seed, folder)
             found.setdefault((IDS_BESIDE_TEXT, "item"), []).append(own["item"])
+        found["backbone", "full ranking"] = full_ranking([options.output / "runs" / f"{name}-backbone"])
+        found[IDS_BESIDE_TEXT, "full ranking"] = full_ranking(beside)
         for (variant, path), seeds in found.items():
             for group in seeds[0]:
                 values = [each[group]["ndcg@10"] for each in seeds]
