@@ -11,8 +11,8 @@ go to `benchmarks/results/stage1_variants.json`, with a row for each data set, v
 Two more ways to keep what texts know: `and raw text` adds a fixed projection of the text to what the text encoder of
 stage 1 computes; `ids beside text` has no stage 1 at all: a backbone of `text_components`, half of whose item
 embeddings are the texts' largest directions and stay so while the other half is trained (AlphaFuse, arXiv 2504.19218).
-A new item has the text's half alone. Path `full ranking` is NDCG@10 of 1,000 validation users in the whole catalogue, by
-which training stopped.
+A new item has the text's half alone. Path `full ranking` is NDCG@10 of 1,000 validation users in the whole
+catalogue, by which training stopped.
 """
 
 from __future__ import annotations
