@@ -46,7 +46,7 @@ def _naive_prompt(model: ALLMRecModel, tokens: torch.Tensor, slots: torch.Tensor
             rows.append(model.user_projector(user))
         else:
             rows.append(model.item_projector(model.item_vectors(torch.tensor([slot])))[0])
-    return torch.stack([row.to(rows[0].dtype).reshape(-1) for row in rows])
+    return torch.stack([row.to(model.language_model.dtype).reshape(-1) for row in rows])
 
 
 def stage2_ways(
