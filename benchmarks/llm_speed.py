@@ -47,7 +47,7 @@ PLAN: tuple[tuple[str, str, int, int, tuple[str, ...]], ...] = (  # shape, dtype
     ("opt-125m", "float32", 2, 5, ("stage2", "recommend")),
     ("opt-125m", "float32", 8, 3, ("memory",)),
 )
-TOLERANCE = {torch.float32: 2e-3, torch.bfloat16: 0.5}  # nats of a loss or a title's log-likelihood
+TOLERANCE = {torch.float32: 2e-3, torch.bfloat16: 1.0}  # nats of a loss or a title's log-likelihood
 
 
 def check(name: str, one: Any, other: Any, tolerance: float) -> float:
