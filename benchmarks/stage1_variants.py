@@ -32,6 +32,7 @@ from torch.nn import functional as F
 from allmrec_hf.aligner import ItemTextAligner
 from allmrec_hf.cf_encoder import CFEncoder
 from allmrec_hf.cf_sasrec import SASRecConfig
+from allmrec_hf.cf_texts import text_layer
 from allmrec_hf.data.prepared import PreparedData
 from allmrec_hf.files import written_whole
 from allmrec_hf.ranking import ndcg_at_k, target_ranks
@@ -64,20 +65,11 @@ class WithRawText(nn.Module):
     def __init__(self, layer: nn.Linear, texts: torch.Tensor) -> None:
         super().__init__()
         self.layer = layer
-        mean, directions, scale = largest_directions(texts, layer.out_features)
-        self.register_buffer("weight", directions / scale[:, None])
-        self.register_buffer("bias", -self.weight @ mean)
+        self.raw = text_layer(texts, layer.out_features, 1.0)
 
     def forward(self, texts: torch.Tensor) -> torch.Tensor:
         """Return the sum of both, `(..., d_joint)`, of texts `(..., d_text)`."""
-        return self.layer(texts) + F.linear(texts, self.weight, self.bias)
-
-
-def largest_directions(texts: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return the mean `(d,)` of text embeddings, their largest directions `(count, d)` and the deviations there."""
-    mean = texts[1:].mean(dim=0)
-    _, sizes, directions = torch.linalg.svd(texts[1:] - mean, full_matrices=False)
-    return mean, directions[:count], sizes[:count] / (len(texts) - 1) ** 0.5
+        return self.layer(texts) + self.raw(texts)
 
 
 def ids_beside_text(data: PreparedData, texts: torch.Tensor, seed: int, folder: Path) -> dict[str, Any]:

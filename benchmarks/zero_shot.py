@@ -216,7 +216,8 @@ HEAD = """# What the LLM's own reading of titles adds
 
 ```bash
 make real-parts
-python benchmarks/zero_shot.py --data-root DATA --parts runs/parts --output RUNS
+python benchmarks/zero_shot.py --data-root DATA --parts runs/parts --output RUNS --seeds 0 1 2
+python benchmarks/zero_shot.py --data-root DATA --parts runs/parts --output RUNS --datasets electronics --test-users 500
 python benchmarks/zero_shot.py --output RUNS --table
 ```
 

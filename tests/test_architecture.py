@@ -28,7 +28,7 @@ LAYERS = [
     },
     {"part_sources", "gguf_files", "llm_memory", "rows_at_once"},
     {"sharing", "llm_files", "hub_upload"},
-    {"cf_losses", "aligner", "projector", "losses", "scoring", "retrieval", "checkpoint_code", "item_table"}
+    {"cf_losses", "cf_texts", "aligner", "projector", "losses", "scoring", "retrieval", "checkpoint_code", "item_table"}
     | {"language_model_checks", "slot_text", "activations"},
     {"retrieval_head"},
     {"cf_encoder"},

@@ -7,8 +7,8 @@ import torch
 from transformers import AutoModel
 
 from allmrec_hf.cf_bprmf import BPRMFConfig, BPRMFModel
-from allmrec_hf.cf_encoder import TEXT_DEVIATION
 from allmrec_hf.cf_sasrec import SASRecConfig, SASRecModel
+from allmrec_hf.cf_texts import TEXT_DEVIATION
 from allmrec_hf.errors import ALLMRecError
 from allmrec_hf.training.backbone_training import train_backbone
 from allmrec_hf.training.fair import fair_backbone

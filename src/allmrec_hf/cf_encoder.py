@@ -28,6 +28,7 @@ from .cf_losses import (
     sampled_cross_entropy,
     summed_over_positions,
 )
+from .cf_texts import TEXT_DEVIATION, text_layer
 from .checkpoint_code import check_weights_match_config
 from .errors import ALLMRecError, CheckpointError, DataError
 from .files import finish_interrupted_write
@@ -39,8 +40,6 @@ from .retrieval import FaissIndex, build_index, exact_top_items, require_dot_pro
 _REGISTRY: "dict[str, type[CFEncoder]]" = {}
 logger = logging.get_logger(__name__)
 
-TEXT_DEVIATION = 0.6
-"""Of each text component over the items; chosen on validation users of one data set, where 2 does not train."""
 Loss = Literal["cross_entropy", "sampled_softmax", "gbce", "bce", "bpr"]
 
 
@@ -322,9 +321,7 @@ class CFEncoder(PreTrainedModel):
 
     @torch.no_grad()
     def start_from_texts(self, texts: Tensor) -> None:
-        """Make the first `text_components` of every item embedding its text's, before training.
-
-        They are the text embedding along the directions in which texts differ most, of one deviation each.
+        """Make the first `text_components` of every item embedding its text's, before training; see `text_layer`.
 
         Args:
             texts: `(N + 1, d_text)`, row 0 zeros.
@@ -333,18 +330,11 @@ class CFEncoder(PreTrainedModel):
             ALLMRecError: when texts differ in fewer directions, or the backbone trains on no sequences.
         """
         count = self.config.text_components
-        mean = texts[1:].mean(dim=0)
-        _, sizes, directions = torch.linalg.svd(texts[1:] - mean, full_matrices=False)
-        if self.trains_on != "sequences" or len(sizes) < count or not sizes[count - 1] > sizes[0] * 1e-6:
+        if self.trains_on != "sequences":
             raise ALLMRecError(
-                f"text_components {count}: the texts of {self.num_items} items must differ in that many directions, "
-                "and the backbone train on sequences; take fewer, or 0"
+                f"{type(self).__name__} has no text_components: they are for those that train on sequences"
             )
-        self.config.text_dim = texts.shape[1]
-        scale = TEXT_DEVIATION * self.num_items**0.5 / sizes[:count]
-        self.text_layer = nn.Linear(texts.shape[1], count).requires_grad_(False)
-        self.text_layer.weight.copy_(directions[:count] * scale[:, None])
-        self.text_layer.bias.copy_(-self.text_layer.weight @ mean)
+        self.config.text_dim, self.text_layer = texts.shape[1], text_layer(texts, count, TEXT_DEVIATION)
         self.item_embedding.weight[1:, :count] = self.text_layer(texts[1:])
 
     @torch.no_grad()
