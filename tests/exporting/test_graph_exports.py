@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -154,6 +155,35 @@ def test_the_example_needs_nothing_but_its_runtime(world, exported):
         [sys.executable, str(folder / "example.py"), *ids], capture_output=True, text=True, check=True
     )
     assert [line.split("\t")[0] for line in printed.stdout.splitlines()] == [item_id for item_id, _ in found]
+
+
+SIGNALLED = """
+import gc, os, pathlib, signal, sys
+from allmrec_hf.exporting.graph_runtimes import RUNTIMES
+
+first, second = (RUNTIMES[sys.argv[1]].open(pathlib.Path(sys.argv[2])) for _ in range(2))
+del first
+gc.collect()
+del second
+gc.collect()
+signal.signal(signal.SIGTERM, lambda *_: print("handled"))
+os.kill(os.getpid(), signal.SIGTERM)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+def test_a_signal_reaches_its_handler_after_graphs_have_gone(exported):
+    name, folder, _ = exported
+    file = folder / f"backbone{RUNTIMES[name].suffix}"
+    done = subprocess.run(
+        [sys.executable, "-c", SIGNALLED, name, str(file)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr
 
 
 def test_graphs_that_rank_otherwise_are_refused_with_the_number_and_leave_nothing(

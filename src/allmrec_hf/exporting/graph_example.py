@@ -16,9 +16,12 @@ _RUN = {
     ),
     "openvino": (
         "OpenVINO",
-        "import openvino",
         """\
-    compiled = openvino.Core().compile_model(FOLDER / f"{graph}.xml", "CPU")
+import openvino
+
+CORE = openvino.Core()  # one for the process: with two that come and go, a signal ends it (OpenVINO 2026.4)""",
+        """\
+    compiled = CORE.compile_model(FOLDER / f"{graph}.xml", "CPU")
     found = compiled(inputs)
     return {output.any_name: found[output] for output in compiled.outputs}""",
     ),

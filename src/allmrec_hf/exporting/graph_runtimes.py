@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import logging
 import warnings
@@ -139,6 +140,19 @@ class OnnxGraphs(GraphRuntime):
         return lambda inputs: dict(zip(names, session.run(names, dict(inputs)), strict=True))
 
 
+@functools.cache
+def _openvino_core() -> Any:
+    """Return this process's only core.
+
+    A core changes the stack of signal handlers, and puts back what it found when it goes: of two that go in the order
+    in which they came (OpenVINO 2026.4), the second puts back the first one's, which is no longer there, and the next
+    signal, such as Ctrl-C, ends the process with a segmentation fault.
+    """
+    import openvino
+
+    return openvino.Core()
+
+
 class OpenVINOGraphs(GraphRuntime):
     """OpenVINO's intermediate representation."""
 
@@ -152,9 +166,7 @@ class OpenVINOGraphs(GraphRuntime):
 
     def open(self, path: Path) -> Run:
         """Return what runs the graph of a file."""
-        import openvino
-
-        compiled = openvino.Core().compile_model(str(path), "CPU")
+        compiled = _openvino_core().compile_model(str(path), "CPU")
 
         def run(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
             found = compiled(dict(inputs))
