@@ -37,7 +37,7 @@ LAYERS = [
     {"modeling_pretrained", "processing_allmrec", "item_lookup"},
     {"modeling_allmrec"},
     {"ranker"},
-    {"ranker_retrieval", "ranker_letter", "ranker_zero_shot"},
+    {"ranker_retrieval", "ranker_likelihood", "ranker_letter", "ranker_zero_shot"},
     {"ranker_fusion"},
     {"ranker_built_in"},
     {"pipeline_recommendation"},

@@ -56,6 +56,26 @@ def test_a_calibrated_score_is_the_gain_over_the_prompt_without(processor, norma
     assert torch.allclose(found.parts["likelihood"], whole, atol=1e-4)
 
 
+FORMS = ("sum", "mean", "calibrated", "vector_gain")
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("configured", ["sum", "mean", "calibrated"])
+def test_a_form_scores_as_a_checkpoint_of_that_normalization_does(processor, form, configured):
+    model = tiny_model(score_normalization=configured, rankers={f"likelihood_{form}": {}})
+    expected = tiny_model(score_normalization=form)
+    found, by_hand = (
+        build_ranker(name, own, processor).score(users_of(own, processor), CANDIDATES).scores
+        for name, own in ((f"likelihood_{form}", model), ("likelihood", expected))
+    )
+    torch.testing.assert_close(found, by_hand)
+
+
+def test_a_form_that_training_was_not_asked_for_is_refused_with_the_command(processor):
+    with pytest.raises(CheckpointError, match="--rankers likelihood,likelihood_mean"):
+        build_ranker("likelihood_mean", tiny_model(), processor)
+
+
 def test_what_a_prompt_says_without_vectors_and_without_the_user(processor):
     whole, vectors, user = (
         processor([[3, 1]], [[4, 11]], context=context)["slot_ids"][0].tolist()

@@ -3,6 +3,7 @@
 import copy
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from allmrec_hf.ranker_retrieval import RetrievalRanker
 from allmrec_hf.training.fusion_fitting import FusionSamples, fit_fusion, fitted_weights
 from allmrec_hf.training.retrieval_training import RetrievalModule, RetrievalTask
 from allmrec_hf.training.stage_arguments import RetrieveArguments
+from allmrec_hf.training.stages import _first_ranker
 from allmrec_hf.training.trainer import ALLMRecTrainer
 from tests import command_line, small_run
 from tests.tiny import FAMILIES, tiny_llm
@@ -330,6 +332,35 @@ def test_the_command_line_chooses_a_ranker(run, small_parts):
     assert list(json.loads(report.stdout)["methods"])[:2] == ["a-llmrec fusion", "a-llmrec text"]
 
 
+def test_forms_of_the_likelihood_are_kept_as_asked_and_shown_beside_it(run, small_parts, small_data, tmp_path):
+    folder, form = tmp_path / "run", "likelihood_calibrated"
+    shutil.copytree(run, folder)
+    for rankers, kept in ((f"likelihood,{form},fusion", True), ("likelihood,fusion", False)):
+        own = {"rankers": rankers, "fusion_parts": f"cf,{form}" if kept else "cf,text"}
+        own |= {"num_candidates": 20, "max_validation_users": 60}
+        trainer = trainer_of(folder, small_parts, small_data)
+        trainer = ALLMRecTrainer(args=trainer.args.replaced(rank=own), data=small_data)
+        trainer.train("rank")
+        config = AutoModel.from_pretrained(folder).config
+        assert (form in rankers_of(config)) == kept
+        if kept:
+            assert config.rankers["fusion"]["parts"] == ["cf", form]
+            methods = trainer.evaluate(max_users=5).to_dict()["methods"]
+            assert {"a-llmrec likelihood", f"a-llmrec {form}", "a-llmrec fusion"} < set(methods)
+
+
+@pytest.mark.parametrize(
+    ("rankers", "first"),
+    [("likelihood_mean", "likelihood_mean"), ("letter,likelihood_mean,likelihood", "likelihood"), ("letter", "letter")],
+)
+def test_a_run_without_the_stage_rank_ranks_by_what_it_names(rankers, first):
+    from allmrec_hf import ALLMRecTrainingArguments
+
+    args = ALLMRecTrainingArguments("runs/x", rank=rankers)
+    assert args.rank.steps() == ("backbone", "align", "project")
+    assert _first_ranker(SimpleNamespace(args=args)) == first
+
+
 def test_rankers_and_their_steps():
     from allmrec_hf import ALLMRecTrainingArguments
 
@@ -337,5 +368,5 @@ def test_rankers_and_their_steps():
     assert args.rank.steps() == ("backbone", "align", "retrieve", "rank")
     assert ALLMRecTrainingArguments("runs/x", rank="zero_shot,fusion").rank.steps() == ("backbone", "align", "rank")
     for wrong in ("fusion", "luck"):
-        with pytest.raises(ALLMRecError, match="rankers are of likelihood, letter, retrieval, zero_shot, fusion"):
+        with pytest.raises(ALLMRecError, match=r"rankers are of likelihood, .*, letter, retrieval, zero_shot, fusion"):
             ALLMRecTrainingArguments("runs/x", rank=wrong)

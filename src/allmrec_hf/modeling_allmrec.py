@@ -459,16 +459,19 @@ class ALLMRecModel(ALLMRecPreTrainedModel):
         return self._refused_methods[method]
 
     @torch.no_grad()
-    def score(self, candidate_ids: torch.Tensor, answer_mask: torch.Tensor, **batch: Any) -> torch.Tensor:
+    def score(
+        self, candidate_ids: torch.Tensor, answer_mask: torch.Tensor, normalization: str | None = None, **batch: Any
+    ) -> torch.Tensor:
         """Score candidates by the LLM's log-likelihood of their titles.
 
         Args:
             candidate_ids: `(B, C)` catalogue indices, 0 at padding.
             answer_mask: `(B, C, A)` True at real answer tokens.
+            normalization: In place of the configuration's `score_normalization`.
             **batch: The processor's other tensors, and optionally `method`.
 
         Returns:
-            `(B, C)` log-likelihoods (natural log; the mean over tokens with `score_normalization="mean"`), `-inf` at
+            `(B, C)` log-likelihoods (natural log; the mean over tokens with the normalization `"mean"`), `-inf` at
             padding. The order of the candidates in `candidate_ids` does not change a score.
 
         Raises:
@@ -476,7 +479,7 @@ class ALLMRecModel(ALLMRecPreTrainedModel):
         """
         check_padded(candidate_ids, self.cf_encoder.num_items, "candidate_ids")
         scores = self.candidate_log_likelihoods(answer_mask=answer_mask, **batch).sum(dim=-1)
-        if self.config.score_normalization == "mean":
+        if (normalization or self.config.score_normalization) == "mean":
             scores = scores / answer_mask.sum(dim=-1).clamp(min=1)
         return scores.masked_fill(candidate_ids == 0, float("-inf"))
 

@@ -267,6 +267,11 @@ class TitleLikelihood(ModelRanker):
     kind = "likelihood"
     normalization: ClassVar[str | None] = None  # the configuration's
 
+    @property
+    def context(self) -> Context | None:
+        """The prompt whose likelihood is taken off, where the form is calibrated."""
+        return CONTEXT_OF.get(self.normalization or self.model.config.score_normalization)
+
     @classmethod
     def lacks(cls, config: Any) -> str | None:
         """Return what a checkpoint lacks."""
@@ -286,7 +291,7 @@ class TitleLikelihood(ModelRanker):
         for permutation in range(num_permutations if self.processor.lists_candidates else 1):
             totals.append(self._log_likelihoods(users, candidates, permutation))
         scores = torch.stack(totals).mean(dim=0)
-        context = CONTEXT_OF.get(self.normalization or self.model.config.score_normalization)
+        context = self.context
         if context is None:
             return RankerScores(scores, {"likelihood": scores})
         prior = self._without(context, users, candidates, len(totals)).to(scores)
@@ -320,7 +325,8 @@ class TitleLikelihood(ModelRanker):
     ) -> Tensor:
         """Return the log-likelihoods `(B, C)` of the titles behind one prompt for each user."""
         batch = self.processor(users.histories, candidates, permutation, context).to(self.model.device)
-        return self.model.score(**batch, user_representations=users.representations).float()
+        users_of = users.representations
+        return self.model.score(**batch, user_representations=users_of, normalization=self.normalization).float()
 
     def _priors_of_items(self, users: UserBatch, candidates: Sequence[Sequence[int]]) -> Tensor:
         """Return the same where nothing but the item decides it; each item is read once."""

@@ -10,15 +10,20 @@ from .processing_allmrec import ALLMRecProcessor
 from .ranker import CFScore, ModelRanker, TextSimilarity, TitleLikelihood
 from .ranker_fusion import Fusion, ReciprocalRanks, WeightedSum
 from .ranker_letter import LetterRanker
+from .ranker_likelihood import LIKELIHOOD_FORMS
 from .ranker_retrieval import RetrievalRanker
 from .ranker_zero_shot import ZeroShot
 
 RANKERS: dict[str, type[ModelRanker]] = {
-    kind.kind: kind
-    for kind in (
-        *(TitleLikelihood, LetterRanker, RetrievalRanker, ZeroShot),
-        *(Fusion, WeightedSum, ReciprocalRanks, TextSimilarity, CFScore),
-    )
+    TitleLikelihood.kind: TitleLikelihood,
+    **LIKELIHOOD_FORMS,
+    **{
+        kind.kind: kind
+        for kind in (
+            *(LetterRanker, RetrievalRanker, ZeroShot),
+            *(Fusion, WeightedSum, ReciprocalRanks, TextSimilarity, CFScore),
+        )
+    },
 }
 
 

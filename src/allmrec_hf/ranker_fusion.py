@@ -28,6 +28,7 @@ from .ranker import (
     padded_candidates,
 )
 from .ranker_letter import LetterRanker
+from .ranker_likelihood import LIKELIHOOD_FORMS
 from .ranker_retrieval import RetrievalRanker
 from .ranker_zero_shot import ZeroShot
 
@@ -37,7 +38,10 @@ RANK_OFFSET = 60.0  # of reciprocal ranks (Cormack et al., SIGIR 2009)
 CATALOGUE_PARTS: dict[str, type[CatalogueRanker]] = {
     kind.kind: kind for kind in (CFScore, TextSimilarity, RetrievalRanker)
 }
-LIST_PARTS: dict[str, type[ModelRanker]] = {kind.kind: kind for kind in (TitleLikelihood, LetterRanker, ZeroShot)}
+LIST_PARTS: dict[str, type[ModelRanker]] = {
+    **{kind.kind: kind for kind in (TitleLikelihood, LetterRanker, ZeroShot)},
+    **LIKELIHOOD_FORMS,
+}
 
 
 def gates(counts: Tensor, pivot: float) -> Tensor:

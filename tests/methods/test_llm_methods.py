@@ -27,6 +27,7 @@ from allmrec_hf.methods.method import Method, Setting
 from allmrec_hf.methods.registry import method
 from allmrec_hf.methods.tallrec import answer_tokens, with_lora
 from allmrec_hf.part_sources import DEMO_PARTS
+from allmrec_hf.ranker_likelihood import LIKELIHOOD_FORMS
 from allmrec_hf.ranking import ndcg_at_k, target_ranks
 from tests import small_run
 from tests.methods.world import CHANCE, small_setting, small_world
@@ -193,14 +194,14 @@ def test_finished_method_is_loaded_and_the_same_seed_gives_the_same_scores(name,
     candidates = tiny.candidates("test").take(np.arange(4))
     histories = [tiny.history(int(user), "test") for user in candidates.users]
     expected = fitted[name].score(histories, candidates.items)
-    anew = method(name).fit(tiny, tiny_setting(folder, f"{name}-again"))
+    anew = method(name).fit(tiny, tiny_setting(folder, f"{name}-again", parts=folder / "other-parts"))
     np.testing.assert_array_equal(anew.score(histories, candidates.items), expected)
     monkeypatch.setattr("allmrec_hf.training.loop._StageRun._step", None)  # nothing may be trained
     loaded = method(name).fit(tiny, tiny_setting(folder, name))
     np.testing.assert_array_equal(loaded.score(histories, candidates.items), expected)
 
 
-@pytest.mark.parametrize("name", ["a-llmrec", "mlp-llm", "tallrec", "llm-srec", "no-llm"])
+@pytest.mark.parametrize("name", ["mlp-llm", "tallrec", "llm-srec", "no-llm"])
 def test_folder_of_other_settings_is_refused(name, folder, fitted, tiny):
     setting = tiny_setting(folder, name)
     with pytest.raises(ALLMRecError, match="targets"):
@@ -209,16 +210,37 @@ def test_folder_of_other_settings_is_refused(name, folder, fitted, tiny):
 
 def test_variants_of_a_llmrec_share_their_first_stages_and_keep_no_llm(folder, fitted, tiny):
     setting = tiny_setting(folder, "a-llmrec-variant")
+    of_align, of_project = (set(setting.parts.glob(f"{stage}-*")) for stage in ("align", "project"))
     method("a-llmrec").fit(tiny, replace(setting, options={**setting.options, "projection_loss": "listwise"}))
-    aligned = [path for path in setting.parts.glob("align-*") if path.is_dir()]
-    assert len(aligned) == 1
-    assert (setting.folder / "project" / "done").exists()
-    assert not (setting.folder / "language_model").exists()
-    assert not list((setting.folder / "checkpoints" / "align").rglob("step-*"))
+    assert len(of_align) == 1
+    assert set(setting.parts.glob("align-*")) == of_align
+    (trained,) = set(setting.parts.glob("project-*")) - of_project
+    assert (trained / "project" / "done").exists()
+    assert not (trained / "language_model").exists()
+    assert not list((trained / "checkpoints" / "align").rglob("step-*"))
+
+
+@pytest.mark.parametrize("kind", LIKELIHOOD_FORMS)
+def test_one_stage_2_ranks_by_every_form_of_the_likelihood(kind, folder, fitted, tiny, monkeypatch):
+    monkeypatch.setattr("allmrec_hf.training.loop._StageRun._step", None)  # nothing may be trained
+    setting = tiny_setting(folder, f"a-llmrec-{kind}")
+    ranker: Any = method("a-llmrec").fit(tiny, replace(setting, options={**setting.options, "ranker": kind}))
+    assert ranker.ranker.kind == kind
+    rows = tiny.candidates("test").take(np.arange(1)).items
+    same = np.array_equal(*(each.score([tiny.history(0, "test")], rows) for each in (ranker, fitted["a-llmrec"])))
+    assert same == (kind == "likelihood_sum")
+
+
+def test_a_ranker_that_stage_2_does_not_give_is_refused_before_training(folder, fitted, tiny, tmp_path):
+    setting = tiny_setting(folder, "a-llmrec-other", parts=tmp_path)
+    with pytest.raises(ALLMRecError, match=r"likelihood_mean.*got 'retrieval'"):
+        method("a-llmrec").fit(tiny, replace(setting, options={"ranker": "retrieval"}))
+    assert not list(tmp_path.iterdir())
 
 
 def test_interrupted_stage_2_goes_on(folder, fitted, tiny, monkeypatch):
     setting = tiny_setting(folder, "a-llmrec-killed")
+    setting = replace(setting, options={**setting.options, "listwise_temperature": 2.0})  # of no effect: a stage 2 anew
 
     def killed(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt

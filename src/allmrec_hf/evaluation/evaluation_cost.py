@@ -47,7 +47,7 @@ def tell_evaluation_cost(
     if seconds * len(chosen) < LONGEST_PROBE_S:  # then again, since the first pass of a process takes longer
         count, seconds = len(chosen), _measure(ranker, rows, chosen, protocol)
     whole = users * seconds / count
-    if not isinstance(ranker, ALLMRecRanker) or ranker.ranker.kind != TitleLikelihood.kind:
+    if not isinstance(ranker, ALLMRecRanker) or not reads_titles_behind_one_prompt(ranker):
         speed = users / max(whole, 1e-9)
         told = (ranker.name, f"{users:,}", speed, duration(whole))
         logger.info("%s: %s users to rank for, %.3g users/s: about %s", *told)
@@ -69,6 +69,11 @@ def tell_evaluation_cost(
     if whole > LONG_S:
         logger.info("the evaluation gets shorter with %s", "; ".join(_shorter(ranker, users)))
     return whole
+
+
+def reads_titles_behind_one_prompt(ranker: ALLMRecRanker) -> bool:
+    """Tell whether a ranker scores titles by the LLM, and reads no second prompt to calibrate them."""
+    return isinstance(ranker.ranker, TitleLikelihood) and ranker.ranker.context is None
 
 
 def _measure(ranker: Ranker, rows: Rows, chosen: np.ndarray, protocol: str) -> float:

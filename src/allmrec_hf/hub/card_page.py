@@ -24,6 +24,10 @@ PROTOCOLS = {
 }
 RANKERS = {
     "likelihood": "It ranks items by the likelihood of their titles.",
+    "likelihood_sum": "It ranks items by the likelihood of their titles.",
+    "likelihood_mean": "It ranks items by the mean likelihood of their titles' tokens.",
+    "likelihood_calibrated": "It ranks items by what the user adds to the likelihood of their titles.",
+    "likelihood_vector_gain": "It ranks items by what the vectors add to the likelihood of their titles.",
     "zero_shot": "It ranks candidates by how much likelier the history's titles make theirs to the LLM as it is.",
     "letter": "It ranks candidates by the likelihood of the letter before each.",
     "retrieval": "Items are ranked by how near their vectors are to the LLM's last hidden state after the history.",

@@ -2,33 +2,35 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any, ClassVar
 
 from ..data.prepared import PreparedData
+from ..errors import ALLMRecError
 from ..evaluation.llm_ranker import ALLMRecRanker
 from ..evaluation.protocol import Ranker
-from ..files import folder_written_whole
 from ..language_model import input_width
 from ..modeling_allmrec import ALLMRecModel
 from ..processing_allmrec import ALLMRecProcessor
+from ..ranker import TitleLikelihood
+from ..ranker_letter import LetterRanker
+from ..ranker_likelihood import LIKELIHOOD_FORMS
 from ..training.arguments import ALLMRecTrainingArguments
 from ..training.llms import without_trust
-from ..training.trainer import ALLMRecTrainer
 from .llm_parts import on_device, required_llm, run_options
 from .method import Method, Setting
 from .shared import run_until
 
 TRAINED_PARTS = ("aligner", "user_projector", "item_projector")
-_HEAVY = shutil.ignore_patterns("step-*", "best-*", "backbone-train-validation*", ".*")
+RANKED_BY = (TitleLikelihood.kind, *LIKELIHOOD_FORMS, LetterRanker.kind)
 
 
 class ALLMRec(Method):
-    """A-LLMRec (arXiv 2404.11343): stages 0 and 1 shared with its variants, stage 2 in the method's own folder.
+    """A-LLMRec (arXiv 2404.11343); what its variants train alike they train once.
 
-    Its options are the settings of a run, so that every ablation is this method with other options, and
-    `num_permutations`, the orders of the candidate list whose scores are averaged.
+    Its options are the settings of a run, so that every ablation is this method with other options, `ranker`, one of
+    `likelihood`, its forms and `letter`, by which the trained stage 2 ranks, and `num_permutations`, the orders of the
+    candidate list whose scores are averaged.
 
     Example:
         >>> "joint_dim" in ALLMRec.options and "backbone_name" not in ALLMRec.options
@@ -42,7 +44,7 @@ class ALLMRec(Method):
         "Ranks candidates by the likelihood of their titles in place of matching generated text. The preset says how "
         "the training differs; `paper` holds the published settings."
     )
-    options: ClassVar[tuple[str, ...]] = (*run_options(), "num_permutations")
+    options: ClassVar[tuple[str, ...]] = (*run_options(), "ranker", "num_permutations")
 
     def fit(self, data: PreparedData, setting: Setting) -> Ranker:
         """Train stage 2 on top of the shared stages and return the ranker by title likelihood."""
@@ -50,31 +52,19 @@ class ALLMRec(Method):
 
 
 def fit_run(data: PreparedData, setting: Setting, args: ALLMRecTrainingArguments, name: str) -> Ranker:
-    """Return the ranker of a run with these settings, trained in the setting's folder."""
-    model, processor = load_run(train_run(data, setting, args), args, setting.trust_remote_code)
-    permutations = int(setting.options.get("num_permutations", 1))
-    return ALLMRecRanker(model, processor, name=name, num_permutations=permutations)
-
-
-def train_run(data: PreparedData, setting: Setting, args: ALLMRecTrainingArguments) -> Path:
-    """Return the setting's folder with a run of all stages; a finished stage 2 is not trained again.
-
-    Stages 0 and 1 come from the folder that all variants share which need the same of them.
+    """Return the ranker of a run with these settings; its stage 2 is shared by all that rank by it.
 
     Raises:
-        ALLMRecError: when the folder holds a stage 2 of other settings.
+        ALLMRecError: when the option `ranker` names none that stage 2 gives.
     """
-    folder = setting.folder
-    checkpoints = [folder / "checkpoints" / stage / "checkpoints" for stage in ("warm-start", "project")]
-    started = any(path.exists() for path in checkpoints) or (folder / "project" / "done").exists()
-    if not started:
-        shared = run_until(data, setting, args, "align")
-        with folder_written_whole(folder) as temporary:
-            shutil.copytree(shared, temporary, dirs_exist_ok=True, ignore=_HEAVY)
-    trust = setting.trust_remote_code
-    trainer = ALLMRecTrainer(args=args.replaced(output_dir=folder), data=data, trust_remote_code=trust)
-    trainer.train("project", resume_from_checkpoint=started)
-    return folder
+    kind = setting.options.get("ranker")
+    if kind is not None and kind not in RANKED_BY:
+        raise ALLMRecError(f"the option ranker of {name} is one of {', '.join(RANKED_BY)}; got {kind!r}")
+    model, processor = load_run(run_until(data, setting, args, "project"), args, setting.trust_remote_code)
+    if kind in LIKELIHOOD_FORMS:
+        model.config.rankers = {**(model.config.rankers or {}), kind: {}}
+    permutations = int(setting.options.get("num_permutations", 1))
+    return ALLMRecRanker(model, processor, name=name, num_permutations=permutations, ranker=kind)
 
 
 def load_run(

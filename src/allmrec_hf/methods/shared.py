@@ -28,6 +28,7 @@ from ..training.trainer import ALLMRecTrainer
 from .method import Method, Setting
 
 SETTINGS_FILE = "method.json"
+DONE = {"backbone": "backbone/config.json", "align": "align/config.json", "project": "project/done"}
 
 
 def run_arguments(setting: Setting) -> ALLMRecTrainingArguments:
@@ -103,33 +104,36 @@ def check_same_settings(method: Method, setting: Setting, llm: str | None = None
 
 
 def run_until(data: PreparedData, setting: Setting, args: ALLMRecTrainingArguments, stage: str) -> Path:
-    """Return a run folder of A-LLMRec that is trained up to `"backbone"` or `"align"`, shared by all who need the same.
+    """Return a run folder of A-LLMRec that is trained up to a stage, shared by all who need the same.
 
     Args:
         data: Training data.
         setting: Where runs are shared.
-        args: The arguments; only those of the stages up to `stage` tell runs apart.
-        stage: The last stage trained.
+        args: The arguments; only those of the stages up to `stage`, and of the LLM where it has a part, tell runs
+            apart.
+        stage: The last stage trained: `"backbone"`, `"align"` or `"project"`.
     """
     stages = STAGES[: STAGES.index(stage) + 1]
-    folder = setting.parts / f"{stage}-{digest_of_facts({done: getattr(args, done).to_dict() for done in stages})}"
-    if stage == "align" and not (folder / "backbone" / "config.json").exists():
-        with folder_written_whole(folder) as temporary:  # the backbone is the same for every alignment
-            unneeded = shutil.ignore_patterns("step-*", "best-*", "backbone-train-validation*", ".*")
-            shared = run_until(data, setting, args, "backbone")
-            shutil.copytree(shared, temporary, dirs_exist_ok=True, ignore=unneeded)
-    if not (folder / stage / "config.json").exists():
-        resume = folder.exists() if stage == "backbone" else (folder / "checkpoints" / stage).exists()
-        frozen = stage == "align" and not args.align.fine_tune_text_encoder
-        trainer = ALLMRecTrainer(
-            args=args.replaced(output_dir=folder),
-            data=data,
-            text_table=text_embeddings(data, setting) if frozen else None,
-            trust_remote_code=setting.trust_remote_code,
-        )
-        trainer.train(stage, resume_from_checkpoint=resume)
-    else:
+    facts = {name: getattr(args, name).to_dict() for name in (*stages, *(["llm"] if stage == "project" else []))}
+    folder = setting.parts / f"{stage}-{digest_of_facts(facts)}"
+    if (folder / DONE[stage]).exists():
         check_same_data(folder, read_run(folder / RUN_FILE), data, stages)
+        return folder
+    if len(stages) > 1 and not (folder / stages[-2] / "config.json").exists():
+        with folder_written_whole(folder) as temporary:  # what comes before is the same for all that follows
+            unneeded = shutil.ignore_patterns("step-*", "best-*", "backbone-train-validation*", ".*")
+            earlier = run_until(data, setting, args, stages[-2])
+            shutil.copytree(earlier, temporary, dirs_exist_ok=True, ignore=unneeded)
+    frozen = stage == "align" and not args.align.fine_tune_text_encoder
+    trainer = ALLMRecTrainer(
+        args=args.replaced(output_dir=folder),
+        data=data,
+        text_table=text_embeddings(data, setting) if frozen else None,
+        trust_remote_code=setting.trust_remote_code,
+    )
+    own = (folder / "checkpoints" / name for name in (stage, *(["warm-start"] if stage == "project" else [])))
+    resume = folder.exists() if stage == "backbone" else any(path.exists() for path in own)
+    trainer.train(stage, resume_from_checkpoint=resume)
     return folder
 
 

@@ -15,6 +15,10 @@ LONGEST_SHOWN = 160  # characters of a title
 KINDS_AT_FIRST = 8  # of histories; the others are folded away
 WORDS = {
     "likelihood": ("LLM", "how likely the language model finds the title"),
+    "likelihood_sum": ("LLM sum", "how likely the language model finds the title"),
+    "likelihood_mean": ("LLM mean", "how likely the language model finds a word of the title"),
+    "likelihood_calibrated": ("LLM gain", "how much likelier the user makes the title to the language model"),
+    "likelihood_vector_gain": ("LLM vectors", "how much likelier the vectors make the title to the language model"),
     "zero_shot": ("LLM titles", "how much likelier the history's titles make this one to the language model"),
     "letter": ("LLM letter", "which letter of the list the language model picks"),
     "retrieval": ("LLM vector", "how near the language model's vectors of user and item are"),

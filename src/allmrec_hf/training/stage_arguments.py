@@ -315,8 +315,11 @@ class ProjectArguments(StageArguments):
         "auto",
         "Which joint embedding stands for an item: cf, text, auto (text where the backbone was not trained) or random.",
     )
-    score_normalization: Literal["sum", "mean"] = option(
-        "sum", "A candidate's score: the sum or the mean of its title's log-likelihoods."
+    score_normalization: Literal["sum", "mean", "calibrated", "vector_gain"] = option(
+        "sum",
+        "What the ranker likelihood scores a candidate by: the sum (the paper) or the mean of its title's "
+        "log-likelihoods, or the sum less that without the user (calibrated) or without the vectors (vector_gain), "
+        "which reads two prompts.",
     )
     gradient_checkpointing: bool = option(False, "Less memory, more time.", free_on_resume=True)
     max_tokens_per_batch: int | None = option(
@@ -449,6 +452,10 @@ def _layers(name: str, value: Any, whole: int) -> int:
 
 RANKER_STAGES = {
     "likelihood": "project",
+    "likelihood_sum": "project",
+    "likelihood_mean": "project",
+    "likelihood_calibrated": "project",
+    "likelihood_vector_gain": "project",
     "letter": "project",
     "retrieval": "retrieve",
     "zero_shot": "rank",
@@ -462,8 +469,9 @@ class RankArguments(Checked):
 
     rankers: str = option(
         "likelihood",
-        "Rankers that are trained, with commas between: likelihood (the paper), letter, retrieval, zero_shot (the LLM "
-        "by itself), fusion. The backbone's own is always there.",
+        "Rankers that are trained, with commas between: likelihood (the paper), its forms likelihood_sum, "
+        "likelihood_mean, likelihood_calibrated and likelihood_vector_gain beside it, letter, retrieval, zero_shot "
+        "(the LLM by itself), fusion. The backbone's own is always there.",
         flag="--rankers",
     )
     ranker: str | None = option(

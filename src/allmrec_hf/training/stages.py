@@ -18,6 +18,7 @@ from ..processing_allmrec import ALLMRecProcessor
 from ..prompt import HistoryTemplate, LetterTemplate
 from ..ranker import TitleLikelihood
 from ..ranker_letter import LetterRanker
+from ..ranker_likelihood import LIKELIHOOD_FORMS
 from ..ranker_retrieval import RetrievalRanker, add_retrieval_head
 from ..ranker_zero_shot import ZeroShot, add_zero_shot
 from .alignment import AlignmentModule, AlignmentTask, check_text_table, text_embedding_table
@@ -151,7 +152,7 @@ def run_projection(run: Run) -> None:
     model = ALLMRecModel.from_pretrained(run.output / "align", language_model=None)
     processor = _attach_llm(run, model)
     _shard_where_asked(run, model)
-    _keep_letter(run, model, processor)
+    _keep_other_forms(run, model, processor)
     model.config.ranker = _first_ranker(run)
     if arguments.gradient_checkpointing:
         model.checkpoint_activations()
@@ -278,25 +279,33 @@ def run_ranking(run: Run) -> None:
             texts = text_embedding_table(model.text_encoder, run.data.catalog.texts())
         project = run.args.project if run.is_done("project") else None
         if project is not None:
-            _keep_letter(run, model, processor)
+            _keep_other_forms(run, model, processor)
         fit_rankers(model, processor, run.data, texts, run.args.rank, project)
         _save(run, model, processor, "rank")
     process_state().wait_for_everyone()
 
 
-def _keep_letter(run: Run, model: ALLMRecModel, processor: ALLMRecProcessor) -> None:
-    """Note in the model that it is to rank by letters too, where the run says so and the LLM's tokenizer has them."""
-    if LetterRanker.kind in split_names(run.args.rank.rankers):
-        prompt = LetterTemplate().to_dict()
-        model.config.rankers = {**(model.config.rankers or {}), LetterRanker.kind: {"prompt": prompt}}
+def _keep_other_forms(run: Run, model: ALLMRecModel, processor: ALLMRecProcessor) -> None:
+    """Note in the model by what else than `likelihood` it ranks after stage 2, as far as the run names it.
+
+    Raises:
+        ALLMRecError: when it is to rank by letters, and they are no single tokens of the LLM's tokenizer.
+    """
+    named = split_names(run.args.rank.rankers)
+    rankers = {name: kept for name, kept in (model.config.rankers or {}).items() if name not in LIKELIHOOD_FORMS}
+    rankers |= {name: {} for name in LIKELIHOOD_FORMS if name in named}
+    if LetterRanker.kind in named:
+        rankers[LetterRanker.kind] = {"prompt": LetterTemplate().to_dict()}
+    model.config.rankers = rankers
+    if LetterRanker.kind in named:
         LetterRanker(model, processor)
 
 
 def _first_ranker(run: Run) -> str:
     """Return what ranks by default after stage 2, until the stage `rank` has compared the rankers."""
-    names = split_names(run.args.rank.rankers)
-    letter_alone = LetterRanker.kind in names and TitleLikelihood.kind not in names
-    return LetterRanker.kind if letter_alone else TitleLikelihood.kind
+    kinds = (TitleLikelihood.kind, *LIKELIHOOD_FORMS, LetterRanker.kind)
+    named = split_names(run.args.rank.rankers)
+    return next((kind for kind in kinds if kind in named), TitleLikelihood.kind)
 
 
 def _save(run: Run, model: ALLMRecModel, processor: ALLMRecProcessor, stage: str) -> None:
