@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PARTS ?= runs/parts
 
-.PHONY: help demo test smoke lint format types docs clean demo-parts demo-checkpoint office-card real-parts real real-data
+.PHONY: help demo test smoke lint format types pages docs clean demo-parts demo-checkpoint office-card real-parts real real-data
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -35,6 +35,14 @@ types: $(INSTALLED) ## mypy
 format: $(INSTALLED) ## let ruff rewrite the files
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+pages: $(INSTALLED) ## write anew the pages that are made of code and of stored reports
+	$(BIN)/python scripts/render_cli_docs.py
+	$(BIN)/python scripts/render_options.py
+	$(BIN)/python scripts/render_results.py
+	$(BIN)/python benchmarks/reliability_page.py
+	$(BIN)/python benchmarks/llm_speed.py --page benchmarks/results/llm_speed
+	$(BIN)/python benchmarks/scale.py
 
 docs: $(INSTALLED) ## the documentation's site in site/; a broken link or anchor is an error
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
