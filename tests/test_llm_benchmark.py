@@ -28,7 +28,7 @@ def benchmark(monkeypatch):
     import llm_ways
 
     yield llm_setup, llm_ways, llm_speed_page
-    for name in ("llm_setup", "llm_ways", "llm_speed_page"):
+    for name in ("llm_setup", "llm_ways", "llm_speed_page", "llm_compile"):
         sys.modules.pop(name, None)
 
 
@@ -153,3 +153,27 @@ def test_flops_are_those_of_the_layers_the_attention_and_the_logits_that_are_rea
     assert llm_setup.flops(llm, tokens=6, length=3, read=2, backward=False) == forward
     assert llm_setup.flops(llm, tokens=6, length=3, read=2, backward=True) == 2 * forward
     sys.modules.pop("llm_setup", None)
+
+
+def test_compiled_and_plain_are_compared_on_the_same_weights(benchmark, monkeypatch, tmp_path):
+    """The compiler itself takes half a minute: here it gives back what it gets, or something wrong."""
+    import llm_compile
+
+    options = argparse.Namespace(shape="tiny", llm=None, dtype="float32", batch_size=2, repeats=1)
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda function, **_: compiled.append(function) or function)
+    report = llm_compile.measured(options)
+    assert len(compiled) == 3  # the layers of one of the two models
+    assert report["request"]["largest_difference"] == report["stage2"]["largest_difference"] == 0.0
+    stored = json.loads((BENCHMARKS / "results" / "llm_compile.json").read_text(encoding="utf-8"))
+    assert set(stored) == set(report)
+    shown = (BENCHMARKS.parent / "docs" / "speed.md").read_text(encoding="utf-8")
+    for part in ("request", "stage2"):
+        assert f"{1 - stored[part]['compiled_of_plain']:.0%}".replace("%", " %") in shown
+
+    def doubled(function, **_):
+        return lambda *args, **kwargs: function(2 * args[0], *args[1:], **kwargs)
+
+    monkeypatch.setattr(torch, "compile", doubled)
+    with pytest.raises(SystemExit, match="differ"):
+        llm_compile.measured(options)
