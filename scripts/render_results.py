@@ -19,7 +19,11 @@ from allmrec_hf.evaluation.evaluator import REPORT_FORMAT
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results"
-
+PAGES = (
+    ROOT / "README.md",
+    ROOT / "docs" / "explaining.md",
+    *(RESULTS / f"{name}.md" for name in ("README", "quick", "beauty", "real_llm")),
+)
 
 METRICS = ("hit@1", "ndcg@10")
 GROUPS = ("overall", "warm", "cold", "never_seen")
@@ -144,24 +148,23 @@ def tables() -> dict[str, str]:
     return found
 
 
+def rendered(page: Path) -> str:
+    """Return a page with the tables of today between its markers `<!-- NAME -->` and `<!-- /NAME -->`."""
+    text = page.read_text(encoding="utf-8")
+    for name, table in tables().items():
+        pattern = rf"<!-- {name} -->.*?<!-- /{name} -->"
+        text = re.sub(pattern, f"<!-- {name} -->\n{table}\n<!-- /{name} -->".replace("\\", r"\\"), text, flags=re.S)
+    return text
+
+
 def main() -> None:
-    """Replace what stands between `<!-- NAME -->` and `<!-- /NAME -->` in the pages."""
+    """Write the pages."""
     for path in sorted(RESULTS.glob("*.json")):
         report = json.loads(path.read_text(encoding="utf-8"))
         if "methods" in report and report["format"] < REPORT_FORMAT:
             print(f"{path.name} was computed before ties were averaged (format {report['format']}): evaluate again")
-    for page in (
-        ROOT / "README.md",
-        RESULTS / "README.md",
-        RESULTS / "quick.md",
-        RESULTS / "beauty.md",
-        ROOT / "docs" / "explaining.md",
-    ):
-        text = page.read_text(encoding="utf-8")
-        for name, table in tables().items():
-            pattern = rf"<!-- {name} -->.*?<!-- /{name} -->"
-            text = re.sub(pattern, f"<!-- {name} -->\n{table}\n<!-- /{name} -->".replace("\\", r"\\"), text, flags=re.S)
-        page.write_text(text, encoding="utf-8")
+    for page in PAGES:
+        page.write_text(rendered(page), encoding="utf-8")
 
 
 if __name__ == "__main__":

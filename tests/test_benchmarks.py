@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -8,6 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from allmrec_hf.benchmark.plan import plan
+from allmrec_hf.benchmark.suite_parser import load_suite
 from allmrec_hf.cf_sasrec import SASRecConfig, SASRecModel
 from allmrec_hf.data.prepared import PreparedData
 from allmrec_hf.evaluation.evaluator import evaluate
@@ -103,3 +106,8 @@ def test_one_rate_explains_what_was_measured_and_the_page_of_scale_shows_it(monk
     for name, predicted, real in scale.checks(measured):
         assert 2 / 3 < real / predicted < 3 / 2, name
     assert scale.tables() in scale.PAGE.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("path", sorted(BENCHMARKS.glob("*.yaml")), ids=lambda path: path.name)
+def test_suites_of_the_folder_are_planned(path: Path) -> None:
+    assert plan(replace(load_suite(path), llm="demo"))

@@ -74,6 +74,13 @@ def test_the_site_is_that_of_the_project() -> None:
         assert (ROOT / hook).is_file()
 
 
+def test_tables_of_results_are_those_of_the_stored_reports(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    script = importlib.import_module("render_results")
+    for page in script.PAGES:
+        assert page.read_text(encoding="utf-8") == script.rendered(page), f"{page.name} is older: make pages"
+
+
 def test_the_page_of_the_command_line_is_up_to_date(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "scripts"))
     script = importlib.import_module("render_cli_docs")

@@ -12,15 +12,18 @@ from transformers import AutoModel, pipeline
 
 from allmrec_hf import ALLMRecProcessor, CheckpointError
 from allmrec_hf.errors import ALLMRecError
+from allmrec_hf.hub import card_page
 from allmrec_hf.language_model import first_layers, last_states, num_layers
 from allmrec_hf.losses import catalogue_contrast
 from allmrec_hf.ranker import UserBatch
-from allmrec_hf.ranker_built_in import build_ranker, compared_rankers, rankers_of
+from allmrec_hf.ranker_built_in import RANKERS, build_ranker, compared_rankers, rankers_of
 from allmrec_hf.ranker_fusion import gates, standardized
+from allmrec_hf.ranker_likelihood import LIKELIHOOD_FORMS
 from allmrec_hf.ranker_retrieval import RetrievalRanker
+from allmrec_hf.space import page_html
 from allmrec_hf.training.fusion_fitting import FusionSamples, fit_fusion, fitted_weights
 from allmrec_hf.training.retrieval_training import RetrievalModule, RetrievalTask
-from allmrec_hf.training.stage_arguments import RetrieveArguments
+from allmrec_hf.training.stage_arguments import RANKER_STAGES, RetrieveArguments
 from allmrec_hf.training.stages import _first_ranker
 from allmrec_hf.training.trainer import ALLMRecTrainer
 from tests import command_line, small_run
@@ -359,6 +362,24 @@ def test_a_run_without_the_stage_rank_ranks_by_what_it_names(rankers, first):
     args = ALLMRecTrainingArguments("runs/x", rank=rankers)
     assert args.rank.steps() == ("backbone", "align", "project")
     assert _first_ranker(SimpleNamespace(args=args)) == first
+
+
+def test_every_ranker_has_its_words_and_those_that_are_asked_for_a_stage():
+    optional = set(LIKELIHOOD_FORMS) | {"likelihood", "letter", "retrieval", "zero_shot", "fusion"}
+    assert set(RANKER_STAGES) == optional
+    assert set(RANKERS) == set(card_page.RANKERS)
+    assert set(RANKERS) <= set(page_html.WORDS)
+
+
+def test_a_head_trained_later_leaves_a_default_that_it_has(finished_run, small_parts, small_data, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(finished_run, folder)
+    trainer = trainer_of(folder, small_parts, small_data)
+    args = trainer.args.replaced(rank={"rankers": "likelihood_mean,retrieval"}, retrieve={"max_steps": 2})
+    ALLMRecTrainer(args=args, data=small_data).train("retrieve")
+    config = AutoModel.from_pretrained(folder).config
+    assert config.ranker == "likelihood_mean"
+    assert config.ranker in rankers_of(config)
 
 
 def test_rankers_and_their_steps():

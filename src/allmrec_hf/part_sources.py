@@ -1,6 +1,8 @@
 """Find an LLM, a text encoder or a checkpoint: in a folder of this machine, on the Hub, or the one named `demo`."""
 
+import hashlib
 import os
+from functools import cache
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
@@ -18,6 +20,7 @@ from huggingface_hub.utils import validate_repo_id
 from .errors import CheckpointError
 from .stored_values import json_value
 
+END_BYTES = 2**20
 DEMO = "demo"
 """In place of an id or path: the tiny LLM, text encoder or checkpoint that comes with this package."""
 DEMO_PARTS = Path(__file__).parent / "demo"
@@ -95,6 +98,27 @@ def named_part(name: str, part: str) -> str:
 def part_path(name: str, part: str) -> str:
     """Return what `named_part` does, and of a local folder the one spelling that tells it from others."""
     return named_part(recorded(name, part), part)
+
+
+@cache
+def part_name(name: str) -> str:
+    """Return an id as it is, and for a folder or file its name with a digest: paths differ between machines.
+
+    Of each file the size and both ends count; trained weights that are others differ there too.
+    """
+    folder = Path(name)
+    if not folder.exists():
+        return name
+    digest = hashlib.sha256()
+    files = [folder] if folder.is_file() else sorted(path for path in folder.rglob("*") if path.is_file())
+    for path in files:
+        size = path.stat().st_size
+        digest.update(f"{path.relative_to(folder).as_posix()} {size}\n".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(END_BYTES))
+            file.seek(max(0, size - END_BYTES))
+            digest.update(file.read())
+    return f"{DEMO if folder.parent == DEMO_PARTS else folder.name} ({digest.hexdigest()[:8]})"
 
 
 def same_source(first: Any, second: Any, part: str) -> bool:

@@ -23,6 +23,7 @@ from .prompt import Context
 from .retrieval import exact_top_items
 
 CACHED_PRIORS = 2**20  # log-likelihoods of titles without a user, kept where a prompt lists no candidates
+PRIORS_AT_ONCE = 100
 CONTEXT_OF: dict[str, Context] = {"calibrated": "no_user", "vector_gain": "no_vectors"}
 
 
@@ -335,8 +336,10 @@ class TitleLikelihood(ModelRanker):
         if wanted:  # behind the shortest history, so that no title is cut for the length of another user's
             alone = users.take([0])
             behind = UserBatch([alone.histories[0][-1:]], alone.representations, alone.seen_ids)
-            found = self._log_likelihoods(behind, [wanted], 0, "no_user")[0].tolist()
-            for item, value in zip(wanted, found, strict=True):
-                known[item] = self._priors.put(item, value)
+            for start in range(0, len(wanted), PRIORS_AT_ONCE):
+                some = wanted[start : start + PRIORS_AT_ONCE]
+                found = self._log_likelihoods(behind, [some], 0, "no_user")[0].tolist()
+                for item, value in zip(some, found, strict=True):
+                    known[item] = self._priors.put(item, value)
         width = max(len(row) for row in candidates)
         return torch.tensor([[*(known[item] for item in row), *[0.0] * (width - len(row))] for row in candidates])

@@ -16,7 +16,7 @@ class LikelihoodForm(TitleLikelihood):
     @classmethod
     def lacks(cls, config: Any) -> str | None:
         """Return what a checkpoint lacks."""
-        missing = f"it was not asked for: allmrec train --stage rank --rankers likelihood,{cls.kind}"
+        missing = f"it was not asked for: allmrec train --stage rank --rankers likelihood,{cls.kind},..."
         return super().lacks(config) or (None if cls.kind in (config.rankers or {}) else missing)
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from allmrec_hf.benchmark.plan import part_name, plan
+from allmrec_hf.benchmark.plan import plan
 from allmrec_hf.benchmark.suite import suite_names
 from allmrec_hf.benchmark.suite_parser import load_suite, parse_suite
 from allmrec_hf.errors import ALLMRecError
+from allmrec_hf.part_sources import part_name
 from allmrec_hf.training import presets
 from tests.benchmark.stub_method import content
 

@@ -233,9 +233,18 @@ def test_one_stage_2_ranks_by_every_form_of_the_likelihood(kind, folder, fitted,
 
 def test_a_ranker_that_stage_2_does_not_give_is_refused_before_training(folder, fitted, tiny, tmp_path):
     setting = tiny_setting(folder, "a-llmrec-other", parts=tmp_path)
-    with pytest.raises(ALLMRecError, match=r"likelihood_mean.*got 'retrieval'"):
-        method("a-llmrec").fit(tiny, replace(setting, options={"ranker": "retrieval"}))
+    for name in ("a-llmrec", "random-llm"):
+        with pytest.raises(ALLMRecError, match=r"likelihood_mean.*got 'retrieval'"):
+            method(name).fit(tiny, replace(setting, options={"ranker": "retrieval"}))
+    with pytest.raises(ALLMRecError, match="no options"):
+        method("a-llmrec").fit(tiny, replace(setting, options={"rank_rankers": "letter"}))
     assert not list(tmp_path.iterdir())
+
+
+def test_what_vectors_add_is_no_score_of_a_prompt_in_words(folder, tiny):
+    setting = tiny_setting(folder, "llm-only-gain", options={"score_normalization": "vector_gain"})
+    with pytest.raises(ALLMRecError, match="no vectors"):
+        method("llm-only").fit(tiny, setting)
 
 
 def test_interrupted_stage_2_goes_on(folder, fitted, tiny, monkeypatch):
@@ -249,7 +258,12 @@ def test_interrupted_stage_2_goes_on(folder, fitted, tiny, monkeypatch):
         patched.setattr("allmrec_hf.training.run.write_card", killed)  # after stage 2's last checkpoint
         with pytest.raises(KeyboardInterrupt):
             method("a-llmrec").fit(tiny, setting)
-    ranker = method("a-llmrec").fit(tiny, setting)
+    (trained,) = (path for path in setting.parts.glob("project-*") if not (path / "project" / "done").exists())
+    with monkeypatch.context() as patched:
+        patched.setattr("allmrec_hf.training.loop._StageRun._step", None)  # nothing may be trained again
+        ranker = method("a-llmrec").fit(tiny, setting)
+    assert (trained / "project" / "done").exists()
+    assert not (trained / "checkpoints" / "project").exists()
     histories = [tiny.history(0, "test")]
     rows = tiny.candidates("test").take(np.arange(1)).items
     np.testing.assert_array_equal(ranker.score(histories, rows), fitted["a-llmrec"].score(histories, rows))

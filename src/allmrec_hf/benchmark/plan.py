@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +13,11 @@ from ..errors import ALLMRecError
 from ..methods.llm_parts import chosen_arguments
 from ..methods.method import Method, Setting
 from ..methods.registry import backbone_names, method
-from ..part_sources import DEMO, DEMO_PARTS, part_path
+from ..part_sources import part_name, part_path
 from ..training.arguments import ALLMRecTrainingArguments
 from .runs import RunKey
 from .sources import fingerprint
 from .suite import DatasetSpec, MethodSpec, ScenarioSpec, Suite
-
-END_BYTES = 2**20
 
 
 @dataclass(frozen=True)
@@ -75,27 +71,6 @@ def plan(suite: Suite) -> list[PlannedRun]:
     wanted = suite.only_datasets or [spec.name for spec in suite.datasets]
     planned_runs = [planned for planned in planned_runs if planned.dataset.name in wanted]
     return sorted(planned_runs, key=lambda planned: suite.datasets.index(planned.dataset))
-
-
-@cache
-def part_name(name: str) -> str:
-    """Return an id as it is, and for a folder or file its name with a digest: paths differ between machines.
-
-    Of each file the size and both ends count; trained weights that are others differ there too.
-    """
-    folder = Path(name)
-    if not folder.exists():
-        return name
-    digest = hashlib.sha256()
-    files = [folder] if folder.is_file() else sorted(path for path in folder.rglob("*") if path.is_file())
-    for path in files:
-        size = path.stat().st_size
-        digest.update(f"{path.relative_to(folder).as_posix()} {size}\n".encode())
-        with path.open("rb") as file:
-            digest.update(file.read(END_BYTES))
-            file.seek(max(0, size - END_BYTES))
-            digest.update(file.read())
-    return f"{DEMO if folder.parent == DEMO_PARTS else folder.name} ({digest.hexdigest()[:8]})"
 
 
 def _checked(spec: MethodSpec) -> Method:

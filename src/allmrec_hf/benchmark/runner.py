@@ -32,11 +32,12 @@ from ..methods.a_llmrec import facts
 from ..methods.method import Method
 from ..methods.registry import method
 from ..modeling_allmrec import ALLMRecModel
+from ..part_sources import part_name
 from ..stored_values import json_value
 from ..training.llms import check_llm
 from .benchmark_report import render
 from .launched import Crew, launched
-from .plan import PlannedRun, part_name, plan
+from .plan import PlannedRun, plan
 from .published_full_ranking import published_figures
 from .runs import (
     BenchmarkRun,

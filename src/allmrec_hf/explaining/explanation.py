@@ -19,7 +19,7 @@ from ..files import written_whole
 from ..item_lookup import find_items
 from ..modeling_allmrec import ALLMRecModel
 from ..processing_allmrec import ALLMRecProcessor
-from ..ranker import TitleLikelihood
+from ..ranker import CONTEXT_OF, TitleLikelihood
 from .contributions import CLEAR, Removal, contributions
 from .nearest_words import nearest_tokens
 from .prompt_probe import PromptProbe
@@ -175,6 +175,8 @@ def explain(
         notes.append("the item is in the history already; the recommender itself leaves such items out")
     if len(known) > processor.max_history_length:
         notes.append(f"the model reads the last {processor.max_history_length} of {len(known)} history items")
+    if model.config.score_normalization in CONTEXT_OF:
+        notes.append("what is explained is the title's log-likelihood, before the checkpoint's calibration of it")
     rows = _candidates(model.eval(), processor, known, chosen, listed, notes)
     settings: dict[str, Any] = {"contrast": contrast, "batch_size": batch_size}
     found = contributions(

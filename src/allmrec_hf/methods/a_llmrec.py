@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -46,20 +47,25 @@ class ALLMRec(Method):
     )
     options: ClassVar[tuple[str, ...]] = (*run_options(), "ranker", "num_permutations")
 
+    def checked(self, setting: Setting) -> Mapping[str, Any]:
+        """Return the options.
+
+        Raises:
+            ALLMRecError: when one is unknown, or `ranker` is nothing that stage 2 gives.
+        """
+        kind = setting.options.get("ranker", TitleLikelihood.kind)
+        if kind not in RANKED_BY:
+            raise ALLMRecError(f"the option ranker of {self.name} is one of {', '.join(RANKED_BY)}; got {kind!r}")
+        return super().checked(setting)
+
     def fit(self, data: PreparedData, setting: Setting) -> Ranker:
         """Train stage 2 on top of the shared stages and return the ranker by title likelihood."""
         return fit_run(data, setting, required_llm(self, setting), self.name)
 
 
 def fit_run(data: PreparedData, setting: Setting, args: ALLMRecTrainingArguments, name: str) -> Ranker:
-    """Return the ranker of a run with these settings; its stage 2 is shared by all that rank by it.
-
-    Raises:
-        ALLMRecError: when the option `ranker` names none that stage 2 gives.
-    """
-    kind = setting.options.get("ranker")
-    if kind is not None and kind not in RANKED_BY:
-        raise ALLMRecError(f"the option ranker of {name} is one of {', '.join(RANKED_BY)}; got {kind!r}")
+    """Return the ranker of a run with these settings; its stage 2 is shared by all that rank by it."""
+    kind = setting.options.get("ranker", TitleLikelihood.kind)
     model, processor = load_run(run_until(data, setting, args, "project"), args, setting.trust_remote_code)
     if kind in LIKELIHOOD_FORMS:
         model.config.rankers = {**(model.config.rankers or {}), kind: {}}

@@ -177,15 +177,15 @@ def with_random_llm(args: ALLMRecTrainingArguments, setting: Setting) -> ALLMRec
     return args.replaced(llm={"name": str(folder), **plain})
 
 
-class RandomLLM(Method):
+class RandomLLM(ALLMRec):
     """A-LLMRec around an LLM of the same architecture with random weights.
 
     What it ranks as well as A-LLMRec does, the LLM's pretraining has no part in. Its options are A-LLMRec's.
     """
 
     name = "random-llm"
-    reads_llm = True
-    options: ClassVar[tuple[str, ...]] = ALLMRec.options
+    paper = ""
+    simplified = ""
 
     def fit(self, data: PreparedData, setting: Setting) -> Ranker:
         """Train A-LLMRec around the random LLM."""

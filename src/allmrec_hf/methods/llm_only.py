@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from ..cf_sasrec import SASRecConfig
 from ..configuration_allmrec import ALLMRecConfig
 from ..data.prepared import PreparedData
+from ..errors import ALLMRecError
 from ..evaluation.llm_ranker import ALLMRecRanker
 from ..evaluation.protocol import History, Ranker
 from ..evaluation.rankers import PopularityRanker
@@ -78,7 +79,12 @@ def words_ranker(
         name: The ranker's name.
         setting: Its option `num_permutations`.
         kind: How the LLM is asked.
+
+    Raises:
+        ALLMRecError: when titles are to be scored by what vectors add, of which there are none.
     """
+    if args.project.score_normalization == "vector_gain":
+        raise ALLMRecError(f"the prompt of {name} has no vectors, so score_normalization vector_gain would score all 0")
     language_model, tokenizer = chosen_llm(args, setting)
     config = ALLMRecConfig(
         cf_config=SASRecConfig(num_items=data.num_items, hidden_size=UNUSED_WIDTH, num_layers=1),

@@ -35,8 +35,14 @@ STAGE_2_OPTIONS = (
 
 
 def run_options() -> tuple[str, ...]:
-    """Return the settings of a run that are a method's options; the setting itself gives the others."""
-    return tuple(name for name in FLAT_NAMES if name not in GIVEN_BY_SETTING)
+    """Return the settings of a run that are a method's options.
+
+    The setting itself gives some; the stages `retrieve` and `rank` have no part in a method.
+    """
+    unused = ("retrieve", "rank")
+    return tuple(
+        name for name, (stage, _) in FLAT_NAMES.items() if name not in GIVEN_BY_SETTING and stage not in unused
+    )
 
 
 def stage_options(*stages: str) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from ..cf_encoder import CFEncoder
 from ..data.prepared import PreparedData
 from ..errors import ALLMRecError
 from ..files import folder_written_whole, written_whole
+from ..part_sources import part_name
 from ..stored_values import json_value
 from ..training.alignment import text_embedding_table
 from ..training.arguments import ALLMRecTrainingArguments
@@ -114,7 +115,9 @@ def run_until(data: PreparedData, setting: Setting, args: ALLMRecTrainingArgumen
         stage: The last stage trained: `"backbone"`, `"align"` or `"project"`.
     """
     stages = STAGES[: STAGES.index(stage) + 1]
-    facts = {name: getattr(args, name).to_dict() for name in (*stages, *(["llm"] if stage == "project" else []))}
+    facts = {name: getattr(args, name).to_dict() for name in stages}
+    if stage == "project":
+        facts["llm"] = {**args.llm.to_dict(), "name": part_name(str(args.llm.source))}
     folder = setting.parts / f"{stage}-{digest_of_facts(facts)}"
     if (folder / DONE[stage]).exists():
         check_same_data(folder, read_run(folder / RUN_FILE), data, stages)
@@ -131,9 +134,12 @@ def run_until(data: PreparedData, setting: Setting, args: ALLMRecTrainingArgumen
         text_table=text_embeddings(data, setting) if frozen else None,
         trust_remote_code=setting.trust_remote_code,
     )
-    own = (folder / "checkpoints" / name for name in (stage, *(["warm-start"] if stage == "project" else [])))
+    own = [folder / "checkpoints" / name for name in (stage, *(["warm-start"] if stage == "project" else []))]
     resume = folder.exists() if stage == "backbone" else any(path.exists() for path in own)
     trainer.train(stage, resume_from_checkpoint=resume)
+    if stage == "project":  # a large LLM's variants are many, and nothing goes on from here
+        for path in own:
+            shutil.rmtree(path, ignore_errors=True)
     return folder
 
 

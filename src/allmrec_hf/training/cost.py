@@ -151,7 +151,8 @@ def _validation_rate(task: ProjectionTask, training_speed: float, count: int, de
     batch = task.processor([task.validation.histories[0].tolist()], rows.items.tolist())
     prompt, answers = int(batch["attention_mask"].sum()), int(batch["answer_mask"].sum())
     repeated = rows.items.shape[1] if task.model.scoring_method == "naive" else 1  # naive: a prompt for each candidate
-    seconds = (prompt * repeated + answers) / (2 * training_speed)
+    prompts = 1 if task.ranker.context is None else 2  # a calibrated score reads another one
+    seconds = prompts * (prompt * repeated + answers) / (2 * training_speed)
     if seconds > LONGEST_PROBE_S:
         return 1 / seconds
     count = max(1, min(count, int(LONGEST_PROBE_S / seconds)))

@@ -199,7 +199,10 @@ def run_retrieval(run: Run) -> None:
     for stale in ("fusion", "retrieval"):
         rankers.pop(stale, None)
     model.config.rankers = rankers
-    model.config.ranker = _first_ranker(run) if run.is_done("project") else RetrievalRanker.kind
+    model.config.ranker = RetrievalRanker.kind
+    if run.is_done("project"):
+        _keep_other_forms(run, model, processor)
+        model.config.ranker = _first_ranker(run)
     template = HistoryTemplate.for_domain(run.data.domain, run.data.verbs, arguments.history_titles)
     settings = {name: getattr(arguments, name) for name in ("dim", "history_in_prompt")}
     depths = arguments.layers_of(num_layers(model.require_language_model()))
@@ -292,7 +295,8 @@ def _keep_other_forms(run: Run, model: ALLMRecModel, processor: ALLMRecProcessor
         ALLMRecError: when it is to rank by letters, and they are no single tokens of the LLM's tokenizer.
     """
     named = split_names(run.args.rank.rankers)
-    rankers = {name: kept for name, kept in (model.config.rankers or {}).items() if name not in LIKELIHOOD_FORMS}
+    optional = (*LIKELIHOOD_FORMS, LetterRanker.kind)
+    rankers = {name: kept for name, kept in (model.config.rankers or {}).items() if name not in optional}
     rankers |= {name: {} for name in LIKELIHOOD_FORMS if name in named}
     if LetterRanker.kind in named:
         rankers[LetterRanker.kind] = {"prompt": LetterTemplate().to_dict()}
