@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from allmrec_hf.errors import ALLMRecError, DataError
+from allmrec_hf.ranker import TitleLikelihood, UserBatch
+from allmrec_hf.ranking import ndcg_at_k, target_ranks
 from allmrec_hf.training import projection
 from allmrec_hf.training.loop import run_stage
 from allmrec_hf.training.projection import ProjectionModule, ProjectionTask, candidate_items
@@ -233,6 +235,20 @@ def test_validation_ranks_the_seeded_candidates(fresh, processor, small_data):
         assert values.shape == rows.shape
         np.testing.assert_allclose(values, np.concatenate([half[name] for half in halves]))
     assert set(found["hit@1"].tolist()) <= {0.0, 1.0}
+
+
+@pytest.mark.parametrize("normalization", ["mean", "calibrated", "vector_gain"])
+def test_validation_ranks_by_the_form_that_the_checkpoint_has(processor, small_data, normalization):
+    model = tiny_model("llama", num_items=small_data.num_items, score_normalization=normalization)
+    task = task_of(model, processor, small_data, "validation")
+    rows = np.arange(6)
+    histories = [task.validation.histories[row].tolist() for row in rows]
+    items = task.validation_candidates.take(rows)
+    by_hand = TitleLikelihood(model, processor).score(
+        UserBatch.encode(model, processor, histories), items.items.tolist()
+    )
+    ranks = target_ranks(by_hand.scores.numpy(), items.target_columns)
+    np.testing.assert_allclose(task.validate(rows, CPU)["ndcg@10"], ndcg_at_k(ranks, 10))
 
 
 def test_validation_never_gives_the_llm_more_users_than_a_batch(fresh, processor, small_data, monkeypatch):

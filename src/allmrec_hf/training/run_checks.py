@@ -12,7 +12,6 @@ from transformers import PreTrainedConfig
 from ..cf_encoder import MODEL_TYPE_PREFIX, CFEncoder, CFEncoderConfig, cf_config_from_dict, cf_encoder_class
 from ..data.prepared import PreparedData
 from ..errors import ALLMRecError, DataError
-from ..ranker_likelihood import VectorGain
 from ..ranker_zero_shot import ZeroShot
 from .devices import check_possible_here, process_state
 from .llms import check_llm
@@ -230,12 +229,6 @@ def _check_parts(run: Run, stages: tuple[str, ...]) -> None:
         check_llm(llm.name, llm.revision, llm.loading_options(), run.trust, words, device)
     if "project" not in stages:
         return
-    gain = project.score_normalization == "vector_gain" or VectorGain.kind in split_names(run.args.rank.rankers)
-    if gain and not (run.prompt.has_user_slot or run.prompt.has_item_slots):
-        raise ALLMRecError(
-            "the prompt has no vectors, so every title would score 0 by vector_gain, what vectors add to it; choose "
-            "another score_normalization or ranker, or a prompt with vectors"
-        )
     samples, _ = candidate_samples(run.data, project.targets, project)
     known = len(candidate_items(run.data, samples))
     if project.num_candidates > known:
