@@ -70,7 +70,7 @@ def suite_tables(path: Path) -> dict[str, str]:
     return {marker: suite_table(*table) for marker, table in found.items() if len(table[0])}
 
 
-SHOWN = ("backbone", "text", "retrieval", "fusion")
+SHOWN = ("backbone", "text", "fusion")
 
 
 def real_rankers(report: dict[str, Any]) -> str:
