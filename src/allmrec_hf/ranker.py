@@ -23,7 +23,7 @@ from .prompt import Context
 from .retrieval import exact_top_items
 
 CACHED_PRIORS = 2**20  # log-likelihoods of titles without a user, kept where a prompt lists no candidates
-PRIORS_AT_ONCE = 100
+PRIORS_AT_ONCE = 100  # titles that are read together for these
 CONTEXT_OF: dict[str, Context] = {"calibrated": "no_user", "vector_gain": "no_vectors"}
 
 

@@ -14,16 +14,14 @@ from .ranker_likelihood import LIKELIHOOD_FORMS
 from .ranker_retrieval import RetrievalRanker
 from .ranker_zero_shot import ZeroShot
 
+_OTHERS: tuple[type[ModelRanker], ...] = (
+    *(LetterRanker, RetrievalRanker, ZeroShot),
+    *(Fusion, WeightedSum, ReciprocalRanks, TextSimilarity, CFScore),
+)
 RANKERS: dict[str, type[ModelRanker]] = {
     TitleLikelihood.kind: TitleLikelihood,
     **LIKELIHOOD_FORMS,
-    **{
-        kind.kind: kind
-        for kind in (
-            *(LetterRanker, RetrievalRanker, ZeroShot),
-            *(Fusion, WeightedSum, ReciprocalRanks, TextSimilarity, CFScore),
-        )
-    },
+    **{kind.kind: kind for kind in _OTHERS},
 }
 
 

@@ -39,8 +39,10 @@ CATALOGUE_PARTS: dict[str, type[CatalogueRanker]] = {
     kind.kind: kind for kind in (CFScore, TextSimilarity, RetrievalRanker)
 }
 LIST_PARTS: dict[str, type[ModelRanker]] = {
-    **{kind.kind: kind for kind in (TitleLikelihood, LetterRanker, ZeroShot)},
+    TitleLikelihood.kind: TitleLikelihood,
     **LIKELIHOOD_FORMS,
+    LetterRanker.kind: LetterRanker,
+    ZeroShot.kind: ZeroShot,
 }
 
 

@@ -47,7 +47,7 @@ def tell_evaluation_cost(
     if seconds * len(chosen) < LONGEST_PROBE_S:  # then again, since the first pass of a process takes longer
         count, seconds = len(chosen), _measure(ranker, rows, chosen, protocol)
     whole = users * seconds / count
-    if not isinstance(ranker, ALLMRecRanker) or not reads_titles_behind_one_prompt(ranker):
+    if not isinstance(ranker, ALLMRecRanker) or not _reads_titles_behind_one_prompt(ranker):
         speed = users / max(whole, 1e-9)
         told = (ranker.name, f"{users:,}", speed, duration(whole))
         logger.info("%s: %s users to rank for, %.3g users/s: about %s", *told)
@@ -71,7 +71,7 @@ def tell_evaluation_cost(
     return whole
 
 
-def reads_titles_behind_one_prompt(ranker: ALLMRecRanker) -> bool:
+def _reads_titles_behind_one_prompt(ranker: ALLMRecRanker) -> bool:
     """Tell whether a ranker scores titles by the LLM, and reads no second prompt to calibrate them."""
     return isinstance(ranker.ranker, TitleLikelihood) and ranker.ranker.context is None
 
