@@ -7,7 +7,7 @@
 set, seed and LLM; its reports and the rank of every user's target are stored when it is done, and it is not computed
 again. `random` is the LLM's architecture and tokenizer with weights drawn by the seed. Stage 1 was chosen on validation
 users (`stage1_variants.py`), depth and steps of the LLM by the time there was. With `--table --output RUNS` it writes
-`docs/results/real_rankers.json` and `.md` from all runs found.
+`docs/results/real_rankers.json` and `.md` from all runs found, and with them `model_cards/office.*`.
 
 With a GPU, larger LLMs by their Hub ids, all layers and more steps (never run here); their table stays in RUNS:
 
@@ -22,6 +22,8 @@ import argparse
 import json
 import shutil
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -354,6 +356,8 @@ def write_table(output: Path) -> None:
     ):
         with written_whole(path) as temporary:
             temporary.write_text(text + "\n", encoding="utf-8")
+    if ours:
+        subprocess.run([sys.executable, str(HERE.parent / "scripts" / "make_office_card.py"), str(output)], check=True)
 
 
 def main() -> None:
