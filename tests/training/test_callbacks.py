@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from transformers import EarlyStoppingCallback, TrainerCallback
@@ -158,4 +159,25 @@ def test_validation_between_steps_changes_nothing_that_is_trained_and_resumes_bi
         run_stage(parts, arguments, tmp_path / "parts", callbacks=[Breaks(31)])
     again = ToyTask()
     run_stage(again, arguments, tmp_path / "parts", resume=True)
+    assert all(torch.equal(a, b) for a, b in zip(whole.module.parameters(), again.module.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("accumulated", [1, 3])
+def test_batches_in_parts_are_counted_as_batches(tmp_path, accumulated):
+    """Validations come when they are due, and a resumed run leaves no batch of the epoch out."""
+
+    class InParts(ToyTask):
+        def parts(self, batch):
+            rows = np.arange(len(batch["y"]))
+            return [self.some_rows(batch, half, len(rows)) for half in (rows[:2], rows[2:]) if len(half)]
+
+    arguments = LONG.replaced(eval_strategy="steps", eval_steps=4, gradient_accumulation_steps=accumulated)
+    whole, parts, again = InParts(), InParts(), InParts()
+    result = run_stage(whole, arguments, tmp_path / "whole")
+    validated = [entry["step"] for entry in result.history if any(name.startswith("validation/") for name in entry)]
+    assert validated == sorted({*range(4, result.steps + 1, 4), result.steps})
+    with pytest.raises(ALLMRecError, match="a callback raised"):
+        run_stage(parts, arguments, tmp_path / "parts", callbacks=[Breaks(11)])
+    resumed = run_stage(again, arguments, tmp_path / "parts", resume=True)
+    assert resumed.steps == result.steps
     assert all(torch.equal(a, b) for a, b in zip(whole.module.parameters(), again.module.parameters(), strict=True))

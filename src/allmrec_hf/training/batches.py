@@ -51,8 +51,8 @@ class BatchShares(Dataset):
         return batch, self.task.loss_weight(batch), len(rows)
 
 
-def step_groups(shares: BatchShares, arguments: StageArguments, pin_memory: bool) -> Iterator[list[Share]]:
-    """Yield the batches of each optimizer step; the last step of an epoch may have fewer."""
+def step_groups(shares: BatchShares, arguments: StageArguments, pin_memory: bool) -> Iterator[tuple[list[Share], int]]:
+    """Yield what each optimizer step reads, and of how many batches it is; the last step of an epoch may have fewer."""
     loader: DataLoader[Any] = DataLoader(
         shares,
         batch_size=None,
@@ -62,6 +62,7 @@ def step_groups(shares: BatchShares, arguments: StageArguments, pin_memory: bool
         generator=torch.Generator().manual_seed(arguments.seed),  # else it would draw from the global generator
     )
     group: list[Share] = []
+    number = 0
     for number, (batch, weight, examples) in enumerate(loader, start=1):
         parts = shares.task.parts(batch)
         if len(parts) == 1 or not weight:
@@ -69,10 +70,10 @@ def step_groups(shares: BatchShares, arguments: StageArguments, pin_memory: bool
         else:
             group += [(part, shares.task.loss_weight(part), rows_of(part, shares.task.of_batch)) for part in parts]
         if number % arguments.gradient_accumulation_steps == 0:
-            yield group
+            yield group, arguments.gradient_accumulation_steps
             group = []
     if group:
-        yield group
+        yield group, number % arguments.gradient_accumulation_steps
 
 
 def _as_is(item: Any) -> Any:

@@ -161,10 +161,10 @@ class _StageRun:
             if self.state.stopped_by:  # of a run that died while it validated for the last time
                 groups = iter(())
             self._tell("on_epoch_begin")
-            for group in groups:
+            for group, num_batches in groups:
                 self._tell("on_step_begin")
                 self._step(group, bar)
-                self.state.batch += len(group)
+                self.state.batch += num_batches
                 self.state.stopped_by = self._limit_reached()
                 self._after_step()
                 control = self._tell("on_step_end")
