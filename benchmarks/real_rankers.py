@@ -61,6 +61,7 @@ DATASETS = {
 ENCODER = "all-MiniLM-L6-v2"
 DTYPE = "float32"
 RANDOM = "random"
+REFIT = ", refit"  # stands behind the LLM of a run that was trained again on train and validation
 PROTOCOLS = ("candidates", "full")
 SETTINGS: dict[str, Any] = {
     "preset": "default",
@@ -152,30 +153,60 @@ def compute_run(data: PreparedData, name: str, llm: str, random: bool, seed: int
             BackboneRanker(fair_backbone(shared, data), name=FAIR),
             PopularityRanker(data.item_counts("train")),
         ]
+    facts = {
+        "dataset": name,
+        "title": data.name,
+        "llm": f"random weights, as {short}" if random else short,
+        "seed": seed,
+        "settings": settings,
+        "default_ranker": chosen,
+        "fusion": weights,
+        "seconds": {"backbone and stage 1": aligned - started, "retrieve and rank": trained - aligned},
+    }
+    store(rankers, data, facts, options.output / "runs" / f"{name}-{seed}-{folder.name}")
+
+
+def compute_refit(data: PreparedData, name: str, llm: str, seed: int, options: argparse.Namespace) -> None:
+    """Train the stages of a finished run again on train and validation, evaluate and store what came out."""
+    where, short = options.output / "work" / f"{name}-{seed}", Path(llm).name
+    encoder = part(options.parts, ENCODER, f"sentence-transformers/{ENCODER}")
+    setting = Setting(where, where / "parts", options.output / "work" / "common", seed, llm, encoder)
+    first = ALLMRecTrainer(
+        args=ALLMRecTrainingArguments(where / short), data=data, text_table=text_embeddings(data, setting)
+    )
+    began = time.monotonic()
+    folder = first.refit(where / f"{short}-refit", "train+validation", resume_from_checkpoint=True).output_dir
+    trained = time.monotonic() - began
+    model = ALLMRecModel.from_pretrained(folder, dtype=options.dtype).to(process_state().device).eval()
+    processor = ALLMRecProcessor.from_pretrained(folder)
+    rankers = [
+        ALLMRecRanker(model, processor, name=kind, batch_size=64, ranker=kind) for kind in ("retrieval", "fusion", "cf")
+    ]
+    facts = {
+        "dataset": name,
+        "title": data.name,
+        "llm": short + REFIT,
+        "seed": seed,
+        "settings": chosen_settings(options),
+        "default_ranker": model.config.ranker,
+        "fusion": model.config.rankers["fusion"],
+        "seconds": {"all stages": trained},
+    }
+    store(rankers, data, facts, options.output / "runs" / f"{name}-{seed}-{folder.name}")
+
+
+def store(rankers: Sequence[Any], data: PreparedData, facts: dict[str, Any], folder: Path) -> None:
+    """Evaluate rankers on test users and write their reports, ranks and what is known of the run."""
     reports, seconds = {}, {}
-    where = options.output / "runs" / f"{name}-{seed}-{folder.name}"
-    with folder_written_whole(where) as temporary:
+    with folder_written_whole(folder) as temporary:
         for protocol in PROTOCOLS:
             began = time.monotonic()
             shown = [ranker for ranker in rankers if protocol == "candidates" or ranker.name != "fusion_ranks"]
             result: EvaluationResult = evaluate(shown, data, protocol, max_users=MAX_USERS)
             reports[protocol], seconds[protocol] = result.to_dict(), time.monotonic() - began
             result.write_per_user(temporary / f"{protocol}.parquet")
-        facts = {
-            "dataset": name,
-            "title": data.name,
-            "llm": f"random weights, as {short}" if random else short,
-            "seed": seed,
-            "settings": settings,
-            "default_ranker": chosen,
-            "fusion": weights,
-            "seconds": {
-                "backbone and stage 1": aligned - started,
-                "retrieve and rank": trained - aligned,
-                **{f"evaluate, {protocol}": value for protocol, value in seconds.items()},
-            },
-            "reports": reports,
-        }
+        facts["seconds"] |= {f"evaluate, {protocol}": value for protocol, value in seconds.items()}
+        facts["reports"] = reports
         (temporary / "result.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
 
 
@@ -209,7 +240,10 @@ def per_user(folder: Path, protocol: str) -> pl.DataFrame:
 def label(method: str, llm: str) -> str:
     """Return a method's name in the table; with the LLM where it asks one."""
     asks = method in ("retrieval", "fusion", "fusion_sum", "fusion_ranks", "likelihood", "letter")
-    return f"{method}, {llm}" if asks else {"cf": "backbone, new items from text"}.get(method, method)
+    if asks:
+        return f"{method}, {llm}"
+    shown = {"cf": "backbone, new items from text"}.get(method, method)
+    return shown + REFIT if llm.endswith(REFIT) else shown
 
 
 def collected(output: Path, name: str, protocol: str) -> dict[str, dict[int, pl.DataFrame]]:
@@ -292,10 +326,12 @@ def _shown(means: Sequence[float]) -> str:
 
 def test_table(found: Mapping[str, Any]) -> str:
     """Return the paired tests in Markdown."""
-    lines = ["| protocol, targets | against | difference of NDCG@10 | p (Holm) |", "| --- | --- | ---: | ---: |"]
+    head = "| protocol, targets | fusion | against | difference of NDCG@10 | p (Holm) |"
+    lines = [head, "| --- | --- | --- | ---: | ---: |"]
     for row in found["tests"]:
         cells = (
             f"{row['protocol']}, {row['group']}",
+            row["method"].removeprefix("fusion, "),
             row["against"],
             f"{row['difference']:+.4f}",
             f"{row['p_holm']:.4f}",
@@ -375,6 +411,7 @@ def main() -> None:
     layers, steps = (SETTINGS["retrieve"][name] for name in ("num_llm_layers", "max_steps"))
     parser.add_argument("--num-llm-layers", type=int, default=layers, help="its first layers, 0: all (%(default)s)")
     parser.add_argument("--max-steps", type=int, default=steps, help="of the ranker retrieval (%(default)s)")
+    parser.add_argument("--refit", action="store_true", help="also train each run again on train and validation")
     parser.add_argument("--table", action="store_true")
     options = parser.parse_args()
     if options.table:
@@ -389,6 +426,10 @@ def main() -> None:
                     chosen = part(options.parts, first if llm == RANDOM else llm)
                     compute_run(data, name, chosen, llm == RANDOM, seed, options)
                     print(f"{name}, seed {seed}, {llm}: done", flush=True)
+                again = options.output / "runs" / f"{name}-{seed}-{Path(llm).name}-refit"
+                if options.refit and llm != RANDOM and not (again / "result.json").exists():
+                    compute_refit(data, name, part(options.parts, llm), seed, options)
+                    print(f"{name}, seed {seed}, {llm}{REFIT}: done", flush=True)
 
 
 if __name__ == "__main__":

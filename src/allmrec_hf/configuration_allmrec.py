@@ -47,6 +47,8 @@ class ALLMRecConfig(PreTrainedConfig):
             see `language_model_checks.fingerprint`; checkpoints made before have none.
         language_model_record: What the checks of that LLM found when it was last attached, and under which
             circumstances, see `language_model_checks.recalled`.
+        in_training: Parts of the data beside the training part that it was trained on, `"validation"` and `"test"`, see
+            `ALLMRecTrainer.refit`.
         code_exported: Whether the checkpoint carries this package's core, so that it loads without the package.
 
     Example:
@@ -83,6 +85,7 @@ class ALLMRecConfig(PreTrainedConfig):
     tokenizer_fingerprint: str | None = None
     language_model_fingerprint: dict | None = None
     language_model_record: dict | None = None
+    in_training: list | None = None
     code_exported: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:

@@ -57,6 +57,14 @@ def test_steps_end_at_max_steps(task):
     assert (cost.steps, cost.prompts, cost.validations) == (5, 60, 1)
 
 
+def test_validations_are_those_of_the_loop(task, tmp_path):
+    for number, changes in enumerate(({"eval_strategy": "no"}, {"eval_strategy": "steps", "eval_steps": 7})):
+        arguments = replace(ARGUMENTS, **changes)
+        cost = projection_cost(task, arguments, CPU)
+        history = run_stage(task, arguments, tmp_path / str(number)).history
+        assert cost.validations == sum("validation/ndcg@10" in entry for entry in history)
+
+
 def test_tokens_are_those_of_the_prompts(task):
     cost = projection_cost(task, ARGUMENTS, CPU)
     everything = task.collate(np.arange(len(task.samples)), np.random.default_rng(0))["attention_mask"].sum(dim=1)

@@ -45,6 +45,7 @@ def load_rankers(
     allow_other_llm: bool = False,
     names: Sequence[str] = (),
     max_tokens_per_batch: int | None = None,
+    split: Split = "test",
 ) -> list[Ranker]:
     """Return the model's rankers, its backbone alone and popularity, for a checkpoint of either kind.
 
@@ -60,9 +61,11 @@ def load_rankers(
         allow_other_llm: Take an LLM that is not the one of the training.
         names: Rankers of the checkpoint; all that were trained for it where none is given.
         max_tokens_per_batch: Tokens that the LLM reads at once.
+        split: Whose targets will be ranked.
 
     Raises:
-        CheckpointError: when the checkpoint cannot be loaded, or its catalogue is not that of the data.
+        CheckpointError: when the checkpoint cannot be loaded, its catalogue is not that of the data, or it was trained
+            on the targets.
     """
     from transformers import AutoConfig
 
@@ -79,6 +82,7 @@ def load_rankers(
 
     with checkpoint_errors(model):
         model = located_checkpoint(model)
+        _check_not_in_training(model, split)
         kind = checkpoint_type(model)
         if kind is not None and kind not in ("a-llmrec", *cf_encoder_types()):
             known = ", ".join(name.removeprefix(MODEL_TYPE_PREFIX) for name in cf_encoder_types())
@@ -164,6 +168,25 @@ def _trained_on_validation(model: str) -> bool:
         return (Path(model) / "project" / "done").is_file() and settings["targets"] == "validation"
     except (OSError, ValueError, KeyError, TypeError):
         return False
+
+
+def _check_not_in_training(model: str, split: str) -> None:
+    """Refuse to test a model on targets that it was trained on, as far as its folder tells."""
+    for name, keys in (("run.json", ("data", "in_training")), ("config.json", ("in_training",))):
+        try:
+            found = json_value((Path(model) / name).read_text(encoding="utf-8"))
+            for key in keys:
+                found = found.get(key)
+        except (OSError, ValueError, AttributeError):
+            continue
+        if isinstance(found, list) and split in found:
+            from ..errors import CheckpointError
+
+            raise CheckpointError(
+                f"{model} was trained on the {split} targets (`allmrec refit`), so its figures on them would be no "
+                "test; evaluate the run that it was made from, or one of `allmrec refit --on train+validation` on "
+                "--split test"
+            )
 
 
 def evaluate(
@@ -269,6 +292,7 @@ def evaluate(
             allow_other_llm,
             names,
             max_tokens_per_batch=max_tokens_per_batch,
+            split=split,
         )
         writes = rank_and_world()[0] == 0  # of several processes, all rank and one tells
         for each in rankers:

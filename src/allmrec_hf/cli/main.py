@@ -15,6 +15,7 @@ from .import_backbone import import_backbone, import_users_module
 from .options import setup_process, user_errors
 from .prepare_command import prepare
 from .recommend import add_items, push, recommend
+from .refit_command import refit
 from .serve import serve
 from .space import space
 from .train import SectionedCommand, train
@@ -51,6 +52,7 @@ def _common(
 for name, function in (
     ("prepare", prepare),
     ("train", train),
+    ("refit", refit),
     ("import-backbone", import_backbone),
     ("evaluate", evaluate),
     ("benchmark", benchmark),

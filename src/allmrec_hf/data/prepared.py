@@ -113,6 +113,7 @@ class PreparedData:
         self._ends = blocks["len"].cum_sum().to_numpy().astype(np.int64)
         self._starts = self._ends - blocks["len"].to_numpy().astype(np.int64)
         self.cuts = Cuts.of_info(self.info)
+        self.in_training = self._in_training()
         self._check_order()
         self._part_ends, self._targets = self._parts()
 
@@ -316,7 +317,9 @@ class PreparedData:
         if self.cuts is not None:
             late = np.diff(times, prepend=times[:1]) < 0
             late[self._starts] = False
-            if late.any() or (self.interactions.select(self.cuts.labels())[SPLIT] != self.interactions[SPLIT]).any():
+            labels = self.interactions.select(self.cuts.labels())[SPLIT]
+            labels = labels.replace(self.in_training, ["train"] * len(self.in_training))
+            if late.any() or (labels != self.interactions[SPLIT]).any():
                 raise DataError(
                     f"{INTERACTIONS_FILE} of {self.directory} is not split by the times that {INFO_FILE} names "
                     f"(validation from {self.cuts.validation_from}, test from {self.cuts.test_from}), or not sorted by "
@@ -327,11 +330,22 @@ class PreparedData:
         long_enough = self._ends - self._starts >= MIN_INTERACTIONS
         expected[self._ends[long_enough] - 1] = SPLITS.index("test")
         expected[self._ends[long_enough] - 2] = SPLITS.index("validation")
+        expected[np.isin(expected, [SPLITS.index(split) for split in self.in_training])] = 0
         if (self._split_numbers() != expected).any():
             raise DataError(
                 f"the column split of {INTERACTIONS_FILE} of {self.directory} is not leave-one-out (last = test, last "
                 "but one = validation, for users with three interactions); prepare again"
             )
+
+    def _in_training(self) -> list[str]:
+        """Return the parts that `subsets.with_more_training` has made part of the training."""
+        splits = self.info.get("in_training") or []
+        if not isinstance(splits, list) or not all(split in TARGET_SPLITS for split in splits):
+            raise DataError(
+                f"{INFO_FILE} of {self.directory} has in_training {splits!r}; expected a list of "
+                f"{list(TARGET_SPLITS)}; prepare again"
+            )
+        return splits
 
     def _split_numbers(self) -> np.ndarray:
         """Return the place in `SPLITS` of each interaction's split; 3 for any other text."""

@@ -16,7 +16,7 @@ from ..errors import DataError
 from ..values import id_text
 from .candidates import SeenItems, sample_candidates, title_groups
 from .interactions import ITEM_ID, SPLIT, TIMESTAMP, USER_ID
-from .prepared import TARGET_SPLITS, PreparedData
+from .prepared import TARGET_SPLITS, PreparedData, TargetSplit
 from .splits import MIN_INTERACTIONS, leave_one_out, target_rows
 from .time_split import Cuts, SplitRules, find_cuts, split_by_time, split_counts
 
@@ -134,6 +134,24 @@ def resplit_by_time(
     facts = {**(note or {}), "seed": seed, SPLIT: cuts.to_dict()}
     rest = _part(data, split, data.catalog, data.candidate_frame.clear(), facts)
     return _part(rest, rest.interactions, data.catalog, _sampled(rest, seed), None)
+
+
+def with_more_training(data: PreparedData, splits: Sequence[TargetSplit]) -> PreparedData:
+    """Return the data with the interactions of some splits in the training part, without candidates of these splits.
+
+    Args:
+        data: The original.
+        splits: `"validation"`, or that and `"test"`.
+
+    Raises:
+        DataError: when a split would be trained on and what comes before it would not.
+    """
+    later = list(TARGET_SPLITS[TARGET_SPLITS.index(splits[-1]) + 1 :]) if splits else []
+    if [*splits, *later] != list(TARGET_SPLITS):
+        raise DataError(f"what is trained on has no gap: ['validation'] or {list(TARGET_SPLITS)}; got {list(splits)}")
+    relabelled = data.interactions.with_columns(data.interactions[SPLIT].replace(list(splits), ["train"] * len(splits)))
+    candidates = data.candidate_frame.filter(~data.candidate_frame[SPLIT].is_in(list(splits)))
+    return _part(data, relabelled, data.catalog, candidates, {"in_training": list(splits)})
 
 
 def with_shuffled_histories(data: PreparedData, seed: int, note: Mapping[str, Any] | None = None) -> PreparedData:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -85,8 +85,20 @@ def model_card(
         seeds={stage: arguments[stage].seed for stage in stages},
         versions=library_versions(),
         part_licenses=known_licenses(None if model is None else model.config.to_dict(), data.info),
+        warnings=_warnings(data.in_training),
         example_history=[data.catalog.item_id(int(index)) for index in data.sequence(0)[:3]],
     )
+
+
+def _warnings(in_training: Sequence[str]) -> list[str]:
+    """Say what a model was trained on beside the training part."""
+    if not in_training:
+        return []
+    more = " and ".join(in_training)
+    return [
+        f"Trained on the {more} interactions too, with what the validation of another run chose; on their targets its "
+        "figures would be no test."
+    ]
 
 
 def _count(module: torch.nn.Module) -> int:

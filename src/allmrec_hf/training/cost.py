@@ -92,17 +92,21 @@ def projection_cost(task: ProjectionTask, arguments: StageArguments, device: tor
     lengths = np.concatenate([_tokens(batch) for batch in sampled])
     epochs = math.ceil(steps * per_step / len(batches))
     users = task.num_validation_examples
+    strategy, rate = planned.eval_strategy, math.inf
+    validations = math.ceil(steps / (planned.eval_steps or 1) if strategy == "steps" else epochs / planned.eval_epochs)
+    validations *= bool(users) and strategy != "no"
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         speed = _training_speed(task, sampled[len(sampled) // 2], chosen[len(sampled) // 2], arguments, device)
         task.module.eval()
-        rate = _validation_rate(task, speed, min(users, global_batch_size(arguments)), device)
+        if validations:
+            rate = _validation_rate(task, speed, min(users, global_batch_size(arguments)), device)
     return ProjectionCost(
         steps=steps,
         prompts=min(steps * per_step * global_batch_size(arguments), epochs * len(task.samples)),
         tokens=float(lengths.mean()),
         longest=int(lengths.max()),
         tokens_per_second=speed,
-        validations=math.ceil(epochs / planned.eval_epochs),
+        validations=validations,
         validation_users=users,
         validation_users_per_second=rate,
         device=device.type,
@@ -173,9 +177,13 @@ def tell_projection_cost(cost: ProjectionCost, task: ProjectionTask, arguments: 
     text = (
         f"stage 2: {cost.prompts:,} prompts in {cost.steps:,} steps, {cost.tokens:,.0f} tokens a prompt (longest "
         f"{cost.longest:,}), {cost.tokens_per_second:,.0f} tokens/s forward and backward on {cost.device}: about "
-        f"{duration(cost.steps * cost.step_seconds)}, and {duration(cost.validation_seconds)} for {cost.validations} "
-        f"validations of {cost.validation_users:,} users"
+        f"{duration(cost.steps * cost.step_seconds)}"
     )
+    if cost.validations:
+        text += (
+            f", and {duration(cost.validation_seconds)} for {cost.validations} validations of "
+            f"{cost.validation_users:,} users"
+        )
     if reached < cost.steps:
         text += f"; its time limit of {arguments.max_seconds:,.0f} s ends it after about {reached:,} steps"
     logger.info("%s", text)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..configuration_allmrec import ALLMRecConfig
 from ..data.candidates import SeenItems, sample_candidates, title_groups
 from ..data.prepared import PreparedData
 from ..errors import ALLMRecError
@@ -259,6 +260,25 @@ def fit_rankers(
     build_ranker(None, model, processor)  # a name that the checkpoint lacks is refused
     told = ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
     logger.info("NDCG@10 on %d validation users: %s; the default ranker is %s", len(samples), told, model.config.ranker)
+
+
+def take_rankers(
+    model: ALLMRecModel, processor: ALLMRecProcessor, text_embeddings: Tensor, fitted: ALLMRecConfig
+) -> None:
+    """Give a model the rankers `text` and `fusion` as they were fitted for another one of the same parts.
+
+    Args:
+        model: The model; its config and item table are changed.
+        processor: Its processor.
+        text_embeddings: `(N + 1, d_text)` by the checkpoint's text encoder.
+        fitted: The configuration of the other.
+    """
+    model.eval()
+    rankers = fitted.rankers or {}
+    model.keep_text_embeddings(text_embeddings, rankers["text"]["last_items"])
+    model.config.rankers = {**(model.config.rankers or {}), "fusion": rankers["fusion"]}
+    model.config.ranker = fitted.ranker
+    build_ranker(None, model, processor)
 
 
 def _validation_ndcg(

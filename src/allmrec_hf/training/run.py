@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 from transformers import TrainerCallback
 
 from ..cf_encoder import CFEncoder, cf_encoder_class
+from ..configuration_allmrec import ALLMRecConfig
 from ..data.prepared import PreparedData
 from ..errors import ALLMRecError
 from ..hub.card import write_card
@@ -52,6 +53,7 @@ class LoadedParts:
         text_encoder: A `SentenceTransformer`.
         backbone: A trained backbone whose items are those of the data, in their order.
         text_table: `(N + 1, d_text)`, what the frozen text encoder makes of the catalogue, row 0 zeros.
+        fitted: The configuration of a model whose fitted rankers are taken over by stage `rank`.
     """
 
     llm: Any = None
@@ -59,6 +61,7 @@ class LoadedParts:
     text_encoder: Any = None
     backbone: CFEncoder | None = None
     text_table: torch.Tensor | None = None
+    fitted: ALLMRecConfig | None = None
 
 
 @dataclass

@@ -81,8 +81,9 @@ def begun_stages(record: Mapping[str, Any]) -> list[str]:
 
 def data_record(data: PreparedData) -> dict[str, Any]:
     """Return what `run.json` says of the data: name, domain, counts, and digests by which they are recognised."""
+    known = {"in_training": data.in_training} if data.in_training else {}
     counts = data.info.get("counts", {})
-    return {"name": data.name, "domain": data.domain, "counts": counts, "digests": data.digests}
+    return {"name": data.name, "domain": data.domain, "counts": counts, "digests": data.digests, **known}
 
 
 def with_absolute_paths(args: ALLMRecTrainingArguments) -> ALLMRecTrainingArguments:

@@ -26,7 +26,7 @@ from .backbone_training import train_backbone
 from .cold_items import fill_item_table
 from .cost import projection_cost, tell_projection_cost, warn_of_few_steps
 from .devices import place, process_state
-from .fusion_fitting import fit_rankers
+from .fusion_fitting import fit_rankers, take_rankers
 from .loop import run_stage
 from .presets import preset
 from .pretrained_backbone import save_backbone
@@ -120,6 +120,7 @@ def run_alignment(run: Run) -> None:
         text_encoder_included=fine_tune or given,
         item_embedding=project.item_embedding,
         score_normalization=project.score_normalization,
+        in_training=run.data.in_training or None,
     )
     torch.manual_seed(arguments.seed)
     model = ALLMRecModel(config)
@@ -283,7 +284,10 @@ def run_ranking(run: Run) -> None:
         project = run.args.project if run.is_done("project") else None
         if project is not None:
             _keep_other_forms(run, model, processor)
-        fit_rankers(model, processor, run.data, texts, run.args.rank, project)
+        if run.parts.fitted is None:
+            fit_rankers(model, processor, run.data, texts, run.args.rank, project)
+        else:
+            take_rankers(model, processor, texts, run.parts.fitted)
         _save(run, model, processor, "rank")
     process_state().wait_for_everyone()
 

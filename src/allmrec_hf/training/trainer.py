@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from transformers import AutoTokenizer, PreTrainedModel, TrainerCallback, pipeli
 
 from ..cf_encoder import CFEncoder
 from ..data.prepared import PreparedData
+from ..data.subsets import with_more_training
 from ..errors import ALLMRecError, DataError
 from ..evaluation.evaluator import EvaluationResult, evaluate
 from ..evaluation.llm_ranker import checkpoint_rankers
@@ -24,6 +26,7 @@ from ..processing_allmrec import ALLMRecProcessor
 from .arguments import ALLMRecTrainingArguments
 from .llms import without_trust
 from .pretrained_backbone import load_backbone
+from .refit import IN_TRAINING, Known, finished_stages, fitted_config, refit_arguments
 from .run import LoadedParts, Run
 from .run_checks import check_run
 from .stage_arguments import LOOPS, RUN_WIDE, STEPS, StageArguments
@@ -148,6 +151,37 @@ class ALLMRecTrainer:
                     logger.info("stage %s", stage)
                     TRAIN[stage](run)
         return self
+
+    def refit(
+        self, output_dir: str | Path, on: Known = "all", *, resume_from_checkpoint: bool = False
+    ) -> ALLMRecTrainer:
+        """Train the finished stages of the run folder again on more interactions, and return their trainer.
+
+        Nothing is chosen anew: each stage is as long as its best validation was late, and depth, weights of the fusion
+        and default ranker are those of this run. Quote this run's figures on test users; those that `"all"` would give
+        are none, since it is trained on their targets.
+
+        Args:
+            output_dir: The new run folder.
+            on: `"all"` interactions, to ship the model; or `"train+validation"`, to measure on test users what that is
+                worth.
+            resume_from_checkpoint: Go on with an interrupted refit.
+
+        Raises:
+            ALLMRecError: when the run is not finished, was trained on other data, or did not train its backbone.
+            CheckpointError: when a stage left no record.
+        """
+        if on not in IN_TRAINING:
+            raise ALLMRecError(f"on must be one of {', '.join(IN_TRAINING)}; got {on!r}")
+        stages = finished_stages(self.output_dir, self.data)
+        again = ALLMRecTrainer(
+            args=refit_arguments(self.output_dir, Path(output_dir)),
+            data=with_more_training(self.data, IN_TRAINING[on]),
+            callbacks=self.callbacks,
+            trust_remote_code=self.trust_remote_code,
+        )
+        again.parts = replace(self.parts, backbone=None, fitted=fitted_config(self.output_dir))
+        return again.train(stages, resume_from_checkpoint=resume_from_checkpoint)
 
     def _warn_of_unused_options(self, stages: Sequence[str]) -> None:
         """Say which options of a loop were given for stages that the run's rankers do not need."""
