@@ -55,7 +55,7 @@ def test_the_ten_lines_of_the_readme_run(tmp_path, monkeypatch, capsys):
     namespace = {"interactions": world.interactions().to_pandas(), "items": world.items().to_pandas()}
     exec(compile(code, "README.md", "exec"), namespace)
     assert "a-llmrec" in capsys.readouterr().out
-    assert pushed == [("your-org/a-llmrec-shop", Path("runs/shop"))]
+    assert pushed == [("your-org/a-llmrec-shop", Path("runs/shop-all"))]
     assert len(namespace["recommend"]({"history": world.items()["item_id"].to_list()[:2]}, top_k=3)) == 3
 
 

@@ -12,6 +12,7 @@ from transformers import AutoModel, pipeline
 
 from allmrec_hf import ALLMRecConfig, ALLMRecError, ALLMRecTrainer, CheckpointError, DataError, PreparedData
 from allmrec_hf.data.subsets import with_more_training
+from allmrec_hf.evaluation.rankers import PopularityRanker
 from allmrec_hf.training.arguments import ALLMRecTrainingArguments
 from allmrec_hf.training.fair import fair_backbone
 from allmrec_hf.training.refit import refit_arguments
@@ -134,6 +135,18 @@ def test_what_a_refit_learnt_is_no_test_of_it(refitted, small_parts, tmp_path):
     done = command_line.run("evaluate", "--model", known, "--data", data, "--max-users", "20", "--json")
     assert done.exit_code == 0, done.stderr
     assert "fusion" in done.stdout
+
+
+def test_a_backbone_alone_is_refitted_and_its_trainer_has_nothing_to_test_on(small_parts, small_data, tmp_path):
+    settings = small_run.settings(small_parts)
+    folder = small_run.train(small_data, tmp_path / "run", settings, ["backbone"])
+    again = ALLMRecTrainer(args=ALLMRecTrainingArguments(folder), data=small_data).refit(tmp_path / "all")
+    done = command_line.run("evaluate", "--model", again.output_dir, "--data", small_parts / "data")
+    assert done.exit_code == 2
+    assert "was trained on the test targets" in done.stderr.replace("\n", " ")
+    for split in ("validation", "test"):
+        with pytest.raises(DataError, match="trained on"):
+            again.evaluate([PopularityRanker(again.data.item_counts("train"))], split=split)
 
 
 def test_the_command_line_refits_and_resumes(run, refitted, small_parts, tmp_path):
