@@ -116,7 +116,7 @@ def in_turns(ways: dict[str, Callable[[], Any]], repeats: int) -> dict[str, dict
     }
 
 
-def _of_pairs(one: dict[str, Any], other: dict[str, Any]) -> float:
+def of_pairs(one: dict[str, Any], other: dict[str, Any]) -> float:
     """Return the median of the quotients of two ways, each of one round."""
     pairs = zip(one["rounds_s"], other["rounds_s"], strict=True)
     return round(statistics.median(first / max(second, 1e-9) for first, second in pairs), 3)
@@ -129,9 +129,9 @@ def ratios(found: dict[str, dict[str, Any]]) -> dict[str, Any]:
     quotients = {}
     floors = [one for name, one in found.items() if name.startswith("floor")]
     if floors:
-        quotients["ours_of_floor"] = _of_pairs(found["ours"], min(floors, key=lambda one: one["median_s"]))
+        quotients["ours_of_floor"] = of_pairs(found["ours"], min(floors, key=lambda one: one["median_s"]))
     if "naive" in found:
-        quotients["naive_of_ours"] = _of_pairs(found["naive"], found["ours"])
+        quotients["naive_of_ours"] = of_pairs(found["naive"], found["ours"])
     return {"times": times, **quotients}
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 import statistics
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ RESULTS = ROOT / "docs" / "results"
 PAGES = (
     ROOT / "README.md",
     ROOT / "docs" / "explaining.md",
+    ROOT / "docs" / "speed.md",
     *(RESULTS / f"{name}.md" for name in ("README", "quick", "beauty", "real_llm")),
 )
 
@@ -99,6 +101,28 @@ def zero_shot(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def order(paths: Iterable[Path]) -> str:
+    """Return NDCG@10 after histories as they are and in random order, of reports of the shuffle test, as Markdown."""
+    lines = ["| data set | users | method | NDCG@10 | in random order | loss |", "| --- | ---: | --- |" + " ---: |" * 3]
+    for path in paths:
+        report = json.loads(path.read_text(encoding="utf-8"))
+        for method, groups in report["shuffled"].items():
+            if method != "popularity":
+                kept, lost = report["methods"][method]["overall"]["ndcg@10"], groups["overall"]["ndcg@10"]
+                place = f"| {report['dataset']} | {report['users']:,} | {method} |"
+                lines.append(f"{place} {kept:.3f} | {lost:.3f} | {kept - lost:.3f} |")
+    return "\n".join(lines)
+
+
+def ranker_speed(report: dict[str, Any]) -> str:
+    """Return users a second of each ranker as Markdown."""
+    lines = ["| ranker | tokens of a user | users a second | of likelihood's |", "| --- |" + " ---: |" * 3]
+    for name, way in report["ways"].items():
+        figures = f"{way['tokens_of_a_user']:.0f} | {way['users_per_s']:.2f} | {way['times_likelihood']:.1f}"
+        lines.append(f"| {name} | {figures} |")
+    return "\n".join(lines)
+
+
 def _over_seeds(means: list[float]) -> str:
     spread = f" ± {statistics.stdev(means):.3f}" if len(means) > 1 else ""
     return f"{statistics.mean(means):.3f}{spread}"
@@ -144,6 +168,9 @@ def tables() -> dict[str, str]:
             found[path.stem] = format_markdown(report).strip()
     for path in sorted(RESULTS.glob("*/results.parquet")):
         found |= suite_tables(path)
+    stored = ROOT / "benchmarks" / "results" / "ranker_speed.json"
+    found["ranker_speed"] = ranker_speed(json.loads(stored.read_text(encoding="utf-8")))
+    found["order"] = order(sorted((RESULTS / "order").glob("*.json")))
     found["beauty"] = beside_published(RESULTS / "beauty" / "results.parquet", "beauty")
     return found
 

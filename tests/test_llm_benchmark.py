@@ -28,7 +28,7 @@ def benchmark(monkeypatch):
     import llm_ways
 
     yield llm_setup, llm_ways, llm_speed_page
-    for name in ("llm_setup", "llm_ways", "llm_speed_page", "llm_compile"):
+    for name in ("llm_setup", "llm_ways", "llm_speed_page", "llm_compile", "ranker_speed"):
         sys.modules.pop(name, None)
 
 
@@ -177,3 +177,14 @@ def test_compiled_and_plain_are_compared_on_the_same_weights(benchmark, monkeypa
     monkeypatch.setattr(torch, "compile", doubled)
     with pytest.raises(SystemExit, match="differ"):
         llm_compile.measured(options)
+
+
+def test_rankers_of_one_llm_are_timed_on_the_same_users(benchmark):
+    import ranker_speed
+
+    report = ranker_speed.measured(argparse.Namespace(shape="tiny", llm=None, users=2, repeats=1))
+    stored = json.loads((BENCHMARKS / "results" / "ranker_speed.json").read_text(encoding="utf-8"))
+    assert set(report) == set(stored)
+    assert list(report["ways"]) == list(stored["ways"]) == ["likelihood, 20 titles", *ranker_speed.WAYS]
+    tokens = [way["tokens_of_a_user"] for way in report["ways"].values()]
+    assert tokens[0] > tokens[1] == tokens[3] > tokens[2] == tokens[4]
