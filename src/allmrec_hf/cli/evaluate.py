@@ -82,7 +82,6 @@ def load_rankers(
 
     with checkpoint_errors(model):
         model = located_checkpoint(model)
-        _check_not_in_training(model, split)
         kind = checkpoint_type(model)
         if kind is not None and kind not in ("a-llmrec", *cf_encoder_types()):
             known = ", ".join(name.removeprefix(MODEL_TYPE_PREFIX) for name in cf_encoder_types())
@@ -91,6 +90,7 @@ def load_rankers(
                 "`allmrec --backbone-module NAME evaluate` imports one of your own"
             )
         config = AutoConfig.from_pretrained(model)
+        _check_not_in_training(model, config, split, fair)
         popularity = PopularityRanker(data.item_counts("train"))
         if config.model_type != "a-llmrec":
             cf_encoder, catalog = load_trained_backbone(model)
@@ -170,23 +170,18 @@ def _trained_on_validation(model: str) -> bool:
         return False
 
 
-def _check_not_in_training(model: str, split: str) -> None:
-    """Refuse to test a model on targets that it was trained on, as far as its folder tells."""
-    for name, keys in (("run.json", ("data", "in_training")), ("config.json", ("in_training",))):
-        try:
-            found = json_value((Path(model) / name).read_text(encoding="utf-8"))
-            for key in keys:
-                found = found.get(key)
-        except (OSError, ValueError, AttributeError):
-            continue
-        if isinstance(found, list) and split in found:
-            from ..errors import CheckpointError
+def _check_not_in_training(model: str, config: Any, split: str, fair: bool) -> None:
+    """Refuse to test a model on targets that it was trained on."""
+    from ..errors import CheckpointError
 
-            raise CheckpointError(
-                f"{model} was trained on the {split} targets (`allmrec refit`), so its figures on them would be no "
-                "test; evaluate the run that it was made from, or one of `allmrec refit --on train+validation` on "
-                "--split test"
-            )
+    known = getattr(config, "in_training", None) or []
+    if split in known:
+        raise CheckpointError(
+            f"{model} was trained on the {split} targets (`allmrec refit`), so its figures on them would be no test; "
+            "evaluate the run that it was made from, or one of `allmrec refit --on train+validation` on --split test"
+        )
+    if known and fair:
+        raise CheckpointError(f"{model} was refitted: its backbone has seen these data; leave out --fair-backbone")
 
 
 def evaluate(

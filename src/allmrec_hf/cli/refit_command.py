@@ -19,6 +19,8 @@ def refit(
         Literal["train+validation", "all"],
         typer.Option(help="`all` interactions, to ship it; `train+validation`, to measure that on test users."),
     ] = "all",
+    llm: Annotated[str | None, typer.Option(help="Where the run's LLM lies now, if it was moved.")] = None,
+    text_encoder: Annotated[str | None, typer.Option(help="The same of its text encoder.")] = None,
     resume: Annotated[bool, typer.Option(help="Go on with an interrupted refit in the output folder.")] = False,
     trust_remote_code: TrustOption = False,
     json_output: JsonOption = False,
@@ -41,7 +43,11 @@ def refit(
         from ..training.trainer import ALLMRecTrainer
 
         first = ALLMRecTrainer(
-            args=ALLMRecTrainingArguments(run), data=PreparedData.load(data), trust_remote_code=trust_remote_code
+            llm,
+            args=ALLMRecTrainingArguments(run),
+            data=PreparedData.load(data),
+            text_encoder=text_encoder,
+            trust_remote_code=trust_remote_code,
         )
         again = first.refit(output, on, resume_from_checkpoint=resume)
         state = process_state()

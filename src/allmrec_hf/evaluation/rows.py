@@ -68,7 +68,7 @@ def select_rows(
     users, targets, items = (np.asarray(part) for part in (candidates.users, candidates.targets, candidates.items))
     if len(users) == 0:
         what = "prepare the data from longer histories"
-        if split in data.in_training:
+        if split in getattr(data, "in_training", ()):
             what = "it is trained on in these data, which refit has made; evaluate on those that it was given"
         raise DataError(f"{data.name}: the {split} split has no users; {what}")
     found = (items == targets[:, None]).sum(axis=1)

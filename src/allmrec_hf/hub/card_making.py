@@ -21,6 +21,7 @@ CARD_OPTIONS = {  # of a stage beside its loop's settings
     "project": ("num_candidates", "history_in_prompt", "projection_loss"),
     "retrieve": ("num_llm_layers", "dim", "history_in_prompt", "history_titles", "num_negatives"),
 }
+TRAINED_ON = "Trained on the "  # begins the warning of a refit, which stays whatever a person warns of
 OWN_LICENSE = "apache-2.0"  # of the tiny parts that come with this package
 PARTS = {
     "language model": ("base_model_name_or_path", "language_model"),
@@ -77,7 +78,8 @@ class CardFacts:
         changes: dict[str, Any] = {name: getattr(self, name) for name in same if getattr(self, name) is not None}
         for name in ("language", "warnings", "not_for"):
             if getattr(self, name):
-                changes[name] = list(getattr(self, name))
+                kept = [warning for warning in card.warnings if warning.startswith(TRAINED_ON)]
+                changes[name] = [*(kept if name == "warnings" else []), *getattr(self, name)]
         if self.llm_id is not None:
             changes["base_model"] = self.llm_id
         if self.text_encoder_id is not None:

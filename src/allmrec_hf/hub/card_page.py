@@ -110,8 +110,8 @@ def template_values(card: ALLMRecCard) -> dict[str, Any]:
 
 
 def _number(value: object, separator: str = ",") -> str:
-    if isinstance(value, float):
-        return f"{value:g}"
+    if isinstance(value, float) and value.is_integer():
+        return f"{value:.0f}"
     return f"{value:{separator}}" if isinstance(value, int) and not isinstance(value, bool) else plain(value)
 
 

@@ -11,7 +11,7 @@ from ..cf_encoder import MODEL_TYPE_PREFIX, CFEncoder
 from ..data.prepared import PreparedData
 from ..data.versions import library_versions
 from ..hub.card import ALLMRecCard
-from ..hub.card_making import CARD_OPTIONS, known_licenses
+from ..hub.card_making import CARD_OPTIONS, TRAINED_ON, known_licenses
 from ..modeling_allmrec import ALLMRecModel
 from ..part_sources import public_name
 from ..ranker_built_in import rankers_of
@@ -96,7 +96,7 @@ def _warnings(in_training: Sequence[str]) -> list[str]:
         return []
     more = " and ".join(in_training)
     return [
-        f"Trained on the {more} interactions too, with what the validation of another run chose; on their targets its "
+        f"{TRAINED_ON}{more} interactions too, with what the validation of another run chose; on their targets its "
         "figures would be no test."
     ]
 

@@ -163,7 +163,7 @@ class _StageRun:
             self._tell("on_epoch_begin")
             for group, num_batches in groups:
                 self._tell("on_step_begin")
-                self._step(group, bar)
+                self._step(group, num_batches, bar)
                 self.state.batch += num_batches
                 self.state.stopped_by = self._limit_reached()
                 self._after_step()
@@ -266,7 +266,7 @@ class _StageRun:
             logger.warning("%s: not finite: %s", self.task.name, ", ".join(bad[:5]))
             self._check_finite(self.state.step)
 
-    def _step(self, group: list[Share], bar: tqdm) -> None:
+    def _step(self, group: list[Share], num_batches: int, bar: tqdm) -> None:
         """Take one optimizer step on the weighted mean of the losses of all batches and processes."""
         rate = self.arguments.learning_rate_at(self.state.step, self.total_steps)
         for parameters in self.optimizer.param_groups:
@@ -299,7 +299,7 @@ class _StageRun:
         if self.state.step % self.arguments.logging_steps == 0:
             bar.set_postfix(loss=f"{float(loss):.4f}", refresh=False)
             self.accelerator.log({"train/loss": float(loss), "learning_rate": rate}, step=self.state.step)
-            self._at(len(group))
+            self._at(num_batches)
             self.callbacks.log({"loss": float(loss), "learning_rate": rate})
 
     def _passes(self, group: list[Share], total: float) -> tuple[Tensor, list[tuple[Mapping[str, Any], float]]]:

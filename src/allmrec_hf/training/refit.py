@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any, Literal
 
 from ..configuration_allmrec import ALLMRecConfig
 from ..data.prepared import PreparedData, TargetSplit
-from ..errors import ALLMRecError, CheckpointError
-from ..stored_values import json_value
+from ..errors import ALLMRecError
 from .arguments import ALLMRecTrainingArguments
+from .devices import process_state
+from .fair import as_long_as_best
 from .loop import RECORD_FILE
+from .pretrained_backbone import import_backbone_module
 from .run import Run
 from .run_record import RUN_FILE, begun_stages, check_same_data, read_run
 from .stage_arguments import LOOPS, SECTIONS, STEPS
 
 Known = Literal["train+validation", "all"]
+MOVED = {"llm": ("name",), "align": ("text_encoder",)}  # what may lie elsewhere now than when the run was trained
 IN_TRAINING: dict[str, tuple[TargetSplit, ...]] = {
     "train+validation": ("validation",),
     "all": ("validation", "test"),
@@ -31,7 +33,8 @@ def finished_stages(folder: Path, data: PreparedData) -> tuple[str, ...]:
         data: What it was trained on.
 
     Raises:
-        ALLMRecError: when it was trained on other data, is not finished, or did not train its backbone itself.
+        ALLMRecError: when it was trained on other data or by another number of processes, is not finished, or did not
+            train its backbone itself.
     """
     run = Run(data, ALLMRecTrainingArguments(folder))
     record = run.record()
@@ -47,6 +50,14 @@ def finished_stages(folder: Path, data: PreparedData) -> tuple[str, ...]:
             "first"
         )
     check_same_data(folder, record, data, done)
+    now = process_state().num_processes
+    if record["processes"] != now:
+        raise ALLMRecError(
+            f"{folder} was trained by {record['processes']} processes and this is one of {now}, whose batches would be "
+            "others; start refit with as many"
+        )
+    if module := record["arguments"]["backbone"].get("module"):
+        import_backbone_module(module)
     if not (run.stage_folder("backbone") / RECORD_FILE).exists():
         raise ALLMRecError(
             f"the backbone of {folder} was not trained there, so nothing says how it is trained again; train one with "
@@ -55,7 +66,25 @@ def finished_stages(folder: Path, data: PreparedData) -> tuple[str, ...]:
     return tuple(done)
 
 
-def refit_arguments(folder: Path, output: Path) -> ALLMRecTrainingArguments:
+def check_output(folder: Path, output: Path, on: str) -> None:
+    """Check that a refit goes into a folder of its own, or goes on with one on the same interactions.
+
+    Raises:
+        ALLMRecError: when it does not.
+    """
+    if output.resolve() == folder.resolve():
+        raise ALLMRecError(f"the output {output} is the run itself; choose another folder")
+    before = read_run(output / RUN_FILE)
+    if before and tuple(before["data"].get("in_training", ())) != IN_TRAINING[on]:
+        raise ALLMRecError(f"{output} was trained on other interactions than {on}; choose another output folder")
+
+
+def has_loaded_text_encoder(folder: Path) -> bool:
+    """Tell whether a run's text encoder was an object, which no name leads to."""
+    return _config(folder / "align").text_encoder_name_or_path is None
+
+
+def refit_arguments(folder: Path, output: Path, args: ALLMRecTrainingArguments) -> ALLMRecTrainingArguments:
     """Return the settings of a finished run without its validations, each stage as long as was best.
 
     Stage 2 learns from the last training items, since no held-out ones are left. A schedule of the learning rate ends
@@ -64,23 +93,29 @@ def refit_arguments(folder: Path, output: Path) -> ALLMRecTrainingArguments:
     Args:
         folder: The run.
         output: The folder of the new one.
+        args: Where LLM and text encoder lie now, as far as it names them; and sections that `run.json` lacks, as that
+            of an earlier version may.
 
     Raises:
         CheckpointError: when a stage has no record.
     """
     record = read_run(folder / RUN_FILE)
     sections: dict[str, Any] = {}
-    for name, values in record["arguments"].items():
+    for name, kind in SECTIONS.items():
+        values = record["arguments"].get(name) or record.get("others", {}).get(name) or getattr(args, name).to_dict()
+        moved = {option: args.given[name][option] for option in MOVED.get(name, ()) if option in args.given[name]}
+        sections[name] = kind(**{**values, **moved})
+    for name in set(LOOPS) & set(record["arguments"]):
         changes: dict[str, Any] = {}
         trained = folder / "checkpoints" / name
+        if name == "retrieve" and sections[name].llm_depths is not None:
+            layers = (_config(folder).rankers or {})["retrieval"]["num_llm_layers"]
+            changes = {"llm_depths": None, "num_llm_layers": layers}
+            trained = nested if (nested := trained / f"layers-{layers}").exists() else trained
+        by_steps = name == "project" and sections[name].targets == "validation"  # its epochs are of other users
         if name == "project":
             changes["targets"] = "train"
-        if name == "retrieve" and values["llm_depths"] is not None:
-            layers = (_config(folder).rankers or {})["retrieval"]["num_llm_layers"]
-            changes, trained = {"llm_depths": None, "num_llm_layers": layers}, trained / f"layers-{layers}"
-        if name in LOOPS:
-            changes |= _as_long_as_best(trained / RECORD_FILE)
-        sections[name] = SECTIONS[name](**{**values, **changes})
+        sections[name] = sections[name].replaced(**changes, **as_long_as_best(trained / RECORD_FILE, by_steps))
     return ALLMRecTrainingArguments(output, record["preset"], **sections)
 
 
@@ -92,30 +127,3 @@ def fitted_config(folder: Path) -> ALLMRecConfig | None:
 
 def _config(folder: Path) -> ALLMRecConfig:
     return ALLMRecConfig.from_pretrained(str(folder))  # type: ignore[return-value]
-
-
-def _as_long_as_best(path: Path) -> dict[str, Any]:
-    """Return what of a stage's settings makes it end where its best validation was, and validates it no more."""
-    try:
-        record = json_value(path.read_text(encoding="utf-8"))
-        result = record["result"]
-        metric, steps, epochs = f"validation/{result['metric']}", int(result["steps"]), math.ceil(result["epochs"])
-        validated = [entry for entry in result["history"] if metric in entry]
-        best = next((entry for entry in validated if entry[metric] == result["best"]), {"step": steps})
-        whole = record["arguments"]["eval_strategy"] == "epoch" or not validated
-        if whole and (best["step"] < steps or result["stopped_by"] in ("epochs", "early_stopping")):
-            length = {"num_train_epochs": int(best.get("epoch", epochs)), "max_steps": None}
-        else:
-            length = {"num_train_epochs": max(1, epochs), "max_steps": int(best["step"])}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"{path} does not tell how the stage went ({error!r}); a run is trained again by the records of its stages"
-        ) from error
-    return {
-        **length,
-        "min_steps": None,
-        "max_seconds": None,
-        "eval_strategy": "no",
-        "eval_steps": None,
-        "early_stopping_patience": None,
-    }

@@ -164,6 +164,7 @@ class Run:
             "model_type": self.model_type,
             "processes": process_state().num_processes,
             "arguments": sections,
+            "others": {section: values for section, values in own.items() if section not in sections},
         }
         write_record(self.output / RUN_FILE, record)
 

@@ -45,8 +45,9 @@ def read_run(path: Path) -> dict[str, Any]:
     """Return what `run.json` holds; nothing where there is none.
 
     Returns:
-        `data`, `preset`, `processes`, `model_type` of the backbone, and `arguments`: the sections of stages that have
-        begun, with the default of each option that an earlier version did not have.
+        `data`, `preset`, `processes`, `model_type` of the backbone, `arguments`: the sections of stages that have
+        begun, with the default of each option that an earlier version did not have, and `others`: those of stages that
+        have not, some options of which other stages read.
 
     Raises:
         ALLMRecError: when it is damaged, or was written before sections came into it.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 from pathlib import Path
@@ -49,6 +50,8 @@ def run_backbone(run: Run) -> None:
         return
     run.note("backbone")
     cf_encoder = run.parts.backbone or _trained_here(run)
+    if run.data.in_training:
+        cf_encoder.config.in_training = run.data.in_training
     if run.writes:
         for directory in (run.output, run.output / "backbone"):  # the stage's own folder last: it says "finished"
             save_backbone(cf_encoder, run.data.catalog, directory)
@@ -112,6 +115,8 @@ def run_alignment(run: Run) -> None:
     arguments, project = run.args.align, run.args.project
     cf_encoder, text_encoder = run.load_backbone(), run.load_text_encoder()
     fine_tune, given = arguments.fine_tune_text_encoder, run.parts.text_encoder is not None
+    if fine_tune and given:
+        text_encoder = copy.deepcopy(text_encoder)  # the caller's stays as it is, also for another run
     config = ALLMRecConfig(
         cf_config=cf_encoder.config,
         joint_dim=arguments.joint_dim,
@@ -275,7 +280,7 @@ def run_ranking(run: Run) -> None:
         }
         if ZeroShot.kind in split_names(run.args.rank.rankers):
             add_zero_shot(model, run.data.domain, run.data.verbs, run.args.project.history_in_prompt)
-        if run.parts.text_encoder is not None:
+        if run.parts.text_encoder is not None and not run.args.align.fine_tune_text_encoder:
             model.attach_text_encoder(run.parts.text_encoder)
         place(model, process_state().device)
         texts = None if run.args.align.fine_tune_text_encoder else run.parts.text_table

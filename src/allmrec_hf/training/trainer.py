@@ -26,7 +26,15 @@ from ..processing_allmrec import ALLMRecProcessor
 from .arguments import ALLMRecTrainingArguments
 from .llms import without_trust
 from .pretrained_backbone import load_backbone
-from .refit import IN_TRAINING, Known, finished_stages, fitted_config, refit_arguments
+from .refit import (
+    IN_TRAINING,
+    Known,
+    check_output,
+    finished_stages,
+    fitted_config,
+    has_loaded_text_encoder,
+    refit_arguments,
+)
 from .run import LoadedParts, Run
 from .run_checks import check_run
 from .stage_arguments import LOOPS, RUN_WIDE, STEPS, StageArguments
@@ -153,7 +161,12 @@ class ALLMRecTrainer:
         return self
 
     def refit(
-        self, output_dir: str | Path, on: Known = "all", *, resume_from_checkpoint: bool = False
+        self,
+        output_dir: str | Path,
+        on: Known = "all",
+        *,
+        resume_from_checkpoint: bool = False,
+        callbacks: Sequence[TrainerCallback | type[TrainerCallback]] = (),
     ) -> ALLMRecTrainer:
         """Train the finished stages of the run folder again on more interactions, and return their trainer.
 
@@ -166,18 +179,25 @@ class ALLMRecTrainer:
             on: `"all"` interactions, to ship the model; or `"train+validation"`, to measure on test users what that is
                 worth.
             resume_from_checkpoint: Go on with an interrupted refit.
+            callbacks: Of this training; those of the first one may wait for validations, of which there are none.
 
         Raises:
-            ALLMRecError: when the run is not finished, was trained on other data, or did not train its backbone.
+            ALLMRecError: when the run is not finished, was trained on other data or by another number of processes,
+                did not train its backbone, or started from a loaded text encoder that is not given.
             CheckpointError: when a stage left no record.
         """
         if on not in IN_TRAINING:
             raise ALLMRecError(f"on must be one of {', '.join(IN_TRAINING)}; got {on!r}")
-        stages = finished_stages(self.output_dir, self.data)
+        stages, output = finished_stages(self.output_dir, self.data), Path(output_dir)
+        check_output(self.output_dir, output, on)
+        if "align" in stages and self.parts.text_encoder is None and has_loaded_text_encoder(self.output_dir):
+            raise ALLMRecError(
+                f"stage align of {self.output_dir} started from a loaded text encoder; give it again (text_encoder=)"
+            )
         again = ALLMRecTrainer(
-            args=refit_arguments(self.output_dir, Path(output_dir)),
+            args=refit_arguments(self.output_dir, output, self.args),
             data=with_more_training(self.data, IN_TRAINING[on]),
-            callbacks=self.callbacks,
+            callbacks=callbacks,
             trust_remote_code=self.trust_remote_code,
         )
         again.parts = replace(self.parts, backbone=None, fitted=fitted_config(self.output_dir))
