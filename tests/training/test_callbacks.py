@@ -171,11 +171,21 @@ def test_batches_in_parts_are_counted_as_batches(tmp_path, accumulated):
             rows = np.arange(len(batch["y"]))
             return [self.some_rows(batch, half, len(rows)) for half in (rows[:2], rows[2:]) if len(half)]
 
-    arguments = LONG.replaced(eval_strategy="steps", eval_steps=4, gradient_accumulation_steps=accumulated)
-    whole, parts, again = InParts(), InParts(), InParts()
-    result = run_stage(whole, arguments, tmp_path / "whole")
+    class HeardEpochs(TrainerCallback):
+        def __init__(self):
+            self.epochs = []
+
+        def on_log(self, args, state, control, **more):
+            self.epochs.append(state.epoch)
+
+    options = {"eval_strategy": "steps", "eval_steps": 4, "gradient_accumulation_steps": accumulated}
+    arguments = LONG.replaced(**options, logging_steps=1)
+    whole, parts, again, heard = InParts(), InParts(), InParts(), HeardEpochs()
+    result = run_stage(whole, arguments, tmp_path / "whole", callbacks=[heard])
     validated = [entry["step"] for entry in result.history if any(name.startswith("validation/") for name in entry)]
     assert validated == sorted({*range(4, result.steps + 1, 4), result.steps})
+    assert heard.epochs == sorted(heard.epochs)
+    assert heard.epochs[-1] == LONG.num_train_epochs
     with pytest.raises(ALLMRecError, match="a callback raised"):
         run_stage(parts, arguments, tmp_path / "parts", callbacks=[Breaks(11)])
     resumed = run_stage(again, arguments, tmp_path / "parts", resume=True)

@@ -10,12 +10,21 @@ import pytest
 import torch
 from transformers import AutoModel, pipeline
 
-from allmrec_hf import ALLMRecConfig, ALLMRecError, ALLMRecTrainer, CheckpointError, DataError, PreparedData
+from allmrec_hf import (
+    ALLMRecConfig,
+    ALLMRecError,
+    ALLMRecProcessor,
+    ALLMRecTrainer,
+    CheckpointError,
+    DataError,
+    PreparedData,
+)
 from allmrec_hf.data.subsets import with_more_training
 from allmrec_hf.evaluation.rankers import PopularityRanker
 from allmrec_hf.training.arguments import ALLMRecTrainingArguments
-from allmrec_hf.training.fair import fair_backbone
+from allmrec_hf.training.fair import as_long_as_best, fair_backbone
 from allmrec_hf.training.refit import refit_arguments
+from allmrec_hf.training.stage_arguments import StageArguments
 from tests import command_line, small_run
 
 RETRIEVE = {
@@ -128,13 +137,25 @@ def test_what_a_refit_learnt_is_no_test_of_it(refitted, small_parts, tmp_path):
     known, everything = refitted["train+validation"], refitted["all"]
     alone = tmp_path / "pushed"  # without run.json the configuration tells it
     shutil.copytree(everything, alone, ignore=shutil.ignore_patterns("run.json", "checkpoints"))
-    for folder, split in ((known, "validation"), (everything, "validation"), (everything, "test"), (alone, "test")):
+    for folder, split in (
+        (known, "validation"),
+        (everything, "validation"),
+        (everything, "test"),
+        (alone, "test"),
+        (alone / "backbone", "test"),
+    ):
         done = command_line.run("evaluate", "--model", folder, "--data", data, "--split", split)
         assert done.exit_code == 2
         assert f"was trained on the {split} targets" in done.stderr.replace("\n", " ")
     done = command_line.run("evaluate", "--model", known, "--data", data, "--max-users", "20", "--json")
     assert done.exit_code == 0, done.stderr
     assert "fusion" in done.stdout
+    said = command_line.refused("evaluate", "--model", known, "--data", data, "--fair-backbone")
+    assert "its backbone has seen these data" in said
+    command_line.succeeded("card", alone, "--warning", "Prices are not shown.")
+    card = (alone / "README.md").read_text(encoding="utf-8")
+    assert "Trained on the validation" in card
+    assert "Prices are not shown" in card
 
 
 def test_a_backbone_alone_is_refitted_and_its_trainer_has_nothing_to_test_on(small_parts, small_data, tmp_path):
@@ -163,6 +184,98 @@ def test_the_command_line_refits_and_resumes(run, refitted, small_parts, tmp_pat
     assert (tmp_path / "again" / "model.safetensors").read_bytes() == same
 
 
+def few_steps(small_parts, folder, rankers, **sections):
+    """Return the arguments of a run of some rankers."""
+    settings = {**small_run.settings(small_parts), "rank_rankers": rankers}
+    return small_run.run_arguments(folder, settings).replaced(**sections)
+
+
+@pytest.mark.parametrize(
+    ("rankers", "sections"),
+    [
+        (
+            "retrieval",
+            {
+                "retrieve": {**RETRIEVE, "llm_depths": "2"},
+                "project": {"item_embedding": "cf", "history_in_prompt": 3, "max_title_tokens": 4},
+            },
+        ),
+        ("letter,likelihood_mean", {"project": {"item_embedding": "cf", "score_normalization": "calibrated"}}),
+        ("zero_shot", {"project": {"history_in_prompt": 3, "item_embedding": "text"}}),
+    ],
+    ids=["retrieval", "letter", "zero_shot"],
+)
+def test_settings_of_stages_that_did_not_run_are_taken_over(rankers, sections, small_parts, small_data, tmp_path):
+    """A ranker reads some of them, and another process has nothing but the folder."""
+    args = few_steps(small_parts, tmp_path / "run", rankers, **sections)
+    ALLMRecTrainer(args=args, data=small_data).train()
+    done = command_line.run(
+        "refit", "--run", tmp_path / "run", "--data", small_parts / "data", "--output", tmp_path / "all"
+    )
+    assert done.exit_code == 0, done.stderr
+    before, after = (ALLMRecConfig.from_pretrained(tmp_path / name) for name in ("run", "all"))
+    trained = ("item_embedding", "item_embedding_seed", "score_normalization", "projector", "ranker", "rankers")
+    assert {name: getattr(after, name) for name in trained} == {name: getattr(before, name) for name in trained}
+    was, now = (ALLMRecProcessor.from_pretrained(tmp_path / name) for name in ("run", "all"))
+    assert (now.history_in_prompt, now.max_title_tokens) == (was.history_in_prompt, was.max_title_tokens)
+
+
+def test_a_loaded_text_encoder_stays_as_it_is_and_is_asked_for_again(small_parts, small_data, tmp_path):
+    encoder = small_run.text_encoder()
+    before = {name: value.clone() for name, value in encoder.state_dict().items()}
+    args = few_steps(small_parts, tmp_path / "run", "likelihood", align={"fine_tune_text_encoder": True})
+    first = ALLMRecTrainer(args=args, data=small_data, text_encoder=encoder)
+    first.train(["backbone", "align"])
+    assert all(torch.equal(value, before[name]) for name, value in encoder.state_dict().items())
+    with pytest.raises(ALLMRecError, match="give it again"):
+        ALLMRecTrainer(args=ALLMRecTrainingArguments(tmp_path / "run"), data=small_data).refit(tmp_path / "lost")
+    again = first.refit(tmp_path / "all").model.text_encoder.state_dict()
+    same = ALLMRecTrainer(
+        args=ALLMRecTrainingArguments(tmp_path / "run"), data=small_data, text_encoder=small_run.text_encoder()
+    ).refit(tmp_path / "same")
+    assert all(torch.equal(value, again[name]) for name, value in same.model.text_encoder.state_dict().items())
+    assert not all(torch.equal(value, before[name]) for name, value in again.items())
+
+
+def test_a_moved_llm_is_named(run, small_parts, small_data, tmp_path):
+    shutil.copytree(small_parts / "llm", tmp_path / "llm")
+    first = ALLMRecTrainer(str(tmp_path / "llm"), args=ALLMRecTrainingArguments(run), data=small_data)
+    args = refit_arguments(run, tmp_path / "all", first.args)
+    assert args.llm.name == str(tmp_path / "llm")
+    assert args.align.text_encoder == str(small_parts / "text_encoder")
+
+
+RESULT = {"metric": "ndcg@10", "best": 0.5, "steps": 40, "epochs": 4, "stopped_by": "epochs"}
+BY_EPOCH = [
+    {"epoch": n, "step": 10 * n, "train/loss": 1.0, "validation/ndcg@10": 0.2 + 0.1 * min(n, 3)} for n in (1, 2, 3, 4)
+]
+
+
+@pytest.mark.parametrize(
+    ("changes", "by_steps", "expected"),
+    [
+        ({"history": BY_EPOCH}, False, (3, None)),
+        ({"history": BY_EPOCH}, True, (4, 30)),
+        ({"history": [*BY_EPOCH[:2], {"epoch": 2, "step": 27, "validation/ndcg@10": 0.5}]}, False, (4, 27)),
+        ({"history": [{"epoch": 0, "step": 4, "validation/ndcg@10": 0.5}, BY_EPOCH[0]]}, False, (4, 4)),
+        ({"history": [BY_EPOCH[0]], "best": 0.3, "steps": 10, "epochs": 1, "stopped_by": "time_limit"}, False, (1, 10)),
+        ({"history": [BY_EPOCH[0]], "best": 0.3, "steps": 10, "epochs": 1}, False, (1, None)),
+        ({"history": [{"epoch": 4, "step": 40, "train/loss": 1.0}], "metric": None, "best": None}, False, (4, None)),
+        (
+            {"history": [], "metric": None, "best": None, "stopped_by": "max_steps"},
+            False,
+            (4, 40),
+        ),
+    ],
+    ids=["epoch", "stage 2", "within", "within the first", "time", "last epoch", "not validated", "max_steps"],
+)
+def test_a_stage_is_as_long_as_its_best_validation_was_late(changes, by_steps, expected, tmp_path):
+    (tmp_path / "training.json").write_text(json.dumps({"result": {**RESULT, **changes}}), encoding="utf-8")
+    length = as_long_as_best(tmp_path / "training.json", by_steps)
+    assert (length["num_train_epochs"], length["max_steps"]) == expected
+    assert StageArguments().replaced(**length).eval_strategy == "no"
+
+
 def test_what_cannot_be_refitted_is_refused(run, refitted, small_parts, small_data, tmp_path):
     def refit(folder, data=small_data, **options):
         ALLMRecTrainer(args=ALLMRecTrainingArguments(folder), data=data).refit(tmp_path / "output", **options)
@@ -173,6 +286,17 @@ def test_what_cannot_be_refitted_is_refused(run, refitted, small_parts, small_da
         refit(run, on="test")
     with pytest.raises(ALLMRecError, match="trained by refit"):
         refit(refitted["all"])
+    with pytest.raises(ALLMRecError, match="the run itself"):
+        ALLMRecTrainer(args=ALLMRecTrainingArguments(run), data=small_data).refit(run)
+    with pytest.raises(ALLMRecError, match="other interactions than all"):
+        ALLMRecTrainer(args=ALLMRecTrainingArguments(run), data=small_data).refit(refitted["train+validation"])
+    alone = tmp_path / "two"
+    shutil.copytree(run, alone)
+    (alone / "run.json").write_text(
+        (run / "run.json").read_text(encoding="utf-8").replace('"processes": 1', '"processes": 2'), encoding="utf-8"
+    )
+    with pytest.raises(ALLMRecError, match="start refit with as many"):
+        refit(alone)
     with pytest.raises(ALLMRecError, match="other data"):
         refit(run, small_run.write_data(tmp_path / "other", seed=5))
     begun = tmp_path / "begun"
@@ -192,5 +316,5 @@ def test_what_cannot_be_refitted_is_refused(run, refitted, small_parts, small_da
     path = begun / "checkpoints" / "align" / "training.json"
     path.write_text(path.read_text(encoding="utf-8").replace('"history"', '"other"'), encoding="utf-8")
     with pytest.raises(CheckpointError, match="does not tell how the stage went"):
-        refit_arguments(begun, tmp_path / "output")
+        refit_arguments(begun, tmp_path / "output", ALLMRecTrainingArguments(begun))
     assert not (tmp_path / "output").exists()

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from ..configuration_allmrec import ALLMRecConfig
 from ..data.prepared import PreparedData, TargetSplit
 from ..errors import ALLMRecError
+from ..stored_values import json_value
 from .arguments import ALLMRecTrainingArguments
 from .devices import process_state
 from .fair import as_long_as_best
@@ -104,7 +105,8 @@ def refit_arguments(folder: Path, output: Path, args: ALLMRecTrainingArguments) 
     for name, kind in SECTIONS.items():
         values = record["arguments"].get(name) or record.get("others", {}).get(name) or getattr(args, name).to_dict()
         moved = {option: args.given[name][option] for option in MOVED.get(name, ()) if option in args.given[name]}
-        sections[name] = kind(**{**values, **moved})
+        seen = _seen_in(folder) if name == "project" and name not in record["arguments"] else {}
+        sections[name] = kind(**{**values, **seen, **moved})
     for name in set(LOOPS) & set(record["arguments"]):
         changes: dict[str, Any] = {}
         trained = folder / "checkpoints" / name
@@ -117,6 +119,20 @@ def refit_arguments(folder: Path, output: Path, args: ALLMRecTrainingArguments) 
             changes["targets"] = "train"
         sections[name] = sections[name].replaced(**changes, **as_long_as_best(trained / RECORD_FILE, by_steps))
     return ALLMRecTrainingArguments(output, record["preset"], **sections)
+
+
+def _seen_in(folder: Path) -> dict[str, Any]:
+    """Return what a checkpoint tells of the settings of a stage 2 that was not trained, which its rankers read."""
+    path = folder / "processor_config.json"
+    if not path.exists():
+        if not (folder / "align").is_dir():
+            return {}
+        config = _config(folder / "align")
+        return {name: getattr(config, name) for name in ("item_embedding", "score_normalization")}
+    config, processor = _config(folder), json_value(path.read_text(encoding="utf-8"))
+    names = ("item_embedding", "score_normalization", "projector", "projector_tokens")
+    found = {name: getattr(config, name) for name in names} | {"seed": config.item_embedding_seed}
+    return found | {name: processor[name] for name in ("history_in_prompt", "max_title_tokens") if name in processor}
 
 
 def fitted_config(folder: Path) -> ALLMRecConfig | None:
