@@ -9,7 +9,6 @@ that the first use of each compiled way takes. `--output FILE` stores the report
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 import time
 from pathlib import Path
@@ -19,7 +18,6 @@ import llm_setup as setup
 import llm_ways as ways
 import torch
 
-from allmrec_hf.files import written_whole
 from allmrec_hf.ranker import TitleLikelihood, UserBatch
 
 TOLERANCE = {"float32": 1e-3, "bfloat16": 1.0}  # of a title's log-likelihood, in nats
@@ -75,11 +73,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--output", type=Path, help="JSON file")
     options = parser.parse_args()
-    text = json.dumps(measured(options), indent=1)
-    print(text)
-    if options.output is not None:
-        with written_whole(options.output) as temporary:
-            temporary.write_text(text + "\n", encoding="utf-8")
+    setup.told(measured(options), options.output)
 
 
 if __name__ == "__main__":

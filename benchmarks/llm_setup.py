@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import statistics
 import time
@@ -17,6 +18,7 @@ from allmrec_hf import ALLMRecConfig, ALLMRecModel, ALLMRecProcessor, SASRecConf
 from allmrec_hf.data.prepare import prepare
 from allmrec_hf.data.prepared import PreparedData
 from allmrec_hf.data.synthetic import SyntheticWorld
+from allmrec_hf.files import written_whole
 from allmrec_hf.part_sources import named_part
 from allmrec_hf.prompt import PromptTemplate
 
@@ -87,6 +89,15 @@ def users_of(data: PreparedData, count: int, seed: int = 0) -> tuple[list[list[i
         drawn = [*map(int, generator.choice(others, CANDIDATES - 1, replace=False)), sequence[-1]]
         candidates.append([drawn[place] for place in generator.permutation(CANDIDATES)])
     return [sequence[:-1] for sequence in sequences], candidates, targets
+
+
+def told(report: dict[str, Any], output: Path | None) -> None:
+    """Print a report, and store it where a file is given."""
+    text = json.dumps(report, indent=1)
+    print(text)
+    if output is not None:
+        with written_whole(output) as temporary:
+            temporary.write_text(text + "\n", encoding="utf-8")
 
 
 def in_turns(ways: dict[str, Callable[[], Any]], repeats: int) -> dict[str, dict[str, Any]]:

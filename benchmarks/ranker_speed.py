@@ -10,7 +10,6 @@ vectors that a ranker has at hand are forgotten before each turn.
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ from typing import Any
 import llm_setup as setup
 import torch
 
-from allmrec_hf.files import written_whole
 from allmrec_hf.language_model import num_layers
 from allmrec_hf.prompt import HistoryTemplate
 from allmrec_hf.ranker import TitleLikelihood, UserBatch
@@ -103,11 +101,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="JSON file")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    text = json.dumps(measured(options), indent=1)
-    print(text)
-    if options.output is not None:
-        with written_whole(options.output) as temporary:
-            temporary.write_text(text + "\n", encoding="utf-8")
+    setup.told(measured(options), options.output)
 
 
 if __name__ == "__main__":
