@@ -351,7 +351,10 @@ HEAD = """# Rankers on real data with a real LLM
 
 ```bash
 make real-parts
-python benchmarks/real_rankers.py --data-root DATA --parts runs/parts --output RUNS
+python benchmarks/real_rankers.py --data-root DATA --parts runs/parts --output RUNS --seeds 0 --refit \\
+    --datasets office ml-100k electronics beauty
+python benchmarks/real_rankers.py --data-root DATA --parts runs/parts --output RUNS --seeds 0 \\
+    --datasets office --llms gemma-3-270m
 python benchmarks/real_rankers.py --table --output RUNS
 ```
 
