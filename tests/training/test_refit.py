@@ -22,9 +22,10 @@ from allmrec_hf import (
 from allmrec_hf.data.subsets import with_more_training
 from allmrec_hf.evaluation.rankers import PopularityRanker
 from allmrec_hf.training.arguments import ALLMRecTrainingArguments
-from allmrec_hf.training.fair import as_long_as_best, fair_backbone
+from allmrec_hf.training.fair import fair_backbone
 from allmrec_hf.training.refit import refit_arguments
 from allmrec_hf.training.stage_arguments import StageArguments
+from allmrec_hf.training.stage_length import as_long_as_best
 from tests import command_line, small_run
 
 RETRIEVE = {

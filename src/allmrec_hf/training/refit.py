@@ -11,12 +11,12 @@ from ..errors import ALLMRecError
 from ..stored_values import json_value
 from .arguments import ALLMRecTrainingArguments
 from .devices import process_state
-from .fair import as_long_as_best
 from .loop import RECORD_FILE
 from .pretrained_backbone import import_backbone_module
 from .run import Run
 from .run_record import RUN_FILE, begun_stages, check_same_data, read_run
 from .stage_arguments import LOOPS, SECTIONS, STEPS
+from .stage_length import as_long_as_best
 
 Known = Literal["train+validation", "all"]
 MOVED = {"llm": ("name",), "align": ("text_encoder",)}  # what may lie elsewhere now than when the run was trained
