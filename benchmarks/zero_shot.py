@@ -43,7 +43,6 @@ from allmrec_hf.ranking import hit_at_k, ndcg_at_k, target_ranks
 from allmrec_hf.training.fair import fair_backbone
 from allmrec_hf.training.fusion_fitting import (
     FusionSamples,
-    best_last_items,
     fit_fusion,
     fitted_weights,
     fusion_candidates,
@@ -53,6 +52,7 @@ from allmrec_hf.training.llms import load_llm
 from allmrec_hf.training.pretrained_backbone import load_backbone
 from allmrec_hf.training.samples import Samples, validation_targets
 from allmrec_hf.training.stage_arguments import RankArguments
+from allmrec_hf.training.text_fitting import fit_text
 
 HERE = Path(__file__).resolve().parent
 REPORT = HERE.parent / "docs" / "results" / "zero_shot"
@@ -150,12 +150,9 @@ def compute_run(data: PreparedData, name: str, seed: int, options: argparse.Name
             )
         if standard:
             continue
-        model.keep_text_embeddings(texts, 1)
         held_out = rows["validation"][0]
         drawn = fusion_candidates(data, held_out, 500, 0)
-        with torch.no_grad():
-            last_items = best_last_items(model, processor, held_out, drawn)
-        model.config.rankers["text"] = {"last_items": last_items}
+        fit_text(model, processor, texts, held_out, drawn)
         parts = FusionParts(model, processor, ["cf", "text"])
         for split, (samples, items) in rows.items():
             standard[split] = standardized_scores(parts, processor, samples, items)

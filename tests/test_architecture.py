@@ -20,6 +20,7 @@ LAYERS = [
         "values",
         "item_rows",
         "growing_table",
+        "text_space",
         "catalog",
         "outputs",
         "prompt",

@@ -91,7 +91,7 @@ def test_an_embedding_keeps_whether_it_is_trained():
 
 
 def with_head(num_items=40):
-    model = tiny_model("llama", num_items, rankers={"text": {"last_items": 3}})
+    model = tiny_model("llama", num_items, rankers={"text": {"recency": 0.5, "whitening": 0.25}})
     prompt = asdict(HistoryTemplate.for_domain("movie"))
     add_retrieval_head(model, {"dim": 8, "num_llm_layers": 1, "prompt": prompt, "history_in_prompt": 5})
     return model.eval()

@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from .growing_table import appended
+from .text_space import TextSpace
 
 
 class ItemTable(nn.Module):
@@ -14,23 +15,51 @@ class ItemTable(nn.Module):
     Buffers: `text_joint_embeddings (N + 1, d_joint)` `q_i`, and `interaction_counts (N + 1,)` how often each was a
     target in an epoch of the backbone's training; where `text_dim` is given, `text_directions (N + 1, d_text)`, the
     text embeddings at unit length in half precision, which the rankers `text` and `fusion` read. Row 0 is padding.
+
+    Args:
+        num_items: N.
+        joint_dim: d_joint.
+        text_dim: d_text, where text embeddings are kept.
+        whitened: Whether those are brought into a `TextSpace`, which is kept too, for items that are added.
     """
 
     text_joint_embeddings: torch.Tensor
     interaction_counts: torch.Tensor
     text_directions: torch.Tensor | None
 
-    def __init__(self, num_items: int, joint_dim: int, text_dim: int | None = None) -> None:
+    def __init__(self, num_items: int, joint_dim: int, text_dim: int | None = None, whitened: bool = False) -> None:
         super().__init__()
+        self.text_space = TextSpace(text_dim) if text_dim is not None and whitened else None
         kept = None if text_dim is None else torch.zeros(num_items + 1, text_dim, dtype=torch.float16)
         self.register_buffer("text_directions", kept)
         self.register_buffer("text_joint_embeddings", torch.zeros(num_items + 1, joint_dim))
         self.register_buffer("interaction_counts", torch.zeros(num_items + 1, dtype=torch.long))
 
+    @torch.no_grad()
+    def keep_texts(self, text_embeddings: torch.Tensor, whitening: float | None) -> None:
+        """Keep the directions of texts, in a space fitted on items that the backbone was trained on.
+
+        Args:
+            text_embeddings: `(N + 1, d_text)`, row 0 padding.
+            whitening: See `TextSpace.fit`; None for the embeddings as they are.
+        """
+        embeddings = text_embeddings.to(self.interaction_counts.device, torch.float32)
+        embeddings = torch.cat([torch.zeros_like(embeddings[:1]), embeddings[1:]])
+        self.text_space = None
+        if whitening is not None:
+            self.text_space = TextSpace(embeddings.shape[1]).to(embeddings.device)
+            known = self.interaction_counts > 0
+            self.text_space.fit(embeddings[known] if known.any() else embeddings, whitening)
+        self.text_directions = self._directions(embeddings).half()
+
+    def _directions(self, text_embeddings: torch.Tensor) -> torch.Tensor:
+        space = self.text_space
+        return F.normalize(text_embeddings.float(), dim=-1) if space is None else space(text_embeddings)
+
     def append(self, text_joint_embeddings: torch.Tensor, text_embeddings: torch.Tensor) -> None:
         """Add items without interactions by `(k, d_joint)` and `(k, d_text)`."""
         if self.text_directions is not None:
-            self.text_directions = appended(self.text_directions, F.normalize(text_embeddings.float(), dim=-1))
+            self.text_directions = appended(self.text_directions, self._directions(text_embeddings))
         self.text_joint_embeddings = appended(self.text_joint_embeddings, text_joint_embeddings)
         none = self.interaction_counts.new_zeros(len(text_joint_embeddings))
         self.interaction_counts = appended(self.interaction_counts, none)

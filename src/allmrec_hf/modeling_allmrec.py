@@ -58,9 +58,9 @@ class ALLMRecModel(ALLMRecPreTrainedModel):
         cf_config = cf_config_from_dict(config.cf_config or {})
         self.cf_encoder = build_cf_encoder(cf_config)  # first, so that model.device describes the light part
         self.aligner = ItemTextAligner(cf_config.hidden_size, config.text_dim, config.joint_dim)
-        self.item_table = ItemTable(
-            cf_config.num_items, config.joint_dim, config.text_dim if "text" in (config.rankers or {}) else None
-        )
+        text = (config.rankers or {}).get("text")
+        kept = (None, False) if text is None else (config.text_dim, text.get("whitening") is not None)
+        self.item_table = ItemTable(cf_config.num_items, config.joint_dim, *kept)
         self.user_projector: Any = None  # a projector once the width of the LLM is known
         self.item_projector: Any = None
         if config.llm_dim is not None:
@@ -86,17 +86,15 @@ class ALLMRecModel(ALLMRecPreTrainedModel):
         self.user_projector = build_projector(kind, user_dim, llm_dim, "leaky_relu", tokens)
         self.item_projector = build_projector(kind, self.config.joint_dim, llm_dim, "gelu", tokens)
 
-    def keep_text_embeddings(self, text_embeddings: torch.Tensor, last_items: int) -> None:
-        """Keep the directions of text embeddings `(N + 1, d_text)` for the rankers `text` and `fusion`.
+    def keep_text_embeddings(self, text_embeddings: torch.Tensor, **settings: Any) -> None:
+        """Keep text embeddings `(N + 1, d_text)` for the rankers `text` and `fusion`.
 
         Args:
             text_embeddings: By this checkpoint's text encoder, row 0 padding.
-            last_items: How many of a history's last items the ranker `text` compares with.
+            settings: Of the ranker `text`: `recency`, `whitening`; see `TextSimilarity`.
         """
-        directions = F.normalize(text_embeddings.to(self.device, torch.float32), dim=-1)
-        directions[0] = 0
-        self.item_table.text_directions = directions.half()
-        self.config.rankers = {**(self.config.rankers or {}), "text": {"last_items": last_items}}
+        self.item_table.keep_texts(text_embeddings, settings.get("whitening"))
+        self.config.rankers = {**(self.config.rankers or {}), "text": settings}
 
     def new_retrieval_head(self) -> RetrievalHead:
         """Return a head of the ranker `retrieval` of the widths that the config names."""

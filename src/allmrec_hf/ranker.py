@@ -223,15 +223,21 @@ class CFScore(CatalogueRanker):
 
 
 class TextSimilarity(CatalogueRanker):
-    """Rank by text alone: the mean cosine of an item's text embedding with those of the last history items."""
+    """Rank by text alone: the mean cosine of an item's text with those of the history, later items counting more.
+
+    `config.rankers["text"]` holds `recency`, the weight of a history item in parts of the next later one's, and
+    `whitening`, in which space texts are compared (`TextSpace`); both are chosen on validation users. Checkpoints of
+    before have `last_items`: that many items count, all alike.
+    """
 
     kind = "text"
     needs_llm = False
 
-    def __init__(self, model: ALLMRecModel, processor: ALLMRecProcessor, last_items: int | None = None) -> None:
+    def __init__(self, model: ALLMRecModel, processor: ALLMRecProcessor, recency: float | None = None) -> None:
         super().__init__(model, processor)
-        stored = (model.config.rankers or {})["text"]["last_items"]
-        self.last_items = int(last_items or stored)
+        stored = (model.config.rankers or {}).get("text", {})
+        self.last_items = stored.get("last_items")
+        self.recency = float(stored.get("recency", 1.0) if recency is None else recency)
 
     @classmethod
     def lacks(cls, config: Any) -> str | None:
@@ -249,9 +255,15 @@ class TextSimilarity(CatalogueRanker):
         return int(self._table.shape[1])
 
     def vectors(self, users: UserBatch) -> Tensor:
-        """Return the mean directions `(B, d_text)` of the texts of the last history items."""
-        recent = [history[-self.last_items :] for history in users.histories]
-        return torch.stack([self._table[row].float().sum(dim=0) / max(1, len(row)) for row in recent])
+        """Return the mean directions `(B, d_text)` of the texts of a history, weighted by how recent they are."""
+        mean = [self._mean_direction(history) for history in users.histories]
+        return torch.stack(mean)
+
+    def _mean_direction(self, history: Sequence[int]) -> Tensor:
+        rows = self._table[list(history if self.last_items is None else history[-self.last_items :])].float()
+        age = torch.arange(len(rows) - 1, -1, -1, device=rows.device)
+        weights = self.recency**age / (self.recency**age).sum()
+        return weights @ rows
 
     def score_range(self, vectors: Tensor, start: int, stop: int) -> Tensor:
         """Score a part of the catalogue."""

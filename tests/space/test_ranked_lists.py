@@ -40,14 +40,16 @@ def test_ranks_are_those_of_the_columns_values_among_all_candidates(pipe):
         assert [item.ranks[name] for item in found.items] == shared_ranks(values)
 
 
-def test_text_compares_joint_vectors_of_the_last_items(pipe):
+def test_text_compares_joint_vectors_with_those_of_the_history_the_later_the_more(pipe):
     ranker = TextFit(pipe.model, pipe.processor)
     table = torch.nn.functional.normalize(pipe.model.item_table.text_joint_embeddings.float(), dim=-1)
     indices = pipe.processor.catalog.indices([f"M{number:04}" for number in range(1, 8)])
     found = ranked_list(pipe, {"text": ranker}, [f"M{number:04}" for number in range(1, 8)], "cf", top_k=3)
     for item in found.items:
         index = pipe.processor.catalog.index(item.item_id)
-        assert item.values["text"] == pytest.approx(float((table[indices[-5:]] @ table[index]).mean()), abs=1e-5)
+        weights = torch.tensor([0.85**age for age in range(6, -1, -1)])
+        mean = (weights @ (table[indices] @ table[index])) / weights.sum()
+        assert item.values["text"] == pytest.approx(float(mean), abs=1e-5)
 
 
 def test_unknown_items_are_told_and_none_known_is_an_error(pipe):

@@ -14,11 +14,11 @@ from ..errors import CheckpointError, DataError
 from ..modeling_allmrec import ALLMRecModel
 from ..pipeline_recommendation import RecommendationPipeline
 from ..processing_allmrec import ALLMRecProcessor
-from ..ranker import CatalogueRanker, ModelRanker, TextSimilarity, UserBatch
+from ..ranker import ModelRanker, TextSimilarity, UserBatch
 from ..ranker_built_in import compared_rankers
 
 NUM_CANDIDATES = 20
-TEXT_LAST_ITEMS = 5  # of a history, where the checkpoint has no ranker `text` of its own
+TEXT_RECENCY = 0.85  # where the checkpoint has no ranker `text` of its own
 CONTROLS = ("fusion_sum", "fusion_ranks")  # comparisons with `fusion`, which are no column of their own
 
 
@@ -26,8 +26,7 @@ class TextFit(TextSimilarity):
     """The ranker `text`, also of checkpoints that keep no text embeddings: those are compared in the joint space."""
 
     def __init__(self, model: ALLMRecModel, processor: ALLMRecProcessor) -> None:
-        CatalogueRanker.__init__(self, model, processor)
-        self.last_items = int((model.config.rankers or {}).get("text", {}).get("last_items", TEXT_LAST_ITEMS))
+        super().__init__(model, processor, None if "text" in (model.config.rankers or {}) else TEXT_RECENCY)
 
     @classmethod
     def lacks(cls, config: Any) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,21 +18,20 @@ from ..data.prepared import PreparedData
 from ..errors import ALLMRecError
 from ..modeling_allmrec import ALLMRecModel
 from ..processing_allmrec import ALLMRecProcessor
-from ..ranker import ModelRanker, TextSimilarity, UserBatch
+from ..ranker import ModelRanker
 from ..ranker_built_in import build_ranker, compared_rankers, rankers_of
 from ..ranker_fusion import LIST_PARTS, FusionParts, ReciprocalRanks, WeightedSum, gates
 from ..ranking import ndcg_at_k, target_ranks
 from .projection import candidate_samples
 from .samples import Samples, validation_targets
 from .stage_arguments import ProjectArguments, RankArguments, split_names
+from .text_fitting import fit_text, user_batches
 
 logger = logging.getLogger(__name__)
 
 PIVOTS = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0)
-LAST_ITEMS = (1, 2, 3, 5, 10, 50)
 FOLDS = 5
 PENALTY = 1e-3
-USERS_AT_ONCE = 128
 SCORED_AT_ONCE = 16  # users whose prompts the LLM reads at once
 COMPARISONS = (WeightedSum.kind, ReciprocalRanks.kind)
 
@@ -142,33 +141,6 @@ def fusion_candidates(data: PreparedData, samples: Samples, count: int, seed: in
     return drawn.items
 
 
-def best_last_items(model: ALLMRecModel, processor: ALLMRecProcessor, samples: Samples, candidates: np.ndarray) -> int:
-    """Return how many of a history's last items the ranker `text` does best with on validation users."""
-    columns = torch.from_numpy((candidates == samples.targets[:, None]).argmax(axis=1))
-    losses = {}
-    for last in LAST_ITEMS:
-        scores = torch.cat(
-            [
-                TextSimilarity(model, processor, last).score(users, rows).scores.cpu()
-                for users, rows in _batches(model, processor, samples, candidates)
-            ]
-        )
-        losses[last] = -(scores.gather(1, columns[:, None]) > scores).float().mean().item()
-    return min(losses, key=lambda last: losses[last])
-
-
-def _batches(
-    model: ALLMRecModel,
-    processor: ALLMRecProcessor,
-    samples: Samples,
-    candidates: np.ndarray,
-    at_once: int = USERS_AT_ONCE,
-) -> Iterator[tuple[UserBatch, list[list[int]]]]:
-    for start in range(0, len(samples), at_once):
-        histories = [history.tolist() for history in samples.histories[start : start + at_once]]
-        yield UserBatch.encode(model, processor, histories), candidates[start : start + at_once].tolist()
-
-
 @torch.no_grad()
 def fusion_samples(
     model: ALLMRecModel, processor: ALLMRecProcessor, names: Sequence[str], samples: Samples, candidates: np.ndarray
@@ -184,7 +156,7 @@ def fusion_samples(
     """
     parts = FusionParts(model, processor, names)
     scores = torch.cat(
-        [parts.of_lists(users, rows, 1).cpu() for users, rows in _batches(model, processor, samples, candidates)],
+        [parts.of_lists(users, rows, 1).cpu() for users, rows in user_batches(model, processor, samples, candidates)],
         dim=1,
     )
     counts = model.item_table.interaction_counts.cpu()[torch.from_numpy(candidates)].float()
@@ -235,10 +207,8 @@ def fit_rankers(
             f"a fusion is fitted on validation users that stage 2 has not seen; {len(samples)} are too few"
         )
     model.config.rankers = {name: value for name, value in (model.config.rankers or {}).items() if name != "fusion"}
-    model.keep_text_embeddings(text_embeddings, 1)
     drawn = fusion_candidates(data, samples, arguments.num_candidates, arguments.seed)
-    last_items = best_last_items(model, processor, samples, drawn)
-    model.config.rankers = {**model.config.rankers, "text": {"last_items": last_items}}
+    fit_text(model, processor, text_embeddings, samples, drawn)
     has = rankers_of(model.config)
     language = ["retrieval"] if "retrieval" in has else ["likelihood"] if "likelihood" in has else []
     parts = split_names(arguments.fusion_parts or "") or ["cf", "text", *language]
@@ -275,7 +245,7 @@ def take_rankers(
     """
     model.eval()
     rankers = fitted.rankers or {}
-    model.keep_text_embeddings(text_embeddings, rankers["text"]["last_items"])
+    model.keep_text_embeddings(text_embeddings, **rankers["text"])
     model.config.rankers = {**(model.config.rankers or {}), "fusion": rankers["fusion"]}
     model.config.ranker = fitted.ranker
     build_ranker(None, model, processor)
@@ -287,6 +257,6 @@ def _validation_ndcg(
     columns = (candidates == samples.targets[:, None]).argmax(axis=1)
     scores = [
         ranker.score(users, rows).scores.cpu().numpy()
-        for users, rows in _batches(model, processor, samples, candidates, SCORED_AT_ONCE)
+        for users, rows in user_batches(model, processor, samples, candidates, SCORED_AT_ONCE)
     ]
     return float(ndcg_at_k(target_ranks(np.concatenate(scores), columns), 10).mean())
