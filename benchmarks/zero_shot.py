@@ -40,14 +40,9 @@ from allmrec_hf.ranker_built_in import build_ranker
 from allmrec_hf.ranker_fusion import FusionParts, standardized
 from allmrec_hf.ranker_zero_shot import add_zero_shot, zero_shot_prompt
 from allmrec_hf.ranking import hit_at_k, ndcg_at_k, target_ranks
+from allmrec_hf.training.conditional_logit import fitted_weights
 from allmrec_hf.training.fair import fair_backbone
-from allmrec_hf.training.fusion_fitting import (
-    FusionSamples,
-    fit_fusion,
-    fitted_weights,
-    fusion_candidates,
-    held_out_users,
-)
+from allmrec_hf.training.fusion_fitting import FusionSamples, fit_fusion, fusion_candidates, held_out_users
 from allmrec_hf.training.llms import load_llm
 from allmrec_hf.training.pretrained_backbone import load_backbone
 from allmrec_hf.training.samples import Samples, validation_targets

@@ -21,7 +21,8 @@ from allmrec_hf.ranker_fusion import gates, standardized
 from allmrec_hf.ranker_likelihood import LIKELIHOOD_FORMS
 from allmrec_hf.ranker_retrieval import RetrievalRanker
 from allmrec_hf.space import page_html
-from allmrec_hf.training.fusion_fitting import FusionSamples, fit_fusion, fitted_weights
+from allmrec_hf.training.conditional_logit import fitted_weights
+from allmrec_hf.training.fusion_fitting import FusionSamples, fit_fusion
 from allmrec_hf.training.retrieval_training import RetrievalModule, RetrievalTask
 from allmrec_hf.training.stage_arguments import RANKER_STAGES, RetrieveArguments
 from allmrec_hf.training.stages import _first_ranker

@@ -233,11 +233,11 @@ class TextSimilarity(CatalogueRanker):
     kind = "text"
     needs_llm = False
 
-    def __init__(self, model: ALLMRecModel, processor: ALLMRecProcessor, recency: float | None = None) -> None:
+    def __init__(self, model: ALLMRecModel, processor: ALLMRecProcessor) -> None:
         super().__init__(model, processor)
         stored = (model.config.rankers or {}).get("text", {})
         self.last_items = stored.get("last_items")
-        self.recency = float(stored.get("recency", 1.0) if recency is None else recency)
+        self.recency = float(stored.get("recency", 1.0))
 
     @classmethod
     def lacks(cls, config: Any) -> str | None:

@@ -26,7 +26,9 @@ class TextFit(TextSimilarity):
     """The ranker `text`, also of checkpoints that keep no text embeddings: those are compared in the joint space."""
 
     def __init__(self, model: ALLMRecModel, processor: ALLMRecProcessor) -> None:
-        super().__init__(model, processor, None if "text" in (model.config.rankers or {}) else TEXT_RECENCY)
+        super().__init__(model, processor)
+        if "text" not in (model.config.rankers or {}):
+            self.recency = TEXT_RECENCY
 
     @classmethod
     def lacks(cls, config: Any) -> str | None:

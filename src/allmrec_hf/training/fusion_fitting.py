@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ..configuration_allmrec import ALLMRecConfig
 from ..data.candidates import SeenItems, sample_candidates, title_groups
@@ -22,6 +21,7 @@ from ..ranker import ModelRanker
 from ..ranker_built_in import build_ranker, compared_rankers, rankers_of
 from ..ranker_fusion import LIST_PARTS, FusionParts, ReciprocalRanks, WeightedSum, gates
 from ..ranking import ndcg_at_k, target_ranks
+from .conditional_logit import FOLDS, fitted_weights, held_out_loss
 from .projection import candidate_samples
 from .samples import Samples, validation_targets
 from .stage_arguments import ProjectArguments, RankArguments, split_names
@@ -30,8 +30,6 @@ from .text_fitting import fit_text, user_batches
 logger = logging.getLogger(__name__)
 
 PIVOTS = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0)
-FOLDS = 5
-PENALTY = 1e-3
 SCORED_AT_ONCE = 16  # users whose prompts the LLM reads at once
 COMPARISONS = (WeightedSum.kind, ReciprocalRanks.kind)
 
@@ -56,41 +54,6 @@ class FusionSamples:
             return self.scores.movedim(0, -1)
         gate = gates(self.counts, pivot).unsqueeze(0)
         return torch.cat([self.scores * (1 - gate), self.scores * gate, gate]).movedim(0, -1)
-
-
-def fitted_weights(features: Tensor, columns: Tensor) -> Tensor:
-    """Return the weights `(F,)` of the best softmax over candidates, by L-BFGS on a convex loss.
-
-    Args:
-        features: `(B, C, F)`.
-        columns: `(B,)` places of the targets.
-    """
-    weights = torch.zeros(features.shape[-1], dtype=torch.float64, requires_grad=True)
-    rows = features.double()
-    optimizer = torch.optim.LBFGS([weights], max_iter=100, line_search_fn="strong_wolfe")
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        loss = F.cross_entropy(rows @ weights, columns) + PENALTY * weights.square().sum()
-        loss.backward()
-        return loss
-
-    optimizer.step(closure)  # type: ignore[arg-type]
-    return weights.detach()
-
-
-def held_out_loss(features: Tensor, columns: Tensor, seed: int) -> float:
-    """Return the mean loss of each fold of users under the weights of the others."""
-    folds = np.random.default_rng(seed).permutation(len(columns)) % FOLDS
-    losses = []
-    for fold in range(min(FOLDS, len(columns))):
-        inside = torch.from_numpy(folds != fold)
-        if not inside.any() or inside.all():
-            continue
-        weights = fitted_weights(features[inside], columns[inside])
-        logits = features[~inside].double() @ weights
-        losses.append(F.cross_entropy(logits, columns[~inside], reduction="sum").item())
-    return sum(losses) / len(columns)
 
 
 def fit_fusion(found: FusionSamples, names: Sequence[str], seed: int = 0) -> dict[str, Any]:
@@ -208,7 +171,7 @@ def fit_rankers(
         )
     model.config.rankers = {name: value for name, value in (model.config.rankers or {}).items() if name != "fusion"}
     drawn = fusion_candidates(data, samples, arguments.num_candidates, arguments.seed)
-    fit_text(model, processor, text_embeddings, samples, drawn)
+    fit_text(model, processor, text_embeddings, samples, drawn, arguments.seed)
     has = rankers_of(model.config)
     language = ["retrieval"] if "retrieval" in has else ["likelihood"] if "likelihood" in has else []
     parts = split_names(arguments.fusion_parts or "") or ["cf", "text", *language]

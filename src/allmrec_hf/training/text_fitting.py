@@ -11,10 +11,11 @@ from torch import Tensor
 from ..modeling_allmrec import ALLMRecModel
 from ..processing_allmrec import ALLMRecProcessor
 from ..ranker import TextSimilarity, UserBatch
-from ..ranking import ndcg_at_k, target_ranks
+from ..ranker_fusion import FusionParts
+from .conditional_logit import held_out_loss
 from .samples import Samples
 
-WHITENINGS = (None, 0.0, 0.25, 0.5)
+WHITENINGS = (None, 0.0, 0.125, 0.25, 0.5)
 RECENCIES = (0.5, 0.7, 0.85, 1.0)
 USERS_AT_ONCE = 128
 
@@ -32,15 +33,15 @@ def user_batches(
         yield UserBatch.encode(model, processor, histories), candidates[start : start + at_once].tolist()
 
 
-@torch.no_grad()
 def fit_text(
     model: ALLMRecModel,
     processor: ALLMRecProcessor,
     text_embeddings: Tensor,
     samples: Samples,
     candidates: np.ndarray,
+    seed: int = 0,
 ) -> None:
-    """Give a model the ranker `text` with the whitening and recency that have the best NDCG@10.
+    """Give a model the ranker `text` with the whitening and recency of the least loss, as that of a fusion is taken.
 
     Args:
         model: The model; its config and item table are changed.
@@ -48,15 +49,18 @@ def fit_text(
         text_embeddings: `(N + 1, d_text)` by the checkpoint's text encoder.
         samples: Validation users.
         candidates: `(S, C)` catalogue indices, each target once in its row.
+        seed: Of the folds.
     """
-    columns = (candidates == samples.targets[:, None]).argmax(axis=1)
+    columns = torch.from_numpy((candidates == samples.targets[:, None]).argmax(axis=1))
     batches = list(user_batches(model, processor, samples, candidates))
-    found = {}
+    losses = {}
     for whitening in WHITENINGS:
         model.keep_text_embeddings(text_embeddings, recency=1.0, whitening=whitening)
         for recency in RECENCIES:
-            ranker = TextSimilarity(model, processor, recency)
-            scores = torch.cat([ranker.score(users, rows).scores.cpu() for users, rows in batches])
-            found[whitening, recency] = ndcg_at_k(target_ranks(scores.numpy(), columns), 10).mean()
-    whitening, recency = max(found, key=lambda setting: found[setting])
+            model.config.rankers["text"]["recency"] = recency
+            parts = FusionParts(model, processor, [TextSimilarity.kind])
+            with torch.no_grad():
+                scores = torch.cat([parts.of_lists(users, rows, 1).cpu() for users, rows in batches], dim=1)
+            losses[whitening, recency] = held_out_loss(scores.movedim(0, -1), columns, seed)
+    whitening, recency = min(losses, key=lambda setting: losses[setting])
     model.keep_text_embeddings(text_embeddings, recency=recency, whitening=whitening)

@@ -1,0 +1,46 @@
+"""Fit weights of scores so that the softmax over a user's candidates gives the target, and tell how well they do."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+FOLDS = 5
+PENALTY = 1e-3
+
+
+def fitted_weights(features: Tensor, columns: Tensor) -> Tensor:
+    """Return the weights `(F,)` of the best softmax over candidates, by L-BFGS on a convex loss.
+
+    Args:
+        features: `(B, C, F)`.
+        columns: `(B,)` places of the targets.
+    """
+    weights = torch.zeros(features.shape[-1], dtype=torch.float64, requires_grad=True)
+    rows = features.double()
+    optimizer = torch.optim.LBFGS([weights], max_iter=100, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(rows @ weights, columns) + PENALTY * weights.square().sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)  # type: ignore[arg-type]
+    return weights.detach()
+
+
+def held_out_loss(features: Tensor, columns: Tensor, seed: int) -> float:
+    """Return the mean loss of each fold of users under the weights of the others."""
+    folds = np.random.default_rng(seed).permutation(len(columns)) % FOLDS
+    losses = []
+    for fold in range(min(FOLDS, len(columns))):
+        inside = torch.from_numpy(folds != fold)
+        if not inside.any() or inside.all():
+            continue
+        weights = fitted_weights(features[inside], columns[inside])
+        logits = features[~inside].double() @ weights
+        losses.append(F.cross_entropy(logits, columns[~inside], reduction="sum").item())
+    return sum(losses) / len(columns)
