@@ -1,4 +1,4 @@
-"""Users a second of the rankers of one LLM: a likelihood of 20 titles, and retrieval in the whole catalogue.
+"""Users a second of the rankers of one LLM: a likelihood of 20 titles and of all, and retrieval of all.
 
     python benchmarks/ranker_speed.py --llm runs/parts/SmolLM2-135M-Instruct --output FILE
 
@@ -24,6 +24,7 @@ from allmrec_hf.ranker_retrieval import RetrievalRanker, add_retrieval_head
 from allmrec_hf.training.stage_arguments import RetrieveArguments
 
 TOP_K = 10
+LISTED, ALL = "likelihood, 20 titles", "likelihood, whole catalogue, 20 titles at once"
 WAYS = {  # of retrieval: the share of the LLM's layers, and whether the history names titles
     "retrieval, all layers, titles": (None, True),
     "retrieval, all layers, vectors alone": (None, False),
@@ -53,10 +54,16 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
     histories, candidates, _ = setup.users_of(data, options.users)
     by_title = TitleLikelihood(*setup.build(data, llm, tokenizer))
 
-    @torch.no_grad()
-    def likelihood() -> torch.Tensor:
-        users = UserBatch.encode(by_title.model, by_title.processor, histories)
-        return by_title.score(users, candidates).scores
+    catalogue = torch.arange(1, data.num_items + 1).split(len(candidates[0]))  # a prompt lists its candidates
+    lists = {LISTED: [candidates], ALL: [[part.tolist()] * len(histories) for part in catalogue]}
+
+    def likelihood(turns: Any) -> Any:
+        @torch.no_grad()
+        def rank() -> torch.Tensor:
+            users = UserBatch.encode(by_title.model, by_title.processor, histories)
+            return torch.cat([by_title.score(users, titles).scores for titles in turns], dim=1)
+
+        return rank
 
     def whole_catalogue(ranker: RetrievalRanker) -> Any:
         @torch.no_grad()
@@ -68,11 +75,15 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
         return rank
 
     rankers = {name: retrieval(llm, tokenizer, data, *way) for name, way in WAYS.items()}
-    ways = {"likelihood, 20 titles": likelihood} | {name: whole_catalogue(ranker) for name, ranker in rankers.items()}
+    ways = {name: likelihood(turns) for name, turns in lists.items()}
+    ways |= {name: whole_catalogue(ranker) for name, ranker in rankers.items()}
     found = setup.in_turns(ways, options.repeats)
-    tokens = {"likelihood, 20 titles": by_title.tokens_read(histories, candidates)}
+    tokens = {
+        name: [count for titles in turns for count in by_title.tokens_read(histories, titles)]
+        for name, turns in lists.items()
+    }
     tokens |= {name: ranker.tokens_read(histories) for name, ranker in rankers.items()}
-    base = found["likelihood, 20 titles"]
+    base = found[LISTED]
     return {
         "llm": shown,
         "dtype": "float32",

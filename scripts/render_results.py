@@ -118,8 +118,20 @@ def ranker_speed(report: dict[str, Any]) -> str:
     """Return users a second of each ranker as Markdown."""
     lines = ["| ranker | tokens of a user | users a second | of likelihood's |", "| --- |" + " ---: |" * 3]
     for name, way in report["ways"].items():
-        figures = f"{way['tokens_of_a_user']:.0f} | {way['users_per_s']:.2f} | {way['times_likelihood']:.1f}"
+        figures = f"{way['tokens_of_a_user']:,.0f} | {way['users_per_s']:.3g} | {way['times_likelihood']:.3g}"
         lines.append(f"| {name} | {figures} |")
+    return "\n".join(lines)
+
+
+def beauty_gap(report: dict[str, Any]) -> str:
+    """Return NDCG@10 / Hit@10 of `benchmarks/beauty_gap.py` as Markdown."""
+    methods = ("item-knn", "sasrec", "bsarec")
+    shown = {"recipe": "the published run's recipe", "descending": "days in descending order"}
+    lines = ["| seed 0 | " + " | ".join(methods) + " |", "| --- |" + " ---: |" * len(methods)]
+    for way, found in report["ways"].items():
+        values = [found.get(name) for name in methods]
+        cells = ["-" if one is None else f"{one['ndcg@10']:.4f} / {one['hit@10']:.4f}" for one in values]
+        lines.append(f"| {shown.get(way, f'days in random order {way}')} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -171,6 +183,8 @@ def tables() -> dict[str, str]:
     stored = ROOT / "benchmarks" / "results" / "ranker_speed.json"
     found["ranker_speed"] = ranker_speed(json.loads(stored.read_text(encoding="utf-8")))
     found["order"] = order(sorted((RESULTS / "order").glob("*.json")))
+    gap = RESULTS / "beauty" / "gap.json"
+    found["beauty_gap"] = beauty_gap(json.loads(gap.read_text(encoding="utf-8")))
     found["beauty"] = beside_published(RESULTS / "beauty" / "results.parquet", "beauty")
     return found
 
