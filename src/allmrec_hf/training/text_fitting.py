@@ -17,6 +17,7 @@ from .samples import Samples
 
 WHITENINGS = (None, 0.0, 0.125, 0.25, 0.5)
 RECENCIES = (0.5, 0.7, 0.85, 1.0)
+USUAL_WHITENING = 0.25  # with which the recency is chosen
 USERS_AT_ONCE = 128
 
 
@@ -41,7 +42,9 @@ def fit_text(
     candidates: np.ndarray,
     seed: int = 0,
 ) -> None:
-    """Give a model the ranker `text` with the whitening and recency of the least loss, as that of a fusion is taken.
+    """Give a model the ranker `text` with the recency and then the whitening of the least loss.
+
+    The loss is that by which a fusion is fitted, on users whose weight the others have given.
 
     Args:
         model: The model; its config and item table are changed.
@@ -53,14 +56,14 @@ def fit_text(
     """
     columns = torch.from_numpy((candidates == samples.targets[:, None]).argmax(axis=1))
     batches = list(user_batches(model, processor, samples, candidates))
-    losses = {}
-    for whitening in WHITENINGS:
-        model.keep_text_embeddings(text_embeddings, recency=1.0, whitening=whitening)
-        for recency in RECENCIES:
-            model.config.rankers["text"]["recency"] = recency
-            parts = FusionParts(model, processor, [TextSimilarity.kind])
-            with torch.no_grad():
-                scores = torch.cat([parts.of_lists(users, rows, 1).cpu() for users, rows in batches], dim=1)
-            losses[whitening, recency] = held_out_loss(scores.movedim(0, -1), columns, seed)
-    whitening, recency = min(losses, key=lambda setting: losses[setting])
+
+    def loss(recency: float, whitening: float | None) -> float:
+        model.keep_text_embeddings(text_embeddings, recency=recency, whitening=whitening)
+        parts = FusionParts(model, processor, [TextSimilarity.kind])
+        with torch.no_grad():
+            scores = torch.cat([parts.of_lists(users, rows, 1).cpu() for users, rows in batches], dim=1)
+        return held_out_loss(scores.movedim(0, -1), columns, seed)
+
+    recency = min(RECENCIES, key=lambda share: loss(share, USUAL_WHITENING))
+    whitening = min(WHITENINGS, key=lambda power: loss(recency, power))
     model.keep_text_embeddings(text_embeddings, recency=recency, whitening=whitening)
