@@ -1,4 +1,4 @@
-"""Where SASRec's distance from the published figure on Beauty comes from: its recipe, and the order within a day.
+"""What SASRec's distance from the published figure on Beauty may come from: its recipe, the order within a day.
 
     python benchmarks/beauty_gap.py --data-root DATA --output RUNS --way recipe
     python benchmarks/beauty_gap.py --data-root DATA --output RUNS --way descending

@@ -220,7 +220,8 @@ same with weights drawn at random in the LLM, `fusion without an LLM` the same w
 users and candidates. Titles are cut to {tokens} tokens; words of the prompt and lengths were not tuned. The idea was
 tried on validation users of Office Products first; the test users were looked at once. Intervals are 95 % bootstrap
 over users, of means over the seeds. Tests: the fusion with the pretrained LLM against each other, paired by user,
-sign flips, Holm over all rows. Every seed's figure: [zero_shot.json](zero_shot.json)."""
+sign flips, Holm over all rows. Measured while `text` was the raw cosine, before it was whitened. Every seed's figure:
+[zero_shot.json](zero_shot.json)."""
 
 
 def over_seeds(runs: list[dict[str, Any]]) -> dict[str, dict[str, np.ndarray]]:

@@ -49,5 +49,7 @@ def test_published_weights_are_drawn_in_the_published_scale(beauty_gap):
     beauty_gap.draw_as_published(model)
     assert not model.item_embedding.weight[0].any()
     assert float(model.item_embedding.weight.detach().std()) == pytest.approx((2 / 565) ** 0.5, rel=0.05)
-    assert float(model.layers[0].attention.query.weight.detach().abs().max()) == pytest.approx((6 / 256) ** 0.5, rel=0.02)
+    assert float(model.layers[0].attention.query.weight.detach().abs().max()) == pytest.approx(
+        (6 / 256) ** 0.5, rel=0.02
+    )
     assert float(model.layers[1].feed_forward_outer.bias.detach().abs().max()) <= 1 / 8

@@ -39,13 +39,14 @@ class TextSpace(nn.Module):
             power: 0 to 0.5: of its variance, by which each direction is divided; 0 centres alone, 0.5 whitens.
         """
         vectors = text_embeddings[text_embeddings.any(dim=1)]
-        vectors = F.normalize(vectors.to(self.mean.device, torch.float64), dim=1)
-        mean = vectors.mean(dim=0) if len(vectors) else torch.zeros_like(self.mean, dtype=torch.float64)
+        vectors = F.normalize(vectors.cpu().double(), dim=1)  # not every device has float64
+        mean = vectors.mean(dim=0) if len(vectors) else torch.zeros(self.mean.shape, dtype=torch.float64)
         centred = vectors - mean
         variances, directions = torch.linalg.eigh(centred.T @ centred / max(len(vectors), 1))
         variances = variances.clamp(min=0) + SMALLEST_VARIANCE * variances.mean().clamp(min=1e-12)
-        self.mean = mean.float()
-        self.whitening = ((directions * variances.pow(-power)) @ directions.T).float()
+        device = self.mean.device
+        self.mean = mean.float().to(device)
+        self.whitening = ((directions * variances.pow(-power)) @ directions.T).float().to(device)
 
     def forward(self, text_embeddings: Tensor) -> Tensor:
         """Return directions of length 1 for `(K, d_text)` embeddings; zeros, an item without a text, stay zeros."""
