@@ -118,3 +118,19 @@ def test_what_ranks_validation_users_best_is_chosen():
     settings = model.config.rankers["text"]
     assert settings["recency"] == RECENCIES[0]
     assert settings["whitening"] in WHITENINGS[1:]
+
+
+def test_where_all_of_a_history_counts_alike_the_recency_is_1():
+    generator = torch.Generator().manual_seed(0)
+    own = F.normalize(torch.randn(40, 12, generator=generator), dim=1)
+    histories = [np.random.default_rng(row).permutation(40)[:4] + 1 for row in range(30)]
+    targets = np.arange(41, 71)
+    mixed = torch.stack([own[history - 1].sum(dim=0) for history in histories])
+    model = tiny_model("llama", 70)
+    processor = tiny_processor(tiny_catalog(70))
+    candidates = np.tile(targets, (30, 1))
+    texts = torch.cat([torch.zeros(1, 12), own, mixed])
+    fit_text(model, processor, texts, Samples(np.arange(30), histories, targets), candidates)
+    assert model.config.rankers["text"]["recency"] == RECENCIES[-1]
+    with pytest.raises(TypeError):
+        model.keep_text_embeddings(texts, whitenings=0.25)

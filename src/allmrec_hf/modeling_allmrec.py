@@ -86,14 +86,16 @@ class ALLMRecModel(ALLMRecPreTrainedModel):
         self.user_projector = build_projector(kind, user_dim, llm_dim, "leaky_relu", tokens)
         self.item_projector = build_projector(kind, self.config.joint_dim, llm_dim, "gelu", tokens)
 
-    def keep_text_embeddings(self, text_embeddings: torch.Tensor, **settings: Any) -> None:
-        """Keep text embeddings `(N + 1, d_text)` for the rankers `text` and `fusion`.
+    def keep_text_embeddings(
+        self, text_embeddings: torch.Tensor, recency: float = 1.0, whitening: Any = None, last_items: Any = None
+    ) -> None:
+        """Keep `(N + 1, d_text)` embeddings by the checkpoint's text encoder for the rankers `text` and `fusion`.
 
-        Args:
-            text_embeddings: By this checkpoint's text encoder, row 0 padding.
-            settings: Of the ranker `text`: `recency`, `whitening`; see `TextSimilarity`.
+        The settings are those of `TextSimilarity`.
         """
-        self.item_table.keep_texts(text_embeddings, settings.get("whitening"))
+        self.item_table.keep_texts(text_embeddings, whitening)
+        window = {} if last_items is None else {"last_items": last_items}
+        settings = {"recency": recency, "whitening": whitening, **window}
         self.config.rankers = {**(self.config.rankers or {}), "text": settings}
 
     def new_retrieval_head(self) -> RetrievalHead:
