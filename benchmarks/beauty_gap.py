@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import torch
+import yaml
 from torch import nn
 
 from allmrec_hf.cf_sasrec import SASRecModel
@@ -31,35 +32,8 @@ from allmrec_hf.files import written_whole
 HERE = Path(__file__).resolve().parent
 REPORT = HERE.parent / "docs" / "results" / "beauty" / "gap.json"
 SOURCE = "amazon2014_beauty_s3rec"
-RECIPE = """title: SASRec on Beauty, by the published recipe
-seeds: [0]
-preset: default
-published: s3rec
-reference: sasrec
-datasets:
-  - name: beauty
-    table:
-      interactions: amazon2014_beauty_s3rec/interactions.parquet
-      items: amazon2014_beauty_s3rec/items.parquet
-    prepare: {title: Amazon Beauty 2014, domain: item, filter: none}
-    expected: {users: 22363, items: 12101, interactions: 198502}
-scenarios:
-  - overall
-methods:
-  - method: sasrec
-    options:
-      num_train_epochs: 130
-      learning_rate: 5.0e-4
-      per_device_train_batch_size: 512
-      eval_epochs: 10
-      early_stopping_patience: null
-      max_validation_users: null
-      adam_beta2: 0.999
-      options: {dropout: 0.6, attend_padding: true}
-evaluation:
-  protocol: full
-  cutoffs: [1, 5, 10]
-"""
+LONG = HERE / "beauty_long.yaml"  # the recipe but for what follows
+RECIPE = {"adam_beta2": 0.999, "options": {"dropout": 0.6, "attend_padding": True}}
 
 
 @torch.no_grad()
@@ -115,7 +89,9 @@ def run(way: str, data_root: Path, output: Path) -> None:
     if way == "recipe":
         with_published_weights()
         suite = folder / "suite.yaml"
-        suite.write_text(RECIPE, encoding="utf-8")
+        told = yaml.safe_load(LONG.read_text(encoding="utf-8"))
+        told["methods"][0]["options"] |= RECIPE
+        suite.write_text(yaml.safe_dump(told), encoding="utf-8")
         given = ["--suite", str(suite), "--data-root", str(data_root)]
     else:
         root = reordered(data_root, folder, way)

@@ -145,7 +145,7 @@ def compute_run(data: PreparedData, name: str, llm: str, random: bool, seed: int
     rankers: list[Any] = [
         ALLMRecRanker(model, processor, name=kind, batch_size=64, ranker=kind) for kind in rankers_of(model.config)
     ]
-    weights = dict(model.config.rankers["fusion"])
+    fitted = {name: dict(model.config.rankers[name]) for name in ("text", "fusion")}
     if not random:
         model.config.rankers = {**model.config.rankers, "fusion": _without_llm(model, processor, data, args)}
         rankers.append(ALLMRecRanker(model, processor, name=NO_LLM, batch_size=64, ranker="fusion"))
@@ -162,7 +162,7 @@ def compute_run(data: PreparedData, name: str, llm: str, random: bool, seed: int
         "seed": seed,
         "settings": settings,
         "default_ranker": chosen,
-        "fusion": weights,
+        **fitted,
         "seconds": {"backbone and stage 1": aligned - started, "retrieve and rank": trained - aligned},
     }
     store(rankers, data, facts, options.output / "runs" / f"{name}-{seed}-{folder.name}")
@@ -195,7 +195,7 @@ def compute_refit(data: PreparedData, name: str, llm: str, seed: int, options: a
         "seed": seed,
         "settings": settings,
         "default_ranker": model.config.ranker,
-        "fusion": model.config.rankers["fusion"],
+        **{name: model.config.rankers[name] for name in ("text", "fusion")},
         "seconds": {"all stages": trained},
     }
     store(rankers, data, facts, run.with_name(f"{run.name}-refit"))
@@ -402,7 +402,7 @@ def write_table(output: Path) -> None:
         tables = [table(found, protocol) for protocol in PROTOCOLS]
         parts.append("\n\n".join([f"## {title}", *tables, test_table(found)]))
     for run in runs:
-        kept = ("dataset", "llm", "seed", "default_ranker", "fusion", "seconds")
+        kept = ("dataset", "llm", "seed", "default_ranker", "text", "fusion", "seconds")
         beyond = run["reports"]["full"].get("beyond_accuracy")
         report["runs"].append({**{name: run[name] for name in kept}, "beyond_accuracy": beyond})
     for path, text in (

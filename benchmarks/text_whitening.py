@@ -88,10 +88,11 @@ python benchmarks/text_whitening.py --data-root DATA --parts runs/parts --output
 
 NDCG@10 of an item's text against those of the history, by all-MiniLM-L6-v2, nothing trained; at most 2,000 validation
 users of each data set, leave-one-out, among the 20 prepared candidates and in the whole catalogue. `raw` is the mean
-cosine with the last items, as many as do best among candidates. The other rows are less the mean of all texts, with
-each direction divided by a power of its variance (0 centres alone, 0.5 whitens), a history item weighing 0.85 times
-what the next later one does. Every whitening with every recency: [text_whitening.json](text_whitening.json). A
-checkpoint takes those of the least loss on its own validation users (stage `rank`)."""
+cosine with the last items, as many as do best among candidates. The next row weighs a history item 0.85 times what the
+next later one does; those below also take the mean of items with interactions off, with each direction divided by a
+power of its variance (0 centres alone, 0.5 whitens). Every whitening with every recency:
+[text_whitening.json](text_whitening.json). A checkpoint takes those of the least loss on its own validation users
+(stage `rank`)."""
 SHOWN_RECENCY = 0.85
 
 

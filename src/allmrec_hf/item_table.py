@@ -14,7 +14,7 @@ class ItemTable(nn.Module):
 
     Buffers: `text_joint_embeddings (N + 1, d_joint)` `q_i`, and `interaction_counts (N + 1,)` how often each was a
     target in an epoch of the backbone's training; where `text_dim` is given, `text_directions (N + 1, d_text)`, the
-    text embeddings at unit length in half precision, which the rankers `text` and `fusion` read. Row 0 is padding.
+    texts' directions in half precision, which the rankers `text` and `fusion` read. Row 0 is padding.
 
     Args:
         num_items: N.

@@ -87,7 +87,11 @@ class ALLMRecModel(ALLMRecPreTrainedModel):
         self.item_projector = build_projector(kind, self.config.joint_dim, llm_dim, "gelu", tokens)
 
     def keep_text_embeddings(
-        self, text_embeddings: torch.Tensor, recency: float = 1.0, whitening: Any = None, last_items: Any = None
+        self,
+        text_embeddings: torch.Tensor,
+        recency: float = 1.0,
+        whitening: float | None = None,
+        last_items: int | None = None,
     ) -> None:
         """Keep `(N + 1, d_text)` embeddings by the checkpoint's text encoder for the rankers `text` and `fusion`.
 

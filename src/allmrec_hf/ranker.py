@@ -256,8 +256,7 @@ class TextSimilarity(CatalogueRanker):
 
     def vectors(self, users: UserBatch) -> Tensor:
         """Return the mean directions `(B, d_text)` of the texts of a history, weighted by how recent they are."""
-        mean = [self._mean_direction(history) for history in users.histories]
-        return torch.stack(mean)
+        return torch.stack([self._mean_direction(history) for history in users.histories])
 
     def _mean_direction(self, history: Sequence[int]) -> Tensor:
         rows = self._table[list(history if self.last_items is None else history[-self.last_items :])].float()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -57,13 +58,22 @@ def fit_text(
     columns = torch.from_numpy((candidates == samples.targets[:, None]).argmax(axis=1))
     batches = list(user_batches(model, processor, samples, candidates))
 
-    def loss(recency: float, whitening: float | None) -> float:
-        model.keep_text_embeddings(text_embeddings, recency=recency, whitening=whitening)
+    def loss() -> float:
         parts = FusionParts(model, processor, [TextSimilarity.kind])
         with torch.no_grad():
             scores = torch.cat([parts.of_lists(users, rows, 1).cpu() for users, rows in batches], dim=1)
         return held_out_loss(scores.movedim(0, -1), columns, seed)
 
-    recency = min(RECENCIES, key=lambda share: loss(share, USUAL_WHITENING))
-    whitening = min(WHITENINGS, key=lambda power: loss(recency, power))
-    model.keep_text_embeddings(text_embeddings, recency=recency, whitening=whitening)
+    def loss_with(recency: float) -> float:
+        settings["text"]["recency"] = recency
+        return loss()
+
+    def loss_in(whitening: float | None) -> float:
+        model.keep_text_embeddings(text_embeddings, recency, whitening)
+        return loss()
+
+    model.keep_text_embeddings(text_embeddings, whitening=USUAL_WHITENING)
+    settings: Any = model.config.rankers
+    recency = min(RECENCIES, key=loss_with)
+    whitening = min(WHITENINGS, key=loss_in)
+    model.keep_text_embeddings(text_embeddings, recency, whitening)
