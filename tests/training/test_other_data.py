@@ -31,6 +31,8 @@ from allmrec_hf.training.loop import run_stage
 from allmrec_hf.training.run_record import RUN_FILE
 from allmrec_hf.training.samples import drawn, last_of_training
 from allmrec_hf.training.text_encoders import load_text_encoder
+from allmrec_hf.training.trainer import ALLMRecTrainer
+from tests import small_run
 from tests.small_run import NUM_CANDIDATES, arguments, settings, train
 
 
@@ -177,6 +179,25 @@ def test_other_interactions_over_the_same_catalogue_are_refused(copied, small_pa
     turned = prepared(tmp_path / "data", interactions=lambda frame: frame.with_columns(-pl.col("timestamp")))
     with pytest.raises(ALLMRecError, match=r"which these tell apart: interactions, candidates; give the data"):
         train(turned, copied, settings(small_parts), ("project",), arguments())
+
+
+def test_a_fusion_fitted_on_other_data_is_neither_gone_on_with_nor_judged(
+    finished_run, small_parts, small_data, reordered, tmp_path
+):
+    run = Path(shutil.copytree(finished_run, tmp_path / "run"))
+    rank = {"num_candidates": 20, "max_validation_users": 60}
+    args = small_run.run_arguments(run, settings(small_parts)).replaced(rank=rank)
+    ALLMRecTrainer(args=args, data=small_data).train(("rank",))
+    fitted = (run / "config.json").read_text()
+    assert "fusion" in json.loads(fitted)["rankers"]
+    turned = prepared(tmp_path / "data", interactions=lambda frame: frame.with_columns(-pl.col("timestamp")))
+    changed = r"\(stage .*rank\), which these tell apart: interactions, candidates"
+    for other, message in ((turned, changed), (reordered, "trained on another catalogue than that of small")):
+        with pytest.raises(ALLMRecError, match=message):
+            ALLMRecTrainer(args=args, data=other).train(("rank",), resume_from_checkpoint=True)
+    assert (run / "config.json").read_text() == fitted
+    with pytest.raises(ALLMRecError, match="stand at another number"):
+        load_rankers(str(run), reordered, batch_size=8, num_permutations=1, names=("fusion",))
 
 
 def test_titles_may_be_corrected_as_long_as_no_stage_has_read_them(copied, small_parts, tmp_path):
