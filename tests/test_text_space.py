@@ -48,6 +48,23 @@ def test_items_without_a_text_neither_count_nor_get_a_direction():
     assert not beside(padded)[200:].any()
 
 
+def test_rows_read_some_at_once_give_the_space_of_all_at_once(monkeypatch):
+    vectors = drawn()
+    unit = F.normalize(vectors, dim=1).double()
+    centred = unit - unit.mean(dim=0)
+    monkeypatch.setattr("allmrec_hf.text_space.ROWS_AT_ONCE", 7)
+    monkeypatch.setattr("allmrec_hf.item_table.ROWS_AT_ONCE", 7)
+    space = TextSpace(6)
+    space.fit(vectors, 0.5)
+    variances, directions = torch.linalg.eigh(centred.T @ centred / len(unit))
+    whitening = (directions * (variances + SMALLEST_VARIANCE * variances.mean()).pow(-0.5)) @ directions.T
+    assert torch.allclose(space.mean.double(), unit.mean(dim=0), atol=1e-6)
+    assert torch.allclose(space.whitening.double(), whitening, atol=1e-4)
+    table = ItemTable(200, 4, 6)
+    table.keep_texts(torch.cat([torch.ones(1, 6), vectors]), 0.5)  # row 0 is padding, whatever it holds
+    assert torch.equal(table.text_directions, torch.cat([torch.zeros(1, 6), space(vectors)]).half())
+
+
 @pytest.mark.parametrize("embeddings", [torch.zeros(0, 6), torch.zeros(5, 6), torch.ones(5, 6), drawn(3)])
 def test_few_texts_or_equal_ones_give_finite_directions(embeddings):
     for power in (0.0, 0.25, 0.5):

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from .growing_table import appended
-from .text_space import TextSpace
+from .text_space import ROWS_AT_ONCE, TextSpace
 
 
 class ItemTable(nn.Module):
@@ -43,14 +43,16 @@ class ItemTable(nn.Module):
             text_embeddings: `(N + 1, d_text)`, row 0 padding.
             whitening: See `TextSpace.fit`; None for the embeddings as they are.
         """
-        embeddings = text_embeddings.to(self.interaction_counts.device, torch.float32)
-        embeddings = torch.cat([torch.zeros_like(embeddings[:1]), embeddings[1:]])
+        device, text_dim = self.interaction_counts.device, text_embeddings.shape[1]
         self.text_space = None
         if whitening is not None:
-            self.text_space = TextSpace(embeddings.shape[1]).to(embeddings.device)
-            known = self.interaction_counts > 0
-            self.text_space.fit(embeddings[known] if known.any() else embeddings, whitening)
-        self.text_directions = self._directions(embeddings).half()
+            self.text_space = TextSpace(text_dim).to(device)
+            known = self.interaction_counts[1:] > 0
+            self.text_space.fit(text_embeddings[1:], whitening, known if known.any() else None)
+        self.text_directions = torch.zeros(len(text_embeddings), text_dim, dtype=torch.float16, device=device)
+        for start in range(1, len(text_embeddings), ROWS_AT_ONCE):  # no second table of them in single precision
+            rows = text_embeddings[start : start + ROWS_AT_ONCE].to(device)
+            self.text_directions[start : start + len(rows)] = self._directions(rows)
 
     def _directions(self, text_embeddings: torch.Tensor) -> torch.Tensor:
         space = self.text_space

@@ -8,10 +8,13 @@ et al., ICDE 2024, arXiv 2402.10602).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+ROWS_AT_ONCE = 8192
 SMALLEST_VARIANCE = 0.1  # of the mean variance of a direction: what texts hardly differ in is not made larger
 
 
@@ -31,18 +34,23 @@ class TextSpace(nn.Module):
         self.register_buffer("whitening", torch.eye(text_dim))
 
     @torch.no_grad()
-    def fit(self, text_embeddings: Tensor, power: float) -> None:
+    def fit(self, text_embeddings: Tensor, power: float, counted: Tensor | None = None) -> None:
         """Take mean and variances from items.
 
         Args:
-            text_embeddings: `(K, d_text)` of the items that count; one without a text, zeros, does not.
+            text_embeddings: `(K, d_text)`; one without a text, zeros, does not count.
             power: 0 to 0.5: of its variance, by which each direction is divided; 0 centres alone, 0.5 whitens.
+            counted: `(K,)` True for items that count; None for all.
         """
-        vectors = text_embeddings[text_embeddings.any(dim=1)]
-        vectors = F.normalize(vectors.cpu().double(), dim=1)  # not every device has float64
-        mean = vectors.mean(dim=0) if len(vectors) else torch.zeros(self.mean.shape, dtype=torch.float64)
-        centred = vectors - mean
-        variances, directions = torch.linalg.eigh(centred.T @ centred / max(len(vectors), 1))
+        text_dim = len(self.mean)
+        total, count = torch.zeros(text_dim, dtype=torch.float64), 0
+        for vectors in _unit_vectors(text_embeddings, counted):
+            total, count = total + vectors.sum(dim=0), count + len(vectors)
+        mean = total / max(count, 1)
+        products = torch.zeros(text_dim, text_dim, dtype=torch.float64)
+        for vectors in _unit_vectors(text_embeddings, counted):
+            products += (vectors - mean).T @ (vectors - mean)
+        variances, directions = torch.linalg.eigh(products / max(count, 1))
         variances = variances.clamp(min=0) + SMALLEST_VARIANCE * variances.mean().clamp(min=1e-12)
         device = self.mean.device
         self.mean = mean.float().to(device)
@@ -53,3 +61,13 @@ class TextSpace(nn.Module):
         vectors = F.normalize(text_embeddings.float(), dim=-1)
         there = vectors.any(dim=-1, keepdim=True)
         return F.normalize((vectors - self.mean.float()) @ self.whitening.float(), dim=-1) * there
+
+
+def _unit_vectors(text_embeddings: Tensor, counted: Tensor | None) -> Iterator[Tensor]:
+    """Yield the texts that count as float64 unit vectors, some at once, on the CPU: not every device has float64."""
+    for start in range(0, len(text_embeddings), ROWS_AT_ONCE):
+        rows = text_embeddings[start : start + ROWS_AT_ONCE]
+        there = rows.any(dim=1)
+        if counted is not None:
+            there = there & counted[start : start + ROWS_AT_ONCE].to(rows.device)
+        yield F.normalize(rows[there].cpu().double(), dim=1)
