@@ -72,32 +72,48 @@ def suite_tables(path: Path) -> dict[str, str]:
     return {marker: suite_table(*table) for marker, table in found.items() if len(table[0])}
 
 
-SHOWN = ("backbone", "text", "fusion")
+SHOWN, HELD = ("backbone", "text", "fusion"), ("overall", "cold")
 
 
 def real_rankers(report: dict[str, Any]) -> str:
     """Return NDCG@10 among the stored candidates of the main rankers and controls, as Markdown."""
-    lines = [
-        "| data set | method | seeds | overall | warm | cold | never seen |",
-        "| --- | --- | --- |" + " ---: |" * 4,
-    ]
-    for found in report["datasets"].values():
-        for method, protocols in found["methods"].items():
-            if method.split(",")[0].split(" ")[0] not in SHOWN:
-                continue
-            rows = protocols["candidates"]
-            cells = [_over_seeds(rows[group]["ndcg@10"]["seeds"]) if group in rows else "-" for group in GROUPS]
-            lines.append(f"| {found['title']} | {method} | {len(rows['overall']['seeds'])} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    return across_data_sets(
+        {
+            found["title"]: {
+                method: protocols["candidates"]
+                for method, protocols in found["methods"].items()
+                if method.split(",")[0].split(" ")[0] in SHOWN
+            }
+            for found in report["datasets"].values()
+        }
+    )
 
 
 def zero_shot(report: dict[str, Any]) -> str:
     """Return NDCG@10 of what an LLM adds that nothing was trained for, beside its controls, as Markdown."""
-    lines = ["| data set | method | overall | warm | cold | never seen |", "| --- | --- |" + " ---: |" * 4]
-    for found in report["runs"]:
-        for method, rows in found["methods"].items():
-            cells = [_over_seeds(rows[group]["ndcg@10"]["seeds"]) if group in rows else "-" for group in GROUPS]
-            lines.append(f"| {found['title']} | {method} | {' | '.join(cells)} |")
+    return across_data_sets({found["title"]: found["methods"] for found in report["runs"]})
+
+
+def across_data_sets(found: dict[str, dict[str, dict[str, Any]]]) -> str:
+    """Return NDCG@10 over all and over cold targets as Markdown: a row for each method, a column for each data set.
+
+    Args:
+        found: By title of the data set and method its metrics by group.
+    """
+    seeds = {
+        title: max(len(rows["overall"]["ndcg@10"]["seeds"]) for rows in methods.values())
+        for title, methods in found.items()
+    }
+    heads = [f"{title}, {count} seed{'s' * (count > 1)}" for title, count in seeds.items()]
+    lines = ["| overall / cold | " + " | ".join(heads) + " |", "| --- |" + " ---: |" * len(heads)]
+    for method in dict.fromkeys(method for methods in found.values() for method in methods):
+        cells = []
+        for title, methods in found.items():
+            rows = methods.get(method)
+            own = [] if rows is None else [rows[group]["ndcg@10"]["seeds"] for group in HELD]
+            fewer = f" ({len(own[0])} seed{'s' * (len(own[0]) > 1)})" if own and len(own[0]) < seeds[title] else ""
+            cells.append(" / ".join(_over_seeds(values) for values in own) + fewer if own else "-")
+        lines.append(f"| {method} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -253,6 +253,36 @@ def difference(known: Mapping[str, Any], language_model: Any) -> str | None:
     return None
 
 
+def require_same(config: Any, language_model: Any, width: int, allow_other_llm: bool) -> None:
+    """Check that an LLM is the one that a checkpoint's projectors were trained for.
+
+    Args:
+        config: The checkpoint's.
+        language_model: The LLM.
+        width: Its `d_llm`.
+        allow_other_llm: Whether another one of this width is taken, with a warning.
+
+    Raises:
+        CheckpointError: when it has another width, or is another one.
+    """
+    trained = config.base_model_name_or_path
+    if width != config.llm_dim:
+        raise CheckpointError(
+            f"the projectors were trained for an LLM of width d_llm = {config.llm_dim} ({trained}), this one has "
+            f"{width}; give the LLM of the training"
+        )
+    known = config.language_model_fingerprint
+    reason = None if known is None else difference(known, language_model)
+    if reason is not None and not allow_other_llm:
+        raise CheckpointError(
+            f"this is not the LLM of the training ({trained}): {reason}. Vectors projected for one LLM mean nothing to "
+            "another; give the LLM of the training, or allow_other_llm=True (--allow-other-llm on the command line) to "
+            "attach this one all the same"
+        )
+    if reason is not None:
+        logger.warning("The LLM is not the one of the training: %s.", reason)
+
+
 # -- what was found before
 
 

@@ -26,7 +26,7 @@ from .language_model import (
     num_token_rows,
     padded_pass,
 )
-from .language_model_checks import difference, examine, fingerprint, recalled, record_of
+from .language_model_checks import examine, fingerprint, recalled, record_of, require_same
 from .modeling_pretrained import ALLMRecPreTrainedModel
 from .outputs import ALLMRecOutput, RetrievalOutput
 from .projector import build_projector
@@ -172,7 +172,7 @@ class ALLMRecModel(ALLMRecPreTrainedModel):
                 projector.apply(self._init_weights)
             self.config.language_model_fingerprint = fingerprint(language_model)
         elif before is None:
-            self._require_same(language_model, facts.width, allow_other_llm)
+            require_same(config, language_model, facts.width, allow_other_llm)
         self.language_model = language_model
         self._no_split_modules = sorted({*(self._no_split_modules or []), *(language_model._no_split_modules or [])})
         device = input_device(language_model)
@@ -196,24 +196,6 @@ class ALLMRecModel(ALLMRecPreTrainedModel):
             found = (facts, self.scoring_method, self._refused_methods)
             config.language_model_record = record_of(language_model, *found)
         self._unreached_limit = None if self.scoring_method == "naive" else unreached_limit(language_model)
-
-    def _require_same(self, language_model: Any, width: int, allow_other_llm: bool) -> None:
-        trained = f"the LLM of the training ({self.config.base_model_name_or_path})"
-        if width != self.config.llm_dim:
-            raise CheckpointError(
-                f"the projectors were trained for an LLM of width d_llm = {self.config.llm_dim} "
-                f"({self.config.base_model_name_or_path}), this one has {width}; give the LLM of the training"
-            )
-        known = self.config.language_model_fingerprint
-        reason = None if known is None else difference(known, language_model)
-        if reason is not None and not allow_other_llm:
-            raise CheckpointError(
-                f"this is not {trained}: {reason}. Vectors projected for one LLM mean nothing to another; give the LLM "
-                "of the training, or allow_other_llm=True (--allow-other-llm on the command line) to attach this one "
-                "all the same"
-            )
-        if reason is not None:
-            logger.warning("The LLM is not the one of the training: %s.", reason)
 
     def require_language_model(self) -> Any:
         """Return the LLM.
