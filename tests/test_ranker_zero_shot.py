@@ -10,7 +10,7 @@ from allmrec_hf import ALLMRecProcessor, CheckpointError, DataError
 from allmrec_hf.errors import ALLMRecError
 from allmrec_hf.ranker import UserBatch
 from allmrec_hf.ranker_built_in import build_ranker, rankers_of
-from allmrec_hf.ranker_zero_shot import add_zero_shot, zero_shot_prompt
+from allmrec_hf.ranker_zero_shot import ZeroShot, add_zero_shot, zero_shot_prompt
 from allmrec_hf.training.trainer import ALLMRecTrainer
 from tests import small_run
 from tests.tiny import FAMILIES, tiny_model, tiny_processor
@@ -123,14 +123,19 @@ def test_a_run_needs_no_stage_that_trains_around_the_llm(run):
         build_ranker("likelihood", model, ALLMRecProcessor.from_pretrained(run))
 
 
-def test_stage_rank_can_be_run_again(run, small_parts, small_data, tmp_path):
+def test_stage_rank_can_be_run_again_and_reads_each_user_once(run, small_parts, small_data, tmp_path, monkeypatch):
     folder = tmp_path / "run"
     shutil.copytree(run, folder)
     args = small_run.run_arguments(folder, small_run.settings(small_parts)).replaced(
         rank={"rankers": "zero_shot,fusion", "fusion_parts": "text,zero_shot", "max_validation_users": 30}
     )
+    read, scored = [], ZeroShot.score
+    monkeypatch.setattr(
+        ZeroShot, "score", lambda self, users, *rest: read.append(len(users)) or scored(self, users, *rest)
+    )
     ALLMRecTrainer(args=args, data=small_data).train("rank")
     assert AutoModel.from_pretrained(folder).config.rankers["fusion"]["parts"] == ["text", "zero_shot"]
+    assert sum(read) == 30  # once for the fit, and for the comparison of the part and of the fusion nothing more
 
 
 def test_the_pipeline_says_what_the_llm_adds_and_ranks_added_items(run):

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 import shutil
 from types import SimpleNamespace
 
@@ -15,15 +16,18 @@ from allmrec_hf.errors import ALLMRecError
 from allmrec_hf.hub import card_page
 from allmrec_hf.language_model import first_layers, last_states, num_layers
 from allmrec_hf.losses import catalogue_contrast
-from allmrec_hf.ranker import UserBatch
+from allmrec_hf.ranker import CFScore, TextSimilarity, UserBatch
 from allmrec_hf.ranker_built_in import RANKERS, build_ranker, compared_rankers, rankers_of
 from allmrec_hf.ranker_fusion import gates, standardized
 from allmrec_hf.ranker_likelihood import LIKELIHOOD_FORMS
 from allmrec_hf.ranker_retrieval import RetrievalRanker
+from allmrec_hf.ranking import ndcg_at_k, target_ranks
 from allmrec_hf.space import page_html
-from allmrec_hf.training.conditional_logit import fitted_weights
-from allmrec_hf.training.fusion_fitting import FusionSamples, fit_fusion
+from allmrec_hf.training.conditional_logit import FOLDS, fitted_weights, held_out_logits, held_out_loss
+from allmrec_hf.training.fusion_fitting import FusionSamples, fit_fusion, held_out_users
+from allmrec_hf.training.llms import load_llm
 from allmrec_hf.training.retrieval_training import RetrievalModule, RetrievalTask
+from allmrec_hf.training.samples import validation_targets
 from allmrec_hf.training.stage_arguments import RANKER_STAGES, RetrieveArguments
 from allmrec_hf.training.stages import _first_ranker
 from allmrec_hf.training.trainer import ALLMRecTrainer
@@ -164,6 +168,20 @@ def test_more_layers_than_the_llm_has_are_refused():
         first_layers(tiny_llm(), 3)
 
 
+@pytest.mark.parametrize("depths", [{"num_llm_layers": 3}, {"num_llm_layers": None, "llm_depths": "1,3"}])
+@pytest.mark.parametrize("loaded_before", [True, False])
+def test_more_layers_than_the_llm_has_are_refused_before_anything_is_trained(
+    small_parts, small_data, tmp_path, depths, loaded_before
+):
+    flat = small_run.settings(small_parts)
+    args = small_run.run_arguments(tmp_path / "run", flat).replaced(retrieve={**RETRIEVE, **depths})
+    llm, tokenizer = load_llm(flat["llm_name"], None, {}) if loaded_before else (None, None)
+    trainer = ALLMRecTrainer(args=args, data=small_data, llm=llm, tokenizer=tokenizer)
+    with pytest.raises(CheckpointError, match="num_llm_layers must be between 1 and the 2 layers of this LLM, got 3"):
+        trainer.train(("backbone", "align", "retrieve", "rank"))
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_item_side_is_made_once(loaded, monkeypatch):
     model, processor = loaded
     ranker = RetrievalRanker(model, processor)
@@ -233,13 +251,31 @@ def test_the_gate_is_closed_at_popularity_0_and_open_at_infinity():
     assert gates(torch.tensor([0.0, 5.0, 1e12]), 5.0).tolist() == pytest.approx([0.0, 0.5, 1.0])
 
 
-def test_a_fusion_does_not_change_when_a_part_is_shifted_and_scaled(loaded, monkeypatch):
+def test_the_score_of_a_fusion_by_hand_with_the_gate_closed_half_open_and_open(loaded):
+    model, processor = copy.deepcopy(loaded[0]), loaded[1]
+    weights = {"parts": {"cf": [0.5, 2.0], "text": [1.0, 0.25]}, "popularity": 0.3}
+    fusion = {"parts": ["cf", "text"], "pivot": 2.0, "gated": weights, "sum": weights}
+    model.config.rankers = {**model.config.rankers, "fusion": fusion}
+    model.item_table.interaction_counts[[4, 11, 30]] = torch.tensor([0, 2, 10**12])
+    users, everything = UserBatch.encode(model, processor, [HISTORY]), [list(range(1, model.cf_encoder.num_items + 1))]
+    z = {}
+    for name in ("cf", "text"):
+        raw = build_ranker(name, model, processor).score(users, everything).scores[0]
+        z[name] = ((raw - raw.mean()) / raw.std(correction=0))[[3, 10, 29]]
+    cold = 0.5 * z["cf"] + z["text"]
+    warm = 2.0 * z["cf"] + 0.25 * z["text"] + 0.3
+    by_hand = torch.stack([cold[0], (cold[1] + warm[1]) / 2, warm[2]])
+    found = build_ranker("fusion", model, processor).score(users, [[4, 11, 30]]).scores[0]
+    assert torch.allclose(found, by_hand, atol=1e-4)
+
+
+@pytest.mark.parametrize("part", [CFScore, TextSimilarity, RetrievalRanker])
+def test_a_fusion_does_not_change_when_a_part_is_shifted_and_scaled(loaded, monkeypatch, part):
     model, processor = loaded
     users = UserBatch.encode(model, processor, [HISTORY])
     before = build_ranker("fusion", model, processor).score(users, [[4, 11, 30]]).scores
-    encoder = type(model.cf_encoder)
-    plain = encoder.score
-    monkeypatch.setattr(encoder, "score", lambda self, vectors, items=None: 3 * plain(self, vectors, items) + 7)
+    plain = part.score_items
+    monkeypatch.setattr(part, "score_items", lambda self, vectors, items: 3 * plain(self, vectors, items) + 7)
     after = build_ranker("fusion", model, processor).score(users, [[4, 11, 30]]).scores
     assert torch.allclose(before, after, atol=1e-4)
 
@@ -266,6 +302,20 @@ def test_fitted_weights_are_those_of_the_convex_optimum():
     columns = torch.zeros(4, dtype=torch.long)
     weight = fitted_weights(features, columns).item()
     assert weight == pytest.approx(np.log(3), abs=0.05)  # three of four: odds of 3
+
+
+def test_held_out_logits_are_by_the_weights_of_the_other_folds():
+    generator = torch.Generator().manual_seed(0)
+    features, shown = torch.randn(23, 6, 2, generator=generator), torch.randn(23, 4, 2, generator=generator)
+    columns = torch.randint(6, (23,), generator=generator)
+    folds = np.random.default_rng(5).permutation(23) % FOLDS
+    found = held_out_logits(features, columns, 5, shown)
+    for user in (0, 11, 22):
+        others = torch.from_numpy(folds != folds[user])
+        by_hand = shown[user].double() @ fitted_weights(features[others], columns[others])
+        assert torch.allclose(found[user], by_hand)
+    loss = torch.nn.functional.cross_entropy(held_out_logits(features, columns, 5), columns)
+    assert held_out_loss(features, columns, 5) == pytest.approx(loss.item())
 
 
 def test_the_contrast_in_chunks_is_the_contrast_and_over_the_whole_catalogue_the_softmax():
@@ -313,6 +363,36 @@ def test_a_fusion_of_a_part_that_the_checkpoint_lacks_is_refused(finished_run, s
     args = trainer.args.replaced(rank={"fusion_parts": "cf,retrieval"})
     with pytest.raises(ALLMRecError, match=r"\['retrieval'\], but this checkpoint has"):
         ALLMRecTrainer(args=args, data=small_data).train("rank")
+
+
+def test_the_order_in_which_parts_are_named_changes_no_weight(run, small_parts, small_data, tmp_path):
+    found = []
+    for number, names in enumerate(("text,likelihood,cf", "cf, text,likelihood", "likelihood,likelihood,cf,text")):
+        folder = shutil.copytree(run, tmp_path / str(number))
+        trainer = trainer_of(folder, small_parts, small_data)
+        rank = {"fusion_parts": names, "num_candidates": 20, "max_validation_users": 30}
+        ALLMRecTrainer(args=trainer.args.replaced(rank=rank), data=small_data).train("rank")
+        found.append(json.loads((folder / "config.json").read_text())["rankers"]["fusion"])
+    assert found[0]["parts"] == ["cf", "text", "likelihood"]
+    assert found[0] == found[1] == found[2]
+
+
+def test_what_the_stage_tells_of_each_ranker_is_what_it_scores(run, small_parts, small_data, tmp_path, caplog):
+    folder = shutil.copytree(run, tmp_path / "run")
+    trainer = trainer_of(folder, small_parts, small_data)
+    with caplog.at_level("INFO"):
+        trainer.train("rank")
+    told = dict(re.findall(r"(\w+) (\d\.\d{4})", caplog.text.split("validation users: ")[-1]))
+    rows = held_out_users(small_data, trainer.args.project, trainer.args.rank)
+    samples = validation_targets(small_data).take(rows)
+    stored = small_data.candidates("validation").take(rows).items
+    users = UserBatch.encode(trainer.model, trainer.processor, [list(history) for history in samples.histories])
+    columns = (stored == samples.targets[:, None]).argmax(axis=1)
+    assert {"cf", "text", "retrieval", "likelihood", "fusion"} <= set(told)
+    for name in ("cf", "text", "retrieval", "likelihood"):
+        scores = build_ranker(name, trainer.model, trainer.processor).score(users, stored.tolist()).scores
+        ndcg = ndcg_at_k(target_ranks(scores.numpy(), columns), 10).mean()
+        assert float(told[name]) == pytest.approx(ndcg, abs=1e-4)
 
 
 def test_an_evaluation_shows_every_ranker_side_by_side(run, small_parts, small_data):

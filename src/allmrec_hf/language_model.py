@@ -215,6 +215,16 @@ def num_layers(source: Any) -> int:
     return int(text_config(source).num_hidden_layers)
 
 
+def check_depth(count: int, whole: int) -> None:
+    """Check that an LLM of `whole` layers can be cut to its first `count`.
+
+    Raises:
+        CheckpointError: when it has fewer.
+    """
+    if not 1 <= count <= whole:
+        raise CheckpointError(f"num_llm_layers must be between 1 and the {whole} layers of this LLM, got {count}")
+
+
 def decoder_layers(language_model: Any) -> list[nn.Module] | None:
     """Return the layers of an LLM's decoder; None where they cannot be told."""
     decoder, count = base_language_model(language_model).get_decoder(), num_layers(language_model)
@@ -256,8 +266,7 @@ def first_layers(language_model: Any, count: int | None = None) -> Any:
     model = base_language_model(language_model)
     decoder, whole = model.get_decoder(), num_layers(language_model)
     count = whole if count is None else count
-    if not 1 <= count <= whole:
-        raise CheckpointError(f"num_llm_layers must be between 1 and the {whole} layers of this LLM, got {count}")
+    check_depth(count, whole)
     if count == whole:
         return decoder
     lists = [n for n, m in decoder.named_children() if isinstance(m, nn.ModuleList) and len(m) == whole]

@@ -32,15 +32,25 @@ def fitted_weights(features: Tensor, columns: Tensor) -> Tensor:
     return weights.detach()
 
 
-def held_out_loss(features: Tensor, columns: Tensor, seed: int) -> float:
-    """Return the mean loss of each fold of users under the weights of the others."""
+def held_out_logits(features: Tensor, columns: Tensor, seed: int, shown: Tensor | None = None) -> Tensor:
+    """Return `(B, C')` logits of each fold of users under the weights of the others.
+
+    Args:
+        features: `(B, C, F)`, on which the weights are fitted.
+        columns: `(B,)` places of the targets.
+        seed: Of the folds.
+        shown: `(B, C', F)` what is weighed; the features themselves where not given.
+    """
+    shown = features if shown is None else shown
     folds = np.random.default_rng(seed).permutation(len(columns)) % FOLDS
-    losses = []
+    logits = torch.zeros(shown.shape[:2], dtype=torch.float64)
     for fold in range(min(FOLDS, len(columns))):
         inside = torch.from_numpy(folds != fold)
-        if not inside.any() or inside.all():
-            continue
-        weights = fitted_weights(features[inside], columns[inside])
-        logits = features[~inside].double() @ weights
-        losses.append(F.cross_entropy(logits, columns[~inside], reduction="sum").item())
-    return sum(losses) / len(columns)
+        if inside.any() and not inside.all():
+            logits[~inside] = shown[~inside].double() @ fitted_weights(features[inside], columns[inside])
+    return logits
+
+
+def held_out_loss(features: Tensor, columns: Tensor, seed: int) -> float:
+    """Return the mean loss of users whose weights the others have given."""
+    return F.cross_entropy(held_out_logits(features, columns, seed), columns).item()

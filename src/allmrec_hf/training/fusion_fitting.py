@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
+from transformers.utils.logging import tqdm
 
 from ..configuration_allmrec import ALLMRecConfig
 from ..data.candidates import SeenItems, sample_candidates, title_groups
@@ -19,19 +20,20 @@ from ..modeling_allmrec import ALLMRecModel
 from ..processing_allmrec import ALLMRecProcessor
 from ..ranker import ModelRanker
 from ..ranker_built_in import build_ranker, compared_rankers, rankers_of
-from ..ranker_fusion import LIST_PARTS, FusionParts, ReciprocalRanks, WeightedSum, gates
+from ..ranker_fusion import CATALOGUE_PARTS, LIST_PARTS, Fusion, FusionParts, ReciprocalRanks, WeightedSum, gates
 from ..ranking import ndcg_at_k, target_ranks
-from .conditional_logit import FOLDS, fitted_weights, held_out_loss
+from .conditional_logit import FOLDS, fitted_weights, held_out_logits, held_out_loss
 from .projection import candidate_samples
 from .samples import Samples, validation_targets
 from .stage_arguments import ProjectArguments, RankArguments, split_names
-from .text_fitting import fit_text, user_batches
+from .text_fitting import USERS_AT_ONCE, fit_text, user_batches
 
 logger = logging.getLogger(__name__)
 
 PIVOTS = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0)
 SCORED_AT_ONCE = 16  # users whose prompts the LLM reads at once
 COMPARISONS = (WeightedSum.kind, ReciprocalRanks.kind)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -118,10 +120,10 @@ def fusion_samples(
         candidates: `(S, C)` catalogue indices, each target once in its row.
     """
     parts = FusionParts(model, processor, names)
-    scores = torch.cat(
-        [parts.of_lists(users, rows, 1).cpu() for users, rows in user_batches(model, processor, samples, candidates)],
-        dim=1,
-    )
+    at_once = SCORED_AT_ONCE if parts.listed else USERS_AT_ONCE
+    batches = user_batches(model, processor, samples, candidates, at_once)
+    shown = _with_time_left(batches, "fusion's parts", len(samples), at_once)
+    scores = torch.cat([parts.of_lists(users, rows, 1).cpu() for users, rows in shown], dim=1)
     counts = model.item_table.interaction_counts.cpu()[torch.from_numpy(candidates)].float()
     columns = torch.from_numpy((candidates == samples.targets[:, None]).argmax(axis=1))
     return FusionSamples(scores, counts, columns)
@@ -174,20 +176,30 @@ def fit_rankers(
     fit_text(model, processor, text_embeddings, samples, drawn, arguments.seed)
     has = rankers_of(model.config)
     language = ["retrieval"] if "retrieval" in has else ["likelihood"] if "likelihood" in has else []
-    parts = split_names(arguments.fusion_parts or "") or ["cf", "text", *language]
-    unknown = [name for name in parts if name not in has]
+    named = split_names(arguments.fusion_parts or "") or ["cf", "text", *language]
+    unknown = [name for name in named if name not in has]
     if unknown:
         raise ALLMRecError(f"rank.fusion_parts names {unknown}, but this checkpoint has {', '.join(has)}")
+    parts = [name for name in (*CATALOGUE_PARTS, *LIST_PARTS) if name in named]
+    of_stored = fusion_samples(model, processor, parts, samples, stored)
     listed = any(name in LIST_PARTS for name in parts)
-    found = fusion_samples(model, processor, parts, samples, stored if listed else drawn)
-    model.config.rankers = {**model.config.rankers, "fusion": fit_fusion(found, parts, arguments.seed)}
+    found = of_stored if listed else fusion_samples(model, processor, parts, samples, drawn)
+    fusion = fit_fusion(found, parts, arguments.seed)
+    model.config.rankers = {**model.config.rankers, Fusion.kind: fusion}
     scores = {}
     for name in compared_rankers(model.config):
         ranker = build_ranker(name, model, processor)
+        if name in COMPARISONS:
+            continue
         if ranker.max_candidates is not None and ranker.max_candidates < stored.shape[1]:
             logger.warning("%s takes fewer than %d candidates, so it is not compared", name, stored.shape[1])
-        elif name not in COMPARISONS:
-            scores[name] = _validation_ndcg(ranker, model, processor, samples, stored)
+        elif name == Fusion.kind:  # of each user by weights that the others have given, as the parts had none
+            own, shown = (each.features(fusion["pivot"]) for each in (found, of_stored))
+            scores[name] = _ndcg(held_out_logits(own, found.columns, arguments.seed, shown), of_stored.columns)
+        elif name in parts:
+            scores[name] = _ndcg(of_stored.scores[parts.index(name)], of_stored.columns)
+        else:
+            scores[name] = _ndcg(_scores(ranker, model, processor, samples, stored), of_stored.columns)
     best = max(scores, key=lambda name: scores[name])
     model.config.ranker = arguments.ranker or best
     build_ranker(None, model, processor)  # a name that the checkpoint lacks is refused
@@ -214,12 +226,19 @@ def take_rankers(
     build_ranker(None, model, processor)
 
 
-def _validation_ndcg(
+def _scores(
     ranker: ModelRanker, model: ALLMRecModel, processor: ALLMRecProcessor, samples: Samples, candidates: np.ndarray
-) -> float:
-    columns = (candidates == samples.targets[:, None]).argmax(axis=1)
-    scores = [
-        ranker.score(users, rows).scores.cpu().numpy()
-        for users, rows in user_batches(model, processor, samples, candidates, SCORED_AT_ONCE)
-    ]
-    return float(ndcg_at_k(target_ranks(np.concatenate(scores), columns), 10).mean())
+) -> Tensor:
+    batches = user_batches(model, processor, samples, candidates, SCORED_AT_ONCE)
+    shown = _with_time_left(batches, ranker.kind, len(samples), SCORED_AT_ONCE)
+    return torch.cat([ranker.score(users, rows).scores.cpu() for users, rows in shown])
+
+
+def _ndcg(scores: Tensor, columns: Tensor) -> float:
+    return float(ndcg_at_k(target_ranks(scores.numpy(), columns.numpy()), 10).mean())
+
+
+def _with_time_left(batches: Iterable[T], what: str, users: int, at_once: int) -> Iterable[T]:
+    """Show how far the validation users have been scored, where it takes more than some seconds."""
+    total = -(-users // at_once)
+    return tqdm(batches, f"{what} on {users} validation users", total, unit="batch", delay=10, leave=False)

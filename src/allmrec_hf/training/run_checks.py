@@ -12,6 +12,7 @@ from transformers import PreTrainedConfig
 from ..cf_encoder import MODEL_TYPE_PREFIX, CFEncoder, CFEncoderConfig, cf_config_from_dict, cf_encoder_class
 from ..data.prepared import PreparedData
 from ..errors import ALLMRecError, DataError
+from ..language_model import check_depth, num_layers
 from ..ranker_zero_shot import ZeroShot
 from .devices import check_possible_here, process_state
 from .llms import check_llm
@@ -222,11 +223,15 @@ def _check_parts(run: Run, stages: tuple[str, ...]) -> None:
         return
     llm, project = run.args.llm, run.args.project
     words = run.prompt.to_dict().values()
-    if run.parts.llm is None:
+    if run.parts.llm is not None:
+        layers = num_layers(run.parts.llm)
+    else:
         if llm.name is None:
             raise ALLMRecError(f"stage {reading[0]} needs an LLM: --llm ID_OR_PATH (llm=), such as facebook/opt-1.3b")
         device = process_state().device
-        check_llm(llm.name, llm.revision, llm.loading_options(), run.trust, words, device)
+        layers = check_llm(llm.name, llm.revision, llm.loading_options(), run.trust, words, device)
+    for depth in run.args.retrieve.layers_of(layers) if "retrieve" in stages else ():
+        check_depth(layers if depth is None else depth, layers)
     if "project" not in stages:
         return
     samples, _ = candidate_samples(run.data, project.targets, project)
