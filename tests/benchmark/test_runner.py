@@ -100,6 +100,34 @@ def test_run_tells_method_scenario_and_ranks_under_its_label(tmp_path):
     assert str(tmp_path) not in json.dumps([run.details, run.key.facts])
 
 
+def test_the_whole_catalogue_and_shuffled_histories_stand_beside_the_candidates(tmp_path):
+    outcome = run_suite(suite(scenarios=["overall"]), Place(tmp_path))
+    write_report(suite(scenarios=["overall"]), outcome, tmp_path, "allmrec benchmark")
+    runs = [run for run in finished_runs(plan(suite(scenarios=["overall"])), tmp_path) if run.key.label == "stub"]
+    whole = [run.report["full_ranking"] for run in runs]
+    assert [one["users"] for one in whole] == [run.report["users"] for run in runs]
+    mean = {
+        "NDCG@10": sum(one["methods"]["stub"]["overall"]["ndcg@10"] for one in whole) / 2,
+        "coverage": sum(one["beyond_accuracy"]["stub"]["coverage"] for one in whole) / 2,
+        "NDCG@5 among candidates, lost in random order": 0.0,  # the stub reads no history
+    }
+    lines = (tmp_path / "report.md").read_text().splitlines()
+    place = next(number for number, line in enumerate(lines) if line.startswith("| whole catalogue"))
+    cells = [[cell.strip() for cell in line.strip("| ").split("|")] for line in lines[place : place + 4]]
+    row = next(dict(zip(cells[0], found, strict=True)) for found in cells if found[0] == "stub")
+    assert {name: row[name] for name in mean} == {name: f"{value:.4f}" for name, value in mean.items()}
+    assert "whole catalogue" in (tmp_path / "report.html").read_text()
+
+
+def test_the_whole_catalogue_is_not_ranked_by_a_method_whose_llm_reads_every_item(tmp_path, monkeypatch):
+    monkeypatch.setattr("allmrec_hf.evaluation.rankers.PopularityRanker.ranks_catalogue", False, raising=False)
+    outcome = run_suite(suite(scenarios=["overall"]), Place(tmp_path))
+    write_report(suite(scenarios=["overall"]), outcome, tmp_path, "allmrec benchmark")
+    for run in finished_runs(plan(suite(scenarios=["overall"])), tmp_path):
+        assert not {"full_ranking", "shuffled"} & set(run.report)
+    assert "| whole catalogue" not in (tmp_path / "report.md").read_text()
+
+
 def test_killed_run_goes_on_and_ends_as_an_undisturbed_one(tmp_path, fitted):
     run_suite(suite(), Place(tmp_path / "calm"))
     whole = fitted()

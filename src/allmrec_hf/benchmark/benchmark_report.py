@@ -60,6 +60,10 @@ _READING = (
     "corrected over all methods and groups of that scenario and metric. Bold and coloured: p Holm below 0.05.",
     "Candidates of equal score are tied: every metric of a user is its mean over all orders of the tied, so a method "
     "that gives all candidates one score has what a random order has, and a hit may be a share of one.",
+    "Where users rank among candidates, the same users also rank the whole catalogue, items they have seen left out, "
+    "by every method but those whose LLM reads every item; the measures beside it are of the first 10 places. The last "
+    "column is what the order of the histories is worth to a method: its figure less that after histories in random "
+    "order.",
     "Epochs and variants are selected on the validation part; the test part is only ranked. Methods with an LLM, "
     "no-llm and fair-backbone learn from the validation part too, unless their targets are those of training; all "
     "others learn from the training part alone.",
@@ -276,6 +280,7 @@ def _scene(material: _Material, dataset: str, scenario: str, runs: Sequence[Benc
         results=views.results_grid(results, material.kinds, runs[0]),
         comparisons=views.comparisons_grid(list(compared.iter_rows(named=True))),
         plots=_scene_plots(material, dataset, scenario, runs),
+        catalogue=views.catalogue_grid(runs),
     )
 
 

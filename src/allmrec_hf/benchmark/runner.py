@@ -25,7 +25,7 @@ from ..data.prepared import PreparedData
 from ..errors import ALLMRecError, DataError
 from ..evaluation.evaluation_cost import tell_evaluation_cost
 from ..evaluation.geometry import joint_embedding_geometry
-from ..evaluation.protocol import Ranker
+from ..evaluation.protocol import Ranker, ranks_catalogue
 from ..evaluation.scenarios import CrossDomain, EvaluationSplit, FewShot
 from ..files import written_whole
 from ..methods.a_llmrec import facts
@@ -241,7 +241,15 @@ def compute_run(planned: PlannedRun, split: EvaluationSplit, data: Datasets) -> 
     if trained.reads_llm:
         tell_evaluation_cost(ranker, split.evaluation, max_users=evaluation.max_users)
     fitted = time.monotonic()
-    result = split.evaluate([ranker], evaluation.protocol, max_users=evaluation.max_users, cutoffs=evaluation.cutoffs)
+    more = evaluation.protocol == "candidates" and ranks_catalogue(ranker)  # cheap where no LLM reads every item
+    result = split.evaluate(
+        [ranker],
+        evaluation.protocol,
+        max_users=evaluation.max_users,
+        cutoffs=evaluation.cutoffs,
+        full_ranking=more,
+        shuffle_test=more,
+    )
     ended = time.monotonic()
     details = _details(planned, trained, split, ranker)
     details |= {"seconds_fit": fitted - started, "seconds_evaluate": ended - fitted}

@@ -72,6 +72,7 @@ class SceneView:
     results: Grid
     comparisons: Grid | None
     plots: Sequence[Plot]
+    catalogue: Grid | None = None
 
 
 @dataclass(frozen=True)
@@ -238,6 +239,45 @@ def scenario_facts(runs: Sequence[BenchmarkRun]) -> str:
     if not isinstance(described, Mapping):
         return str(described)
     return " · ".join(f"{key.replace('_', ' ')} {number(value)}" for key, value in flat(described).items())
+
+
+def catalogue_grid(runs: Sequence[BenchmarkRun]) -> Grid | None:
+    """Return what the whole catalogue ranked for the same users gives, and what the order of histories is worth.
+
+    Means over seeds; None where no run has it. A method whose LLM reads every item is not in it.
+    """
+    found: dict[str, list[dict[str, Any]]] = {}
+    for run in runs:
+        whole = run.report.get("full_ranking")
+        if whole is not None:
+            found.setdefault(run.key.label, []).append(_catalogue_figures(run, whole))
+    if not found:
+        return None
+    columns = list(dict.fromkeys(column for seeds in found.values() for one in seeds for column in one))
+    lines = []
+    for label, seeds in found.items():
+        values = [[one[column] for one in seeds if column in one] for column in columns]
+        lines.append([Entry(label), *texts(*(f"{sum(own) / len(own):.4f}" if own else NONE for own in values))])
+    return Grid(["whole catalogue", *columns], [Section("", lines)])
+
+
+def _catalogue_figures(run: BenchmarkRun, whole: Mapping[str, Any]) -> dict[str, float]:
+    """Return what a row of `catalogue_grid` shows of one run."""
+    method = run.key.label
+    groups, lists = whole["methods"][method], whole.get("beyond_accuracy", {}).get(method, {})
+    found = {
+        name(metric) + ("" if group == OVERALL else f", {words(group)}"): groups[group][metric]
+        for group in (OVERALL, "cold")
+        for metric in ("hit@10", "ndcg@10")
+        if metric in groups.get(group, {})
+    }
+    found |= {measure.replace("_", " "): value for measure, value in lists.items() if measure != "places"}
+    shuffled = run.report.get("shuffled", {}).get(method, {}).get(OVERALL, {})
+    metric = next((one for one in reversed(shuffled) if one.startswith("ndcg")), None)
+    if metric is not None:
+        lost = run.report["methods"][method][OVERALL][metric] - shuffled[metric]
+        found[f"{name(metric)} among candidates, lost in random order"] = lost
+    return found
 
 
 def cost_grid(runs: Sequence[BenchmarkRun], scenarios: Sequence[str]) -> Grid:

@@ -23,7 +23,7 @@ from ..ranking import Ranks, summarize_ranks, target_ranks
 from .beyond_accuracy import PLACES, beyond_accuracy, item_categories
 from .evaluation_report import format_markdown, format_table
 from .intervals import metric_intervals
-from .protocol import EvaluationData, History, Ranker, TargetSplit, TitleGenerator, TrainSplit
+from .protocol import EvaluationData, History, Ranker, TargetSplit, TitleGenerator, TrainSplit, ranks_catalogue
 from .rankers import ShuffledHistories
 from .retrieved import check_scores, retrieved_ranks
 from .rows import Rows, count_seen_targets, further_members, select_rows
@@ -220,7 +220,7 @@ def evaluate(
             for ranker in rankers
             for values in [_shuffled_ranks(ranker, rows, protocol, num_retrieved, batch_size, seed)]
         }
-    whole = [ranker for ranker in rankers if getattr(ranker, "ranks_catalogue", True)]
+    whole = [ranker for ranker in rankers if ranks_catalogue(ranker)]
     if full_ranking and protocol == "candidates" and whole:
         report["full_ranking"] = evaluate(
             whole,

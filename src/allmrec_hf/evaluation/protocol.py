@@ -19,6 +19,8 @@ class Ranker(Protocol):
 
     Attributes:
         name: The method's name in tables and reports, unique within one evaluation.
+
+    A method whose LLM reads a prompt for each item says so by an attribute `ranks_catalogue` that is False.
     """
 
     name: str
@@ -127,3 +129,8 @@ class KnowsNewUsers(Protocol):
     def new_users(self, split: TargetSplit) -> NDArray[np.bool_]:
         """Return `(num_users,)` True for users without any interaction before the split."""
         ...
+
+
+def ranks_catalogue(ranker: Ranker) -> bool:
+    """Tell whether a method ranks the whole catalogue without an LLM pass for each item."""
+    return bool(getattr(ranker, "ranks_catalogue", True))

@@ -199,6 +199,8 @@ class TALLRecRanker:
         num_ranked: Of the most popular unseen items, those the LLM ranks; the rest follow by popularity.
     """
 
+    ranks_catalogue = False  # the LLM reads a prompt for each item
+
     def __init__(
         self, model: YesNoModule, prompts: YesNoPrompts, data: PreparedData, name: str, num_ranked: int = 20
     ) -> None:
