@@ -101,7 +101,7 @@ def arguments(output: Path, llm: Path, text_encoder: Path, seed: int, **sections
             "max_title_tokens": 12,
         },
         "rank": {"rankers": "likelihood,letter,retrieval,fusion", "max_validation_users": 200},
-        "llm": {"name": str(llm), "dtype": "float32"},
+        "llm": {"name": str(llm)},
     }
     merged = {name: {**values.get(name, {}), **sections.get(name, {})} for name in {**values, **sections}}
     return ALLMRecTrainingArguments(output, "quick", seed=seed, **merged)
@@ -128,10 +128,9 @@ def run(given: argparse.Namespace, tell: Callable[[str], None], **sections: Any)
         f"data     {data.name}: {counts['users']:,} users, {counts['items']:,} items, {counts['interactions']:,} events"
     )
     train_stages(data, arguments(given.output, llm, text_encoder, given.seed, **sections), False, tell)
-    dtype = "float32"
-    result = evaluate_side_by_side(data, given.output, given.max_users, False, tell, BATCH_SIZE, dtype)
+    result = evaluate_side_by_side(data, given.output, given.max_users, False, tell, BATCH_SIZE)
     tell(f"\n{result.to_table()}\n\n{MEANING}")
-    recommend_again(data, given.output, False, tell, dtype)
+    recommend_again(data, given.output, False, tell)
     minutes = (time.monotonic() - started) / 60
     tell(f"\nThe checkpoint is in {given.output} ({checkpoint_size(given.output)}). Took {minutes:.1f} minutes.")
 

@@ -166,7 +166,6 @@ def evaluate_side_by_side(
     trust: bool,
     tell: Any,
     batch_size: int = 32,
-    dtype: str = "auto",
 ) -> EvaluationResult:
     """Evaluate every ranker of a run beside its backbone, the LM alone, its vectors without the LM, text, popularity.
 
@@ -177,7 +176,6 @@ def evaluate_side_by_side(
         trust: Run code that comes with the parts.
         tell: Takes lines for the user.
         batch_size: Users that the LM reads at once.
-        dtype: The dtype of the LM; its own where `auto`.
     """
     from transformers import AutoModel
 
@@ -191,7 +189,7 @@ def evaluate_side_by_side(
     from ..training.fair import fair_backbone
 
     before = time.monotonic()
-    model = AutoModel.from_pretrained(output, trust_remote_code=trust, dtype=dtype)
+    model = AutoModel.from_pretrained(output, trust_remote_code=trust, dtype="auto")
     processor = ALLMRecProcessor.from_pretrained(output, trust_remote_code=trust)
     words_only = ALLMRecProcessor(
         processor.tokenizer,
@@ -233,17 +231,15 @@ def _write_card(output: Path, result: EvaluationResult, invented: bool, tiny: bo
     write_card(card, output)
 
 
-def recommend_again(
-    data: PreparedData, output: Path, trust: bool, tell: Any, dtype: str = "auto"
-) -> list[dict[str, Any]]:
+def recommend_again(data: PreparedData, output: Path, trust: bool, tell: Any) -> list[dict[str, Any]]:
     """Recommend for two test users from the checkpoint as anyone would load it."""
     from transformers import AutoModel
 
     from ..prompt import clean_title
 
-    model = AutoModel.from_pretrained(output, trust_remote_code=trust, dtype=dtype)
+    model = AutoModel.from_pretrained(output, trust_remote_code=trust, dtype="auto")
     tell(f"\nLoaded again: AutoModel gives {type(model).__name__}; pipeline('recommendation') recommends")
-    pipe = load_pipeline(str(output), trust_remote_code=trust, dtype=dtype)
+    pipe = load_pipeline(str(output), trust_remote_code=trust, dtype="auto")
     shown = []
     for user in data.candidates("test").users[:2]:
         history = [data.catalog.item_id(int(index)) for index in data.history(int(user), "test")]
