@@ -380,7 +380,8 @@ to be better, came after, and nothing was chosen by test users. Runs of seed 1 c
 evaluated once. An earlier rule, NDCG@10 among 500, was looked at on the test users of one run of Office Products too
 (.511). Training was not repeated for it but for stage `rank`; the minutes of training are those of before. Tests: the
 fusion against each other method, a refit's against the fair backbone and the first run's, paired by user over the seeds
-both have, sign flips, corrected by Holm over the table. Intervals of every figure: [real_rankers.json](real_rankers.json)."""
+both have, sign flips, corrected by Holm over the table. Intervals of every figure:
+[real_rankers.json](real_rankers.json)."""
 
 
 COST = """## Cost
