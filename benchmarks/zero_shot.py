@@ -209,7 +209,6 @@ HEAD = """# What the LLM's own reading of titles adds
 ```bash
 make real-parts
 python benchmarks/zero_shot.py --data-root DATA --parts runs/parts --output RUNS --seeds 0 1 2
-python benchmarks/zero_shot.py --data-root DATA --parts runs/parts --output RUNS --datasets electronics --test-users 500
 python benchmarks/zero_shot.py --output RUNS --table
 ```
 
@@ -217,11 +216,14 @@ The ranker `zero_shot` asks SmolLM2-135M-Instruct, all 30 layers in float32, how
 {history} items of a history make a candidate's title; nothing is trained for it, and it reads no vector. `fusion` puts
 it together with backbone and text (SASRec, all-MiniLM-L6-v2), fitted on validation users; `fusion, random LLM` is the
 same with weights drawn at random in the LLM, `fusion without an LLM` the same without that part, all fitted on the same
-users and candidates. Titles are cut to {tokens} tokens; words of the prompt and lengths were not tuned. The idea was
-tried on validation users of Office Products first; the test users were looked at once. Intervals are 95 % bootstrap
-over users, of means over the seeds. Tests: the fusion with the pretrained LLM against each other, paired by user,
-sign flips, Holm over all rows. Measured while `text` was the raw cosine, before it was whitened. Every seed's figure:
-[zero_shot.json](zero_shot.json)."""
+users and candidates. Titles are cut to {tokens} tokens; words of the prompt and lengths were not tuned. Intervals are
+95 % bootstrap over users, of means over the seeds. Tests: the fusion with the pretrained LLM against each other, paired
+by user, sign flips, Holm over all rows. Every seed's figure: [zero_shot.json](zero_shot.json).
+
+The idea was tried on validation users of Office Products. These test users were looked at twice: the first time, text
+was a raw cosine, and on cold targets the fusion had .329, without an LLM .291 (Holm p .015), with a random one .289
+(p .016), in a table with Amazon Electronics 2023 (500 test users, one seed), where what the LLM added was significant
+nowhere. With whitened texts Electronics was not measured again."""
 
 
 def over_seeds(runs: list[dict[str, Any]]) -> dict[str, dict[str, np.ndarray]]:

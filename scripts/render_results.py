@@ -110,9 +110,9 @@ def across_data_sets(found: dict[str, dict[str, dict[str, Any]]]) -> str:
         cells = []
         for title, methods in found.items():
             rows = methods.get(method)
-            own = [] if rows is None else [rows[group]["ndcg@10"]["seeds"] for group in HELD]
+            own = [] if rows is None else [rows[group]["ndcg@10"]["seeds"] if group in rows else [] for group in HELD]
             fewer = f" ({len(own[0])} seed{'s' * (len(own[0]) > 1)})" if own and len(own[0]) < seeds[title] else ""
-            cells.append(" / ".join(_over_seeds(values) for values in own) + fewer if own else "-")
+            cells.append(" / ".join(_over_seeds(values) if values else "-" for values in own) + fewer if own else "-")
         lines.append(f"| {method} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -24,7 +24,13 @@ from allmrec_hf.ranker_retrieval import RetrievalRanker
 from allmrec_hf.ranking import ndcg_at_k, target_ranks
 from allmrec_hf.space import page_html
 from allmrec_hf.training.conditional_logit import FOLDS, fitted_weights, held_out_logits, held_out_loss
-from allmrec_hf.training.fusion_fitting import FusionSamples, fit_fusion, held_out_users
+from allmrec_hf.training.fusion_fitting import (
+    FusionSamples,
+    fit_fusion,
+    fusion_candidates,
+    fusion_samples,
+    held_out_users,
+)
 from allmrec_hf.training.llms import load_llm
 from allmrec_hf.training.retrieval_training import RetrievalModule, RetrievalTask
 from allmrec_hf.training.samples import validation_targets
@@ -177,7 +183,7 @@ def test_more_layers_than_the_llm_has_are_refused_before_anything_is_trained(
     args = small_run.run_arguments(tmp_path / "run", flat).replaced(retrieve={**RETRIEVE, **depths})
     llm, tokenizer = load_llm(flat["llm_name"], None, {}) if loaded_before else (None, None)
     trainer = ALLMRecTrainer(args=args, data=small_data, llm=llm, tokenizer=tokenizer)
-    with pytest.raises(CheckpointError, match="num_llm_layers must be between 1 and the 2 layers of this LLM, got 3"):
+    with pytest.raises(CheckpointError, match="must be between 1 and the 2 layers of this LLM, got 3"):
         trainer.train(("backbone", "align", "retrieve", "rank"))
     assert not (tmp_path / "run").exists()
 
@@ -388,7 +394,13 @@ def test_what_the_stage_tells_of_each_ranker_is_what_it_scores(run, small_parts,
     stored = small_data.candidates("validation").take(rows).items
     users = UserBatch.encode(trainer.model, trainer.processor, [list(history) for history in samples.histories])
     columns = (stored == samples.targets[:, None]).argmax(axis=1)
-    assert {"cf", "text", "retrieval", "likelihood", "fusion"} <= set(told)
+    fusion = trainer.model.config.rankers["fusion"]
+    drawn = fusion_candidates(small_data, samples, trainer.args.rank.num_candidates, trainer.args.rank.seed)
+    own, shown = (
+        fusion_samples(trainer.model, trainer.processor, fusion["parts"], samples, items) for items in (drawn, stored)
+    )
+    logits = held_out_logits(own.features(fusion["pivot"]), own.columns, 0, shown.features(fusion["pivot"]))
+    assert float(told["fusion"]) == pytest.approx(ndcg_at_k(target_ranks(logits.numpy(), columns), 10).mean(), abs=1e-4)
     for name in ("cf", "text", "retrieval", "likelihood"):
         scores = build_ranker(name, trainer.model, trainer.processor).score(users, stored.tolist()).scores
         ndcg = ndcg_at_k(target_ranks(scores.numpy(), columns), 10).mean()

@@ -222,7 +222,9 @@ def check_depth(count: int, whole: int) -> None:
         CheckpointError: when it has fewer.
     """
     if not 1 <= count <= whole:
-        raise CheckpointError(f"num_llm_layers must be between 1 and the {whole} layers of this LLM, got {count}")
+        raise CheckpointError(
+            f"num_llm_layers and llm_depths must be between 1 and the {whole} layers of this LLM, got {count}"
+        )
 
 
 def decoder_layers(language_model: Any) -> list[nn.Module] | None:

@@ -116,7 +116,7 @@ def test_the_whole_catalogue_and_shuffled_histories_stand_beside_the_candidates(
     cells = [[cell.strip() for cell in line.strip("| ").split("|")] for line in lines[place : place + 4]]
     row = next(dict(zip(cells[0], found, strict=True)) for found in cells if found[0] == "stub")
     assert {name: row[name] for name in mean} == {name: f"{value:.4f}" for name, value in mean.items()}
-    assert "whole catalogue" in (tmp_path / "report.html").read_text()
+    assert ">whole catalogue</th>" in (tmp_path / "report.html").read_text()
 
 
 def test_the_whole_catalogue_is_not_ranked_by_a_method_whose_llm_reads_every_item(tmp_path, monkeypatch):

@@ -31,6 +31,8 @@ def test_popularity_lift_compares_lists_with_their_users_histories():
     usual = ((6 + 2) / 2 + 2) / 2
     assert measured()["popularity_lift"] == pytest.approx(((0 + 6) / 2) / usual - 1)
     assert measured(np.array([[1, 2], [2, 0]]))["popularity_lift"] == pytest.approx(0)
+    unknown = beyond_accuracy(LISTS, HISTORIES, np.zeros_like(COUNTS), {}, CATEGORIES)
+    assert "popularity_lift" not in unknown  # whose histories have no item with interactions, nothing is more popular
 
 
 def test_novelty_is_the_information_of_a_place():

@@ -241,7 +241,7 @@ def compute_run(planned: PlannedRun, split: EvaluationSplit, data: Datasets) -> 
     if trained.reads_llm:
         tell_evaluation_cost(ranker, split.evaluation, max_users=evaluation.max_users)
     fitted = time.monotonic()
-    more = evaluation.protocol == "candidates" and ranks_catalogue(ranker)  # cheap where no LLM reads every item
+    more = evaluation.protocol == "candidates" and ranks_catalogue(ranker)  # hours where an LLM reads every item
     result = split.evaluate(
         [ranker],
         evaluation.protocol,

@@ -25,7 +25,7 @@ from ..stored_values import json_value
 
 RUNS = "runs"
 RESULT_FILE, RANKS_FILE = "result.json", "per_user.parquet"
-FORMAT = 2  # 1 had ranks without their ties, from which metrics cannot be made
+FORMAT = 3  # 1 had ranks without their ties, from which metrics cannot be made; 2 no ranking of the whole catalogue
 _UNSAFE = re.compile(r"[^a-z0-9]+")
 
 

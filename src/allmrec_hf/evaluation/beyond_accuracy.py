@@ -58,7 +58,8 @@ def beyond_accuracy(
 
     Returns:
         `places`; `coverage`: the share of the catalogue that stands in some list; `popularity_lift`: by how much the
-        items of a list are more popular than those of its user's history, as a share of these, over all users;
+        items of a list are more popular than those of its user's history, as a share of these, over all users,
+        where some history has items with interactions;
         `novelty`: the mean information of a place in bits, `-log2` of the item's share of the interactions; `share of
         GROUP`: the share of the places; with categories `diversity`: one less the Jaccard similarity of two items of a
         list, and `miscalibration`: the Kullback-Leibler divergence of a list's categories from its user's history's, in
@@ -72,7 +73,8 @@ def beyond_accuracy(
     usual = np.array([counts[history].mean() if len(history) else np.nan for history in histories])
     listed = np.where(real, counts[lists], 0).sum(axis=1) / np.maximum(real.sum(axis=1), 1)
     known = (usual > 0) & real.any(axis=1)
-    shown["popularity_lift"] = float(listed[known].mean() / usual[known].mean() - 1) if known.any() else 0.0
+    if known.any():
+        shown["popularity_lift"] = float(listed[known].mean() / usual[known].mean() - 1)
     bits = -np.log2((counts + 1.0) / (counts.sum() + num_items))
     shown["novelty"] = float(bits[lists[real]].mean()) if real.any() else 0.0
     for group, mask in members.items():

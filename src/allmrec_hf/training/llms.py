@@ -8,7 +8,7 @@ from typing import Any
 
 from ..errors import CheckpointError
 from ..gguf_files import gguf_facts, split_gguf
-from ..language_model import num_layers, num_token_rows
+from ..language_model import num_token_rows
 from ..language_model_checks import require_decoder
 from ..llm_files import (
     OWN_OPTIONS,
@@ -56,7 +56,7 @@ def check_llm(
     trust_remote_code: bool = False,
     words: Iterable[str] = (),
     device: Any = None,
-) -> int:
+) -> Any:
     """Check an LLM without its weights, before anything is trained for it.
 
     Args:
@@ -68,7 +68,7 @@ def check_llm(
         device: Where it is put after loading.
 
     Returns:
-        How many layers it has.
+        Its config.
 
     Raises:
         CheckpointError: when config or tokenizer cannot be loaded, transformers has no causal LM for the config, an
@@ -89,7 +89,7 @@ def check_llm(
             facts = None if source.gguf is None else gguf_facts(source.gguf)
             require_memory(source, trust, facts, bool(own.get("gguf_packed")), options, device)
     check_tokenizer(name, tokenizer, num_token_rows(empty), words)
-    return num_layers(empty)
+    return config
 
 
 def load_llm(

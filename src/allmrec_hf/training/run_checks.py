@@ -223,15 +223,16 @@ def _check_parts(run: Run, stages: tuple[str, ...]) -> None:
         return
     llm, project = run.args.llm, run.args.project
     words = run.prompt.to_dict().values()
-    if run.parts.llm is not None:
-        layers = num_layers(run.parts.llm)
-    else:
+    language_model = run.parts.llm
+    if language_model is None:
         if llm.name is None:
             raise ALLMRecError(f"stage {reading[0]} needs an LLM: --llm ID_OR_PATH (llm=), such as facebook/opt-1.3b")
         device = process_state().device
-        layers = check_llm(llm.name, llm.revision, llm.loading_options(), run.trust, words, device)
-    for depth in run.args.retrieve.layers_of(layers) if "retrieve" in stages else ():
-        check_depth(layers if depth is None else depth, layers)
+        language_model = check_llm(llm.name, llm.revision, llm.loading_options(), run.trust, words, device)
+    if "retrieve" in stages:
+        layers = num_layers(language_model)
+        for depth in run.args.retrieve.layers_of(layers):
+            check_depth(layers if depth is None else depth, layers)
     if "project" not in stages:
         return
     samples, _ = candidate_samples(run.data, project.targets, project)
