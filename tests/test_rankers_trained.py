@@ -23,6 +23,7 @@ from allmrec_hf.ranker_likelihood import LIKELIHOOD_FORMS
 from allmrec_hf.ranker_retrieval import RetrievalRanker
 from allmrec_hf.ranking import ndcg_at_k, target_ranks
 from allmrec_hf.space import page_html
+from allmrec_hf.training import fusion_fitting
 from allmrec_hf.training.conditional_logit import FOLDS, fitted_weights, held_out_logits, held_out_loss
 from allmrec_hf.training.fusion_fitting import (
     FusionSamples,
@@ -383,12 +384,12 @@ def test_the_order_in_which_parts_are_named_changes_no_weight(run, small_parts, 
     assert found[0] == found[1] == found[2]
 
 
-def test_what_the_stage_tells_of_each_ranker_is_what_it_scores(run, small_parts, small_data, tmp_path, caplog):
-    folder = shutil.copytree(run, tmp_path / "run")
+def test_what_the_stage_tells_of_each_ranker_is_what_it_scores(run, small_parts, small_data, tmp_path, monkeypatch):
+    folder, messages = shutil.copytree(run, tmp_path / "run"), []
     trainer = trainer_of(folder, small_parts, small_data)
-    with caplog.at_level("INFO"):
-        trainer.train("rank")
-    told = dict(re.findall(r"(\w+) (\d\.\d{4})", caplog.text.split("validation users: ")[-1]))
+    monkeypatch.setattr(fusion_fitting.logger, "info", lambda text, *values: messages.append(text % values))
+    trainer.train("rank")
+    told = dict(re.findall(r"(\w+) (\d\.\d{4})", messages[-1].split("validation users: ")[-1]))
     rows = held_out_users(small_data, trainer.args.project, trainer.args.rank)
     samples = validation_targets(small_data).take(rows)
     stored = small_data.candidates("validation").take(rows).items
