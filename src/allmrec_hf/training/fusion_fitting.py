@@ -188,9 +188,9 @@ def fit_rankers(
     model.config.rankers = {**model.config.rankers, Fusion.kind: fusion}
     scores = {}
     for name in compared_rankers(model.config):
-        ranker = build_ranker(name, model, processor)
         if name in COMPARISONS:
             continue
+        ranker = build_ranker(name, model, processor)
         if ranker.max_candidates is not None and ranker.max_candidates < stored.shape[1]:
             logger.warning("%s takes fewer than %d candidates, so it is not compared", name, stored.shape[1])
         elif name == Fusion.kind:  # of each user by weights that the others have given, as the parts had none
