@@ -64,6 +64,7 @@ DTYPE = "float32"
 RANDOM = "random"
 REFIT = ", refit"  # stands behind the LLM of a run that was trained again on train and validation
 PROTOCOLS = ("candidates", "full")
+FITTED = ("text", "words", "fusion")  # by stage `rank`
 SETTINGS: dict[str, Any] = {
     "preset": "default",
     "backbone": {"num_train_epochs": 60, "eval_epochs": 3, "early_stopping_patience": 3, "max_validation_users": 2_000},
@@ -145,7 +146,7 @@ def compute_run(data: PreparedData, name: str, llm: str, random: bool, seed: int
     rankers: list[Any] = [
         ALLMRecRanker(model, processor, name=kind, batch_size=64, ranker=kind) for kind in rankers_of(model.config)
     ]
-    fitted = {name: dict(model.config.rankers[name]) for name in ("text", "fusion")}
+    fitted = {name: dict(model.config.rankers[name]) for name in FITTED}
     if not random:
         model.config.rankers = {**model.config.rankers, "fusion": _without_llm(model, processor, data, args)}
         rankers.append(ALLMRecRanker(model, processor, name=NO_LLM, batch_size=64, ranker="fusion"))
@@ -195,7 +196,7 @@ def compute_refit(data: PreparedData, name: str, llm: str, seed: int, options: a
         "seed": seed,
         "settings": settings,
         "default_ranker": model.config.ranker,
-        **{name: model.config.rankers[name] for name in ("text", "fusion")},
+        **{name: model.config.rankers[name] for name in FITTED},
         "seconds": {"all stages": trained},
     }
     store(rankers, data, facts, run.with_name(f"{run.name}-refit"))
@@ -219,10 +220,10 @@ def store(rankers: Sequence[Any], data: PreparedData, facts: dict[str, Any], fol
 def _without_llm(
     model: ALLMRecModel, processor: ALLMRecProcessor, data: PreparedData, args: ALLMRecTrainingArguments
 ) -> dict[str, Any]:
-    """Return the fusion of backbone and text alone, fitted on the users that the other was fitted on."""
+    """Return the fusion of backbone, text and words alone, fitted on the users that the other was fitted on."""
     samples = validation_targets(data).take(held_out_users(data, None, args.rank))
     drawn = fusion_candidates(data, samples, args.rank.num_candidates, args.rank.seed)
-    parts = ["cf", "text"]
+    parts = ["cf", "text", "words"]
     return fit_fusion(fusion_samples(model, processor, parts, samples, drawn), parts, args.rank.seed)
 
 
@@ -429,7 +430,7 @@ def write_table(output: Path) -> None:
         parts.append("\n\n".join([f"## {title}", *tables, test_table(found)]))
     parts.append(cost_table(runs))
     for run in runs:
-        kept = ("dataset", "llm", "seed", "default_ranker", "text", "fusion", "seconds")
+        kept = ("dataset", "llm", "seed", "default_ranker", *FITTED, "seconds")
         beyond = run["reports"]["full"].get("beyond_accuracy")
         report["runs"].append({**{name: run[name] for name in kept}, "beyond_accuracy": beyond})
     for path, text in (

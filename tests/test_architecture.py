@@ -27,7 +27,7 @@ LAYERS = [
         "language_model",
         "cf_built_in",
     },
-    {"part_sources", "gguf_files", "llm_memory", "rows_at_once"},
+    {"part_sources", "gguf_files", "llm_memory", "rows_at_once", "item_words"},
     {"sharing", "llm_files", "hub_upload"},
     {"cf_losses", "cf_texts", "aligner", "projector", "losses", "scoring", "retrieval", "checkpoint_code", "item_table"}
     | {"language_model_checks", "slot_text", "activations"},
@@ -38,7 +38,7 @@ LAYERS = [
     {"modeling_pretrained", "processing_allmrec", "item_lookup"},
     {"modeling_allmrec"},
     {"ranker"},
-    {"ranker_retrieval", "ranker_likelihood", "ranker_letter", "ranker_zero_shot"},
+    {"ranker_retrieval", "ranker_likelihood", "ranker_letter", "ranker_zero_shot", "ranker_words"},
     {"ranker_fusion"},
     {"ranker_built_in"},
     {"pipeline_recommendation"},

@@ -91,7 +91,8 @@ def test_an_embedding_keeps_whether_it_is_trained():
 
 
 def with_head(num_items=40):
-    model = tiny_model("llama", num_items, rankers={"text": {"recency": 0.5, "whitening": 0.25}})
+    rankers = {"text": {"recency": 0.5, "whitening": 0.25}, "words": {"recency": 0.5, "vocabulary": 7}}
+    model = tiny_model("llama", num_items, rankers=rankers)
     prompt = asdict(HistoryTemplate.for_domain("movie"))
     add_retrieval_head(model, {"dim": 8, "num_llm_layers": 1, "prompt": prompt, "history_in_prompt": 5})
     return model.eval()
@@ -107,7 +108,7 @@ def test_an_item_is_written_into_every_table_whatever_their_size():
         places = [table.data_ptr() for table in model.buffers() if len(table) == size + 2]
         found.append(numbers_written(lambda model=model: model.add_items(torch.ones(1, 12))))
         assert places == [table.data_ptr() for table in model.buffers() if table.ndim and len(table) == size + 3]
-        assert len(places) == 4
+        assert len(places) == 6
     assert found[0] == found[1] > 0
 
 

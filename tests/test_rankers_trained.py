@@ -21,6 +21,7 @@ from allmrec_hf.ranker_built_in import RANKERS, build_ranker, compared_rankers, 
 from allmrec_hf.ranker_fusion import gates, standardized
 from allmrec_hf.ranker_likelihood import LIKELIHOOD_FORMS
 from allmrec_hf.ranker_retrieval import RetrievalRanker
+from allmrec_hf.ranker_words import SharedWords
 from allmrec_hf.ranking import ndcg_at_k, target_ranks
 from allmrec_hf.space import page_html
 from allmrec_hf.training import fusion_fitting
@@ -78,7 +79,7 @@ def loaded(run):
 def test_one_checkpoint_carries_every_ranker_and_loads_them_again(loaded):
     model, processor = loaded
     names = rankers_of(model.config)
-    assert names == ["likelihood", "letter", "retrieval", "fusion", "fusion_sum", "fusion_ranks", "text", "cf"]
+    assert names == ["likelihood", "letter", "retrieval", "fusion", "fusion_sum", "fusion_ranks", "text", "words", "cf"]
     users = UserBatch.encode(model, processor, [HISTORY])
     for name in names:
         found = build_ranker(name, model, processor).score(users, [[4, 11, 30]])
@@ -224,7 +225,7 @@ def test_a_user_is_read_once_whatever_ranks_and_again_with_another_head(loaded, 
 
 def test_retrieval_ranks_the_catalogue_as_it_scores_candidates(loaded):
     model, processor = loaded
-    for name in ("retrieval", "fusion", "text"):
+    for name in ("retrieval", "fusion", "text", "words"):
         ranker, users = build_ranker(name, model, processor), UserBatch.encode(model, processor, [HISTORY, [5]])
         found = ranker.retrieve(users, 10)
         again = ranker.score(users, found.item_indices.tolist()).scores
@@ -250,7 +251,7 @@ def test_added_items_are_ranked_at_once_by_every_ranker(run):
 def test_the_parts_of_a_fusion_add_up_to_its_score(loaded):
     model, processor = loaded
     found = build_ranker("fusion", model, processor).score(UserBatch.encode(model, processor, [HISTORY]), [[4, 11, 30]])
-    assert list(found.parts) == ["cf", "text", "retrieval", "popularity"]
+    assert list(found.parts) == ["cf", "text", "words", "retrieval", "popularity"]
     assert torch.allclose(torch.stack(list(found.parts.values())).sum(0), found.scores, atol=1e-5)
 
 
@@ -276,7 +277,7 @@ def test_the_score_of_a_fusion_by_hand_with_the_gate_closed_half_open_and_open(l
     assert torch.allclose(found, by_hand, atol=1e-4)
 
 
-@pytest.mark.parametrize("part", [CFScore, TextSimilarity, RetrievalRanker])
+@pytest.mark.parametrize("part", [CFScore, TextSimilarity, SharedWords, RetrievalRanker])
 def test_a_fusion_does_not_change_when_a_part_is_shifted_and_scaled(loaded, monkeypatch, part):
     model, processor = loaded
     users = UserBatch.encode(model, processor, [HISTORY])

@@ -113,7 +113,7 @@ def test_the_whole_job_ends_with_the_table_of_every_ranker(small_parts, parts, t
     told: list[str] = []
     run(given, told.append, **sections)
     text = "\n".join(told)
-    rows = ("fusion", "letter", "likelihood", "retrieval", "text", "cf")
+    rows = ("fusion", "letter", "likelihood", "retrieval", "text", "words", "cf")
     for row in (*(f"a-llmrec {name}" for name in rows), "sasrec", "LM alone", "same vectors, no LM", "popularity"):
         assert row in text
     for line in ("backbone ", "align ", "project ", "retrieve ", "rank     what ranks by default: ", "Took 0."):

@@ -83,7 +83,7 @@ def test_the_space_is_fitted_on_items_with_interactions_and_added_items_come_int
     assert torch.equal(table.text_directions, by_hand(texts).half())
     assert not table.text_directions[0].any()
     new = drawn(2, seed=5)
-    table.append(torch.ones(2, 4), new)
+    table.append(torch.ones(2, 4), new, ["", ""])
     assert torch.equal(table.text_directions[-2:], by_hand(new).half())
     table.keep_texts(texts, None)
     assert table.text_space is None

@@ -1,11 +1,14 @@
 """The item table of a checkpoint: joint embeddings and interaction counts beside the CF embeddings."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from .growing_table import appended
+from .item_words import ItemWords
 from .text_space import ROWS_AT_ONCE, TextSpace
 
 
@@ -14,21 +17,31 @@ class ItemTable(nn.Module):
 
     Buffers: `text_joint_embeddings (N + 1, d_joint)` `q_i`, and `interaction_counts (N + 1,)` how often each was a
     target in an epoch of the backbone's training; where `text_dim` is given, `text_directions (N + 1, d_text)`, the
-    texts' directions in half precision, which the rankers `text` and `fusion` read. Row 0 is padding.
+    texts' directions in half precision, which the rankers `text` and `fusion` read. Row 0 is padding. Where `num_words`
+    is given, `words` holds the texts' words, which the rankers `words` and `fusion` read.
 
     Args:
         num_items: N.
         joint_dim: d_joint.
         text_dim: d_text, where text embeddings are kept.
         whitened: Whether those are brought into a `TextSpace`, which is kept too, for items that are added.
+        num_words: How many words the vocabulary has, where words are kept.
     """
 
     text_joint_embeddings: torch.Tensor
     interaction_counts: torch.Tensor
     text_directions: torch.Tensor | None
 
-    def __init__(self, num_items: int, joint_dim: int, text_dim: int | None = None, whitened: bool = False) -> None:
+    def __init__(
+        self,
+        num_items: int,
+        joint_dim: int,
+        text_dim: int | None = None,
+        whitened: bool = False,
+        num_words: int | None = None,
+    ) -> None:
         super().__init__()
+        self.words = None if num_words is None else ItemWords(num_items, num_words)
         self.text_space = TextSpace(text_dim) if text_dim is not None and whitened else None
         kept = None if text_dim is None else torch.zeros(num_items + 1, text_dim, dtype=torch.float16)
         self.register_buffer("text_directions", kept)
@@ -58,8 +71,17 @@ class ItemTable(nn.Module):
         space = self.text_space
         return F.normalize(text_embeddings.float(), dim=-1) if space is None else space(text_embeddings)
 
-    def append(self, text_joint_embeddings: torch.Tensor, text_embeddings: torch.Tensor) -> None:
-        """Add items without interactions by `(k, d_joint)` and `(k, d_text)`."""
+    def keep_words(self, texts: Sequence[str]) -> int:
+        """Keep the words of N texts, their rarity as of items that the backbone was trained on; return how many."""
+        known = (self.interaction_counts[1:] > 0).cpu().numpy()
+        words = ItemWords.of(texts, known if known.any() else None)
+        self.words = words.to(self.interaction_counts.device)
+        return len(words.keys)
+
+    def append(self, text_joint_embeddings: torch.Tensor, text_embeddings: torch.Tensor, texts: Sequence[str]) -> None:
+        """Add items without interactions by `(k, d_joint)`, `(k, d_text)` and, for their words, k texts."""
+        if self.words is not None:
+            self.words.append(texts)
         if self.text_directions is not None:
             self.text_directions = appended(self.text_directions, self._directions(text_embeddings))
         self.text_joint_embeddings = appended(self.text_joint_embeddings, text_joint_embeddings)

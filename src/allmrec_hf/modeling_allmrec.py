@@ -58,8 +58,10 @@ class ALLMRecModel(ALLMRecPreTrainedModel):
         cf_config = cf_config_from_dict(config.cf_config or {})
         self.cf_encoder = build_cf_encoder(cf_config)  # first, so that model.device describes the light part
         self.aligner = ItemTextAligner(cf_config.hidden_size, config.text_dim, config.joint_dim)
-        text = (config.rankers or {}).get("text")
-        kept = (None, False) if text is None else (config.text_dim, text.get("whitening") is not None)
+        rankers = config.rankers or {}
+        whitened = rankers.get("text", {}).get("whitening") is not None
+        num_words = rankers.get("words", {}).get("vocabulary")
+        kept = (config.text_dim if "text" in rankers else None, whitened, num_words)
         self.item_table = ItemTable(cf_config.num_items, config.joint_dim, *kept)
         self.user_projector: Any = None  # a projector once the width of the LLM is known
         self.item_projector: Any = None
@@ -101,6 +103,11 @@ class ALLMRecModel(ALLMRecPreTrainedModel):
         window = {} if last_items is None else {"last_items": last_items}
         settings = {"recency": recency, "whitening": whitening, **window}
         self.config.rankers = {**(self.config.rankers or {}), "text": settings}
+
+    def keep_words(self, texts: Sequence[str], recency: float = 1.0) -> None:
+        """Keep the words of the N items' texts for the rankers `words` and `fusion`; see `SharedWords`."""
+        settings = {"recency": recency, "vocabulary": self.item_table.keep_words(texts)}
+        self.config.rankers = {**(self.config.rankers or {}), "words": settings}
 
     def new_retrieval_head(self) -> RetrievalHead:
         """Return a head of the ranker `retrieval` of the widths that the config names."""
@@ -541,7 +548,7 @@ class ALLMRecModel(ALLMRecPreTrainedModel):
     # -- new items
 
     @torch.no_grad()
-    def add_items(self, text_embeddings: torch.Tensor) -> list[int]:
+    def add_items(self, text_embeddings: torch.Tensor, texts: Sequence[str] | None = None) -> list[int]:
         """Add items by their text alone, with no retraining; they can be histories, candidates and retrieval results.
 
         Each gets `q_i = f_T^enc(Q_i)` as joint embedding and a CF embedding decoded from it, or, with a backbone of
@@ -549,6 +556,7 @@ class ALLMRecModel(ALLMRecPreTrainedModel):
 
         Args:
             text_embeddings: `(k, d_text)` `Q_i`, from this checkpoint's text encoder.
+            texts: The k texts that were encoded, for the ranker `words`; without them the items have no words.
 
         Returns:
             The k new catalogue indices; add the same items in the same order to the processor's catalogue.
@@ -558,10 +566,13 @@ class ALLMRecModel(ALLMRecPreTrainedModel):
                 f"text embeddings must be (k, d_text) with d_text = {self.config.text_dim}, got "
                 f"{tuple(text_embeddings.shape)}; use this checkpoint's own text encoder"
             )
+        texts = [""] * len(text_embeddings) if texts is None else texts
+        if len(texts) != len(text_embeddings):
+            raise ALLMRecError(f"there are {len(texts)} texts for {len(text_embeddings)} text embeddings")
         first = self.cf_encoder.num_items + 1
         text_embeddings = text_embeddings.to(self.device, torch.float32)
         joint = self.aligner.encode_texts(text_embeddings)
-        self.item_table.append(joint, text_embeddings)
+        self.item_table.append(joint, text_embeddings, texts)
         self.cf_encoder.append_items(self.cf_encoder.new_items(text_embeddings, self.aligner.decode_items(joint)))
         if self.retrieval_head is not None:
             self.retrieval_head.append_items(len(joint))

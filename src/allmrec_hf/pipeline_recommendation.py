@@ -448,7 +448,7 @@ class RecommendationPipeline(Pipeline):
         embeddings = self.model.text_encoder.encode(texts, convert_to_tensor=True, show_progress_bar=False)
         if before_adding is not None:
             before_adding()
-        self.model.add_items(embeddings)
+        self.model.add_items(embeddings, texts)
         self.processor.catalog = catalog
         self._rankers.clear()  # what they keep of items may have changed with the catalogue
         return [catalog.item_id(index) for index in range(first, len(catalog) + 1)]

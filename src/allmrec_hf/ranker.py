@@ -222,6 +222,12 @@ class CFScore(CatalogueRanker):
         return self.model.cf_encoder.score(vectors, items)
 
 
+def recency_shares(count: int, recency: float, device: Any = None) -> Tensor:
+    """Return `(count,)` shares of 1, each `recency` times the next later one."""
+    ages = torch.arange(count - 1, -1, -1, device=device)
+    return recency**ages / (recency**ages).sum()
+
+
 class TextSimilarity(CatalogueRanker):
     """Rank by text alone: the mean cosine of an item's text with those of the history, later items counting more.
 
@@ -260,9 +266,7 @@ class TextSimilarity(CatalogueRanker):
 
     def _mean_direction(self, history: Sequence[int]) -> Tensor:
         rows = self._table[list(history if self.last_items is None else history[-self.last_items :])].float()
-        age = torch.arange(len(rows) - 1, -1, -1, device=rows.device)
-        weights = self.recency**age / (self.recency**age).sum()
-        return weights @ rows
+        return recency_shares(len(rows), self.recency, rows.device) @ rows
 
     def score_range(self, vectors: Tensor, start: int, stop: int) -> Tensor:
         """Score a part of the catalogue."""

@@ -12,11 +12,12 @@ from .ranker_fusion import Fusion, ReciprocalRanks, WeightedSum
 from .ranker_letter import LetterRanker
 from .ranker_likelihood import LIKELIHOOD_FORMS
 from .ranker_retrieval import RetrievalRanker
+from .ranker_words import SharedWords
 from .ranker_zero_shot import ZeroShot
 
 _OTHERS: tuple[type[ModelRanker], ...] = (
     *(LetterRanker, RetrievalRanker, ZeroShot),
-    *(Fusion, WeightedSum, ReciprocalRanks, TextSimilarity, CFScore),
+    *(Fusion, WeightedSum, ReciprocalRanks, TextSimilarity, SharedWords, CFScore),
 )
 RANKERS: dict[str, type[ModelRanker]] = {
     TitleLikelihood.kind: TitleLikelihood,

@@ -30,13 +30,14 @@ from .ranker import (
 from .ranker_letter import LetterRanker
 from .ranker_likelihood import LIKELIHOOD_FORMS
 from .ranker_retrieval import RetrievalRanker
+from .ranker_words import SharedWords
 from .ranker_zero_shot import ZeroShot
 
 REFERENCE_ITEMS = 1024  # of the catalogue, evenly spread, over which a score's mean and deviation are taken
 SMALLEST_DEVIATION = 1e-6
 RANK_OFFSET = 60.0  # of reciprocal ranks (Cormack et al., SIGIR 2009)
 CATALOGUE_PARTS: dict[str, type[CatalogueRanker]] = {
-    kind.kind: kind for kind in (CFScore, TextSimilarity, RetrievalRanker)
+    kind.kind: kind for kind in (CFScore, TextSimilarity, SharedWords, RetrievalRanker)
 }
 LIST_PARTS: dict[str, type[ModelRanker]] = {
     TitleLikelihood.kind: TitleLikelihood,

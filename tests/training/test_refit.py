@@ -120,7 +120,7 @@ def test_every_stage_is_as_long_as_was_best_and_the_fusion_stays(run, refitted, 
     was = json.loads((run / "checkpoints" / "retrieve" / f"layers-{depth}" / "training.json").read_text())["result"]
     best = next(entry for entry in was["history"] if entry["validation/ndcg@10"] == was["best"])
     assert record(refitted[on], "retrieve")["result"]["steps"] == best["step"]
-    for name in ("fusion", "text"):
+    for name in ("fusion", "text", "words"):
         assert after.rankers[name] == before.rankers[name]
     assert after.rankers["retrieval"]["num_llm_layers"] == depth
     assert after.ranker == before.ranker

@@ -36,6 +36,7 @@ RANKERS = {
     "fusion_ranks": "Items are ranked by their places in the lists of backbone, texts and the LLM's rankers.",
     "cf": "By default it ranks items by the backbone's scores alone.",
     "text": "By default it ranks items by their texts alone.",
+    "words": "By default it ranks items by the rare words that their texts share with the history's.",
 }
 MEANINGS = {
     "coverage": "share of the catalogue that stands in some user's list",

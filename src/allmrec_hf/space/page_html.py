@@ -24,6 +24,7 @@ WORDS = {
     "retrieval": ("LLM vector", "how near the language model's vectors of user and item are"),
     "cf": ("CF", "what people with like histories chose (collaborative filtering)"),
     "text": ("Text", "how alike the texts of item and history are"),
+    "words": ("Words", "which rare words the texts of item and history share"),
     "fusion": ("Fusion", "all of them, weighted by how popular the item is"),
     "fusion_sum": ("Sum", "all of them with one weight each"),
     "fusion_ranks": ("Ranks", "the ranks of all of them"),

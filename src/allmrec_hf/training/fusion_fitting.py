@@ -26,7 +26,7 @@ from .conditional_logit import FOLDS, fitted_weights, held_out_logits, held_out_
 from .projection import candidate_samples
 from .samples import Samples, validation_targets
 from .stage_arguments import ProjectArguments, RankArguments, split_names
-from .text_fitting import USERS_AT_ONCE, fit_text, user_batches
+from .text_fitting import USERS_AT_ONCE, fit_text, fit_words, user_batches
 
 logger = logging.getLogger(__name__)
 
@@ -151,7 +151,7 @@ def fit_rankers(
     arguments: RankArguments,
     project: ProjectArguments | None,
 ) -> None:
-    """Give a model the rankers `text` and `fusion`, and choose what ranks by default, by NDCG@10 on validation users.
+    """Give a model the rankers `text`, `words` and `fusion`, and choose the default by NDCG@10 on validation users.
 
     Args:
         model: The model; its config and item table are changed.
@@ -174,9 +174,10 @@ def fit_rankers(
     model.config.rankers = {name: value for name, value in (model.config.rankers or {}).items() if name != "fusion"}
     drawn = fusion_candidates(data, samples, arguments.num_candidates, arguments.seed)
     fit_text(model, processor, text_embeddings, samples, drawn, arguments.seed)
+    fit_words(model, processor, samples, drawn, arguments.seed)
     has = rankers_of(model.config)
     language = ["retrieval"] if "retrieval" in has else ["likelihood"] if "likelihood" in has else []
-    named = split_names(arguments.fusion_parts or "") or ["cf", "text", *language]
+    named = split_names(arguments.fusion_parts or "") or ["cf", "text", "words", *language]
     unknown = [name for name in named if name not in has]
     if unknown:
         raise ALLMRecError(f"rank.fusion_parts names {unknown}, but this checkpoint has {', '.join(has)}")
@@ -210,7 +211,7 @@ def fit_rankers(
 def take_rankers(
     model: ALLMRecModel, processor: ALLMRecProcessor, text_embeddings: Tensor, fitted: ALLMRecConfig
 ) -> None:
-    """Give a model the rankers `text` and `fusion` as they were fitted for another one of the same parts.
+    """Give a model the rankers `text`, `words` and `fusion` as they were fitted for another one of the same parts.
 
     Args:
         model: The model; its config and item table are changed.
@@ -221,6 +222,8 @@ def take_rankers(
     model.eval()
     rankers = fitted.rankers or {}
     model.keep_text_embeddings(text_embeddings, **rankers["text"])
+    if "words" in rankers:
+        model.keep_words(processor.catalog.texts(), rankers["words"]["recency"])
     model.config.rankers = {**(model.config.rankers or {}), "fusion": rankers["fusion"]}
     model.config.ranker = fitted.ranker
     build_ranker(None, model, processor)

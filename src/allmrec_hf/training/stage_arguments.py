@@ -478,7 +478,8 @@ class RankArguments(Checked):
         None, "What ranks where a request asks for none; the best on validation users where not given."
     )
     fusion_parts: str | None = option(
-        None, "What the fusion is made of, such as cf,text,retrieval; all that the checkpoint has where not given."
+        None,
+        "What the fusion is made of, as cf,text,words,retrieval; all that the checkpoint has where not given.",
     )
     num_candidates: int = option(
         500,
