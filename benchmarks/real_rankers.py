@@ -119,6 +119,16 @@ def arguments(folder: Path, llm: str, encoder: str, seed: int, settings: Mapping
     return ALLMRecTrainingArguments(folder, settings["preset"], **sections, seed=seed)
 
 
+def begun(data: PreparedData, args: ALLMRecTrainingArguments, setting: Setting) -> Path:
+    """Make a run's folder begin with backbone and stage 1, which runs of one seed share; return where they are."""
+    shared, folder = run_until(data, setting, args, "align"), Path(args.output_dir)
+    if not folder.exists():
+        heavy = shutil.ignore_patterns("step-*", "best-*", "backbone-train-validation*", ".*")
+        with folder_written_whole(folder) as temporary:
+            shutil.copytree(shared, temporary, dirs_exist_ok=True, ignore=heavy)
+    return shared
+
+
 def compute_run(data: PreparedData, name: str, llm: str, random: bool, seed: int, options: argparse.Namespace) -> None:
     """Train and evaluate one run, and store what came out."""
     where, settings = options.output / "work" / f"{name}-{seed}", chosen_settings(options)
@@ -129,12 +139,8 @@ def compute_run(data: PreparedData, name: str, llm: str, random: bool, seed: int
         args = with_random_llm(args, setting)
     folder, started = Path(args.output_dir), time.monotonic()
     texts = text_embeddings(data, setting)
-    shared = run_until(data, setting, args, "align")
+    shared = begun(data, args, setting)
     aligned = time.monotonic()
-    if not folder.exists():
-        heavy = shutil.ignore_patterns("step-*", "best-*", "backbone-train-validation*", ".*")
-        with folder_written_whole(folder) as temporary:
-            shutil.copytree(shared, temporary, dirs_exist_ok=True, ignore=heavy)
     trainer = ALLMRecTrainer(args=args, data=data, text_table=texts)
     for stage in ("retrieve", "rank"):
         trainer.train(stage, resume_from_checkpoint=True)

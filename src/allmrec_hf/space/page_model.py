@@ -14,15 +14,7 @@ from ..pipeline_recommendation import RecommendationPipeline
 from ..ranker import CatalogueRanker, TitleLikelihood, UserBatch
 from .ranked_lists import NUM_CANDIDATES, RankedList, column_rankers, ranked_list, shared_ranks, usable_rankers
 from .title_search import TitleSearch
-from .trial_items import (
-    HistoryKind,
-    KindRanks,
-    TrialPipelines,
-    catalogue_ranks,
-    history_kinds,
-    ranks_by_kind,
-    ranks_catalogue,
-)
+from .trial_items import HistoryKind, KindRanks, TrialPipelines, catalogue_ranks, history_kinds, ranks_by_kind
 
 logger = logging.getLogger(__name__)
 EXAMPLES = 3
@@ -165,7 +157,7 @@ class PageModel:
         users = UserBatch.encode(pipe.model, pipe.processor, [request.history])
         num_items, places = len(pipe.processor.catalog), []
         for name, ranker in column_rankers(pipe, self.rankers).items():
-            if ranks_catalogue(ranker) and isinstance(ranker, CatalogueRanker):
+            if isinstance(ranker, CatalogueRanker) and ranker.ranks_catalogue:
                 rank = catalogue_ranks(ranker, users, item, num_items)[0]
                 places.append(Place(name, rank, num_items - len(set(request.history) - {item}), True))
                 continue

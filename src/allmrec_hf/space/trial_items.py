@@ -19,7 +19,7 @@ from ..catalog import ItemCatalog
 from ..errors import DataError
 from ..modeling_allmrec import ALLMRecModel
 from ..pipeline_recommendation import RecommendationPipeline
-from ..ranker import CatalogueRanker, ModelRanker, UserBatch
+from ..ranker import CatalogueRanker, UserBatch
 
 MOST_TRIALS = 20
 LONGEST_TITLE = 300
@@ -204,11 +204,6 @@ def catalogue_ranks(ranker: CatalogueRanker, users: UserBatch, item: int, num_it
             ahead[row, inside] = False
         better += ahead.sum(dim=1)
     return [1 + int(count) for count in better]
-
-
-def ranks_catalogue(ranker: ModelRanker) -> bool:
-    """Tell whether a ranker can rank the whole catalogue."""
-    return isinstance(ranker, CatalogueRanker) and ranker.ranks_catalogue
 
 
 def ranks_by_kind(
