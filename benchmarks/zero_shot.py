@@ -227,8 +227,8 @@ by user, sign flips, Holm over all rows. Every seed's figure: [zero_shot.json](z
 The idea was tried on validation users of Office Products. Its test users were looked at three times. The first time,
 text was a raw cosine, and on cold targets the fusion had .329, without an LLM .291 (Holm p .015), with a random one
 .289 (p .016), in a table with Amazon Electronics 2023 (500 test users, one seed), where what the LLM added was
-significant nowhere. The second time texts were whitened and later ones counted more: .346, without an LLM .319 (p .010), with a
-random one .323 (p .11). This time the rare words of texts are a part too."""
+significant nowhere. The second time texts were whitened and later ones counted more: .346, without an LLM .319 (Holm
+p .010), with a random one .323 (p .11). This time the rare words of texts are a part too."""
 
 
 def over_seeds(runs: list[dict[str, Any]]) -> dict[str, dict[str, np.ndarray]]:
