@@ -175,13 +175,7 @@ def fit_rankers(
     drawn = fusion_candidates(data, samples, arguments.num_candidates, arguments.seed)
     fit_text(model, processor, text_embeddings, samples, drawn, arguments.seed)
     fit_words(model, processor, samples, drawn, arguments.seed)
-    has = rankers_of(model.config)
-    language = ["retrieval"] if "retrieval" in has else ["likelihood"] if "likelihood" in has else []
-    named = split_names(arguments.fusion_parts or "") or ["cf", "text", "words", *language]
-    unknown = [name for name in named if name not in has]
-    if unknown:
-        raise ALLMRecError(f"rank.fusion_parts names {unknown}, but this checkpoint has {', '.join(has)}")
-    parts = [name for name in (*CATALOGUE_PARTS, *LIST_PARTS) if name in named]
+    parts = _parts_of(model, arguments)
     of_stored = fusion_samples(model, processor, parts, samples, stored)
     listed = any(name in LIST_PARTS for name in parts)
     found = of_stored if listed else fusion_samples(model, processor, parts, samples, drawn)
@@ -206,6 +200,21 @@ def fit_rankers(
     build_ranker(None, model, processor)  # a name that the checkpoint lacks is refused
     told = ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
     logger.info("NDCG@10 on %d validation users: %s; the default ranker is %s", len(samples), told, model.config.ranker)
+
+
+def _parts_of(model: ALLMRecModel, arguments: RankArguments) -> list[str]:
+    """Return the parts of the fusion in their order.
+
+    Raises:
+        ALLMRecError: when one is none that the checkpoint has.
+    """
+    has = rankers_of(model.config)
+    language = ["retrieval"] if "retrieval" in has else ["likelihood"] if "likelihood" in has else []
+    named = split_names(arguments.fusion_parts or "") or ["cf", "text", "words", *language]
+    unknown = [name for name in named if name not in has]
+    if unknown:
+        raise ALLMRecError(f"rank.fusion_parts names {unknown}, but this checkpoint has {', '.join(has)}")
+    return [name for name in (*CATALOGUE_PARTS, *LIST_PARTS) if name in named]
 
 
 def take_rankers(
