@@ -72,7 +72,7 @@ def suite_tables(path: Path) -> dict[str, str]:
     return {marker: suite_table(*table) for marker, table in found.items() if len(table[0])}
 
 
-SHOWN, HELD = ("backbone", "text", "fusion"), ("overall", "cold")
+SHOWN, HELD = ("backbone", "text", "words", "fusion"), ("overall", "cold")
 
 
 def real_rankers(report: dict[str, Any]) -> str:
