@@ -42,6 +42,7 @@ from allmrec_hf.files import folder_written_whole, written_whole
 from allmrec_hf.methods.baselines import TextCosine
 from allmrec_hf.methods.controls import with_random_llm
 from allmrec_hf.methods.method import Setting
+from allmrec_hf.methods.registry import METHODS
 from allmrec_hf.methods.shared import run_until, text_embeddings
 from allmrec_hf.ranker_built_in import rankers_of
 from allmrec_hf.ranking import Ranks, hit_at_k, ndcg_at_k
@@ -65,6 +66,7 @@ RANDOM = "random"
 REFIT = ", refit"  # stands behind the LLM of a run that was trained again on train and validation
 PROTOCOLS = ("candidates", "full")
 FITTED = ("text", "words", "fusion")  # by stage `rank`
+BASELINES = ("morec", "item-knn")
 SETTINGS: dict[str, Any] = {
     "preset": "default",
     "backbone": {"num_train_epochs": 60, "eval_epochs": 3, "early_stopping_patience": 3, "max_validation_users": 2_000},
@@ -206,6 +208,26 @@ def compute_refit(data: PreparedData, name: str, llm: str, seed: int, options: a
         "seconds": {"all stages": trained},
     }
     store(rankers, data, facts, run.with_name(f"{run.name}-refit"))
+
+
+def compute_baselines(data: PreparedData, name: str, seed: int, options: argparse.Namespace) -> None:
+    """Train the methods without an LLM that are no control of ours, evaluate and store what came out."""
+    where, encoder = options.output / "work" / f"{name}-{seed}", part(options.parts, ENCODER)
+    began, rankers = time.monotonic(), []
+    for method in BASELINES:
+        common = options.output / "work" / "common"
+        budget = {"backbone": SETTINGS["backbone"]}
+        setting = Setting(where / method, where / "parts", common, seed, None, encoder, budget=budget)
+        rankers.append(METHODS[method]().fit(data, setting))
+    facts = {
+        "dataset": name,
+        "title": data.name,
+        "llm": "none: " + ", ".join(BASELINES),
+        "seed": seed,
+        "settings": SETTINGS,
+        "seconds": {"all stages": time.monotonic() - began},
+    }
+    store(rankers, data, facts, options.output / "runs" / f"{name}-{seed}-baselines")
 
 
 def store(rankers: Sequence[Any], data: PreparedData, facts: dict[str, Any], folder: Path) -> None:
@@ -366,6 +388,8 @@ python benchmarks/real_rankers.py --data-root DATA --parts runs/parts --output R
     --datasets office ml-100k electronics beauty --llms SmolLM2-135M-Instruct
 python benchmarks/real_rankers.py --data-root DATA --parts runs/parts --output RUNS --seeds 0 \\
     --datasets office electronics --llms gemma-3-270m
+python benchmarks/real_rankers.py --data-root DATA --parts runs/parts --output RUNS --seeds 0 1 2 --baselines \\
+    --datasets office ml-100k electronics beauty
 python benchmarks/real_rankers.py --table --output RUNS
 ```
 
@@ -440,7 +464,7 @@ def write_table(output: Path) -> None:
     for run in runs:
         kept = ("dataset", "llm", "seed", "default_ranker", *FITTED, "seconds")
         beyond = run["reports"]["full"].get("beyond_accuracy")
-        report["runs"].append({**{name: run[name] for name in kept}, "beyond_accuracy": beyond})
+        report["runs"].append({**{name: run[name] for name in kept if name in run}, "beyond_accuracy": beyond})
     for path, text in (
         (target.with_suffix(".json"), json.dumps(report, indent=1)),
         (target.with_suffix(".md"), "\n\n".join(parts)),
@@ -467,6 +491,7 @@ def main() -> None:
     parser.add_argument("--num-llm-layers", type=int, default=layers, help="its first layers, 0: all (%(default)s)")
     parser.add_argument("--max-steps", type=int, default=steps, help="of the ranker retrieval (%(default)s)")
     parser.add_argument("--refit", action="store_true", help="also train each run again on train and validation")
+    parser.add_argument("--baselines", action="store_true", help=f"train {' and '.join(BASELINES)} and nothing else")
     parser.add_argument("--table", action="store_true")
     options = parser.parse_args()
     if options.table:
@@ -476,6 +501,11 @@ def main() -> None:
     for seed in options.seeds:
         for name in options.datasets:
             data = dataset(name, options.data_root, options.output)
+            if options.baselines:
+                if not (options.output / "runs" / f"{name}-{seed}-baselines" / "result.json").exists():
+                    compute_baselines(data, name, seed, options)
+                    print(f"{name}, seed {seed}, {' and '.join(BASELINES)}: done", flush=True)
+                continue
             for llm in options.llms:
                 if not (options.output / "runs" / f"{name}-{seed}-{Path(llm).name}" / "result.json").exists():
                     chosen = part(options.parts, first if llm == RANDOM else llm)
