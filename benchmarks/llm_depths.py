@@ -4,7 +4,7 @@
     python benchmarks/llm_depths.py --data-root DATA --parts runs/parts --output RUNS
 
 Settings, backbone and stage 1 are those of `real_rankers.py`, whose RUNS may be given; test users are not looked at.
-Writes `docs/results/llm_depths.json` and `.md` with every data set measured so far; a depth is not trained again.
+Writes `docs/results/llm_depths.json` and `.md` with every data set measured so far; a run goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def main() -> None:
     parser.add_argument("--parts", type=Path, default=Path("runs/parts"))
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--datasets", nargs="+", default=["office"], choices=list(DATASETS))
-    parser.add_argument("--depths", default="2,4,8")
+    parser.add_argument("--depths", default="2,4,8", help="numbers of layers, two or more (%(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     stored = REPORT.with_suffix(".json")

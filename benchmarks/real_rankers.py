@@ -48,7 +48,13 @@ from allmrec_hf.ranker_built_in import rankers_of
 from allmrec_hf.ranking import Ranks, hit_at_k, ndcg_at_k
 from allmrec_hf.training.devices import process_state
 from allmrec_hf.training.fair import fair_backbone
-from allmrec_hf.training.fusion_fitting import fit_fusion, fusion_candidates, fusion_samples, held_out_users
+from allmrec_hf.training.fusion_fitting import (
+    WITHOUT_LLM,
+    fit_fusion,
+    fusion_candidates,
+    fusion_samples,
+    held_out_users,
+)
 from allmrec_hf.training.pretrained_backbone import load_backbone
 from allmrec_hf.training.samples import validation_targets
 
@@ -251,8 +257,8 @@ def _without_llm(
     """Return the fusion of backbone, text and words alone, fitted on the users that the other was fitted on."""
     samples = validation_targets(data).take(held_out_users(data, None, args.rank))
     drawn = fusion_candidates(data, samples, args.rank.num_candidates, args.rank.seed)
-    parts = ["cf", "text", "words"]
-    return fit_fusion(fusion_samples(model, processor, parts, samples, drawn), parts, args.rank.seed)
+    found = fusion_samples(model, processor, WITHOUT_LLM, samples, drawn)
+    return fit_fusion(found, WITHOUT_LLM, args.rank.seed)
 
 
 # -- the table
@@ -443,6 +449,9 @@ def cost_table(runs: Sequence[Mapping[str, Any]]) -> str:
 def write_table(output: Path) -> None:
     """Write the report of all runs found."""
     runs = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((output / "runs").glob("*/result.json"))]
+    older = [f"{run['dataset']}-{run['seed']}-{run['llm']}" for run in runs if "fusion" in run and "words" not in run]
+    if older:
+        raise SystemExit(f"the fusions of {older} have no words: remove their stage rank and their runs, and run again")
     titles = {run["dataset"]: run["title"] for run in runs}
     ours = all(run["settings"] == SETTINGS for run in runs)
     target = REPORT if ours else output / REPORT.name

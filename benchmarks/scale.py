@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from allmrec_hf.files import written_whole
+from allmrec_hf.item_words import WORDS_OF_ITEM
 
 ROOT = Path(__file__).resolve().parents[1]
 MEASURED = ROOT / "benchmarks" / "results" / "llm_speed" / "smollm2_135m_instruct_float32.json"
@@ -85,7 +86,8 @@ def costs(case: Deployment) -> dict[str, str]:
         return f"{seconds / size[0]:.2g} {unit}"
 
     forward = 2 * case.parameters
-    tables = case.items * 4 * (2 * WIDTH + TEXT_WIDTH / 2 + RETRIEVAL_WIDTH)
+    words = WORDS_OF_ITEM * (4 + 2)  # bytes of their places and weights
+    tables = case.items * (4 * (2 * WIDTH + TEXT_WIDTH / 2 + RETRIEVAL_WIDTH) + words)
     return {
         "users": f"{case.users:,.0f}",
         "items": f"{case.items:,.0f}",

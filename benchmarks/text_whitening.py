@@ -46,8 +46,8 @@ class RecentTexts(TextCosineRanker):
     def _profiles(self, histories: Sequence[Any]) -> np.ndarray:
         profiles = np.zeros((len(histories), self.directions.shape[1]), dtype=np.float32)
         for profile, history in zip(profiles, histories, strict=True):
-            weights = self.recency ** np.arange(len(history) - 1, -1, -1)
-            profile[:] = weights @ self.directions[np.asarray(history, dtype=np.int64)] / max(weights.sum(), 1)
+            shares = recency_shares(len(history), self.recency).numpy()
+            profile[:] = shares @ self.directions[np.asarray(history, dtype=np.int64)]
         return profiles
 
 
@@ -70,7 +70,7 @@ class RecentWords:
         pairs = []
         for start in range(0, len(histories), USERS_AT_ONCE):
             batch = histories[start : start + USERS_AT_ONCE]
-            scores = self.words.score_range(self._profiles(batch), 0, len(self.words.places))
+            scores = self.words.score_rows(self._profiles(batch), slice(None))
             pairs.append(best_unseen(scores.numpy(), batch, top_k))
         items, scores = zip(*pairs, strict=True)
         return np.concatenate(items), np.concatenate(scores)

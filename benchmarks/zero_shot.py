@@ -43,7 +43,13 @@ from allmrec_hf.ranker_zero_shot import add_zero_shot, zero_shot_prompt
 from allmrec_hf.ranking import hit_at_k, ndcg_at_k, target_ranks
 from allmrec_hf.training.conditional_logit import fitted_weights
 from allmrec_hf.training.fair import fair_backbone
-from allmrec_hf.training.fusion_fitting import FusionSamples, fit_fusion, fusion_candidates, held_out_users
+from allmrec_hf.training.fusion_fitting import (
+    WITHOUT_LLM,
+    FusionSamples,
+    fit_fusion,
+    fusion_candidates,
+    held_out_users,
+)
 from allmrec_hf.training.llms import load_llm
 from allmrec_hf.training.pretrained_backbone import load_backbone
 from allmrec_hf.training.samples import Samples, validation_targets
@@ -56,7 +62,6 @@ PRETRAINED = "SmolLM2-135M-Instruct"
 HISTORY_IN_PROMPT, MAX_TITLE_TOKENS = 8, 12
 AT_ONCE, KEPT_EVERY = 5, 50
 GROUPS = ("overall", "warm", "cold", "never_seen")
-WITHOUT_LLM = ["cf", "text", "words"]
 LLMS = {PRETRAINED: "SmolLM2-135M", RANDOM: "random LLM"}
 
 

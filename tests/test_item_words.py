@@ -10,7 +10,7 @@ from transformers import AutoModel
 
 from allmrec_hf import RecommendationPipeline
 from allmrec_hf.errors import ALLMRecError
-from allmrec_hf.item_words import MOST_WORDS, WORDS_OF_ITEM, ItemWords
+from allmrec_hf.item_words import WORDS_OF_ITEM, ItemWords
 from allmrec_hf.ranker import UserBatch
 from allmrec_hf.ranker_words import SharedWords
 from allmrec_hf.training.samples import Samples
@@ -49,8 +49,10 @@ def test_weights_by_hand():
 
 
 def test_case_and_punctuation_do_not_count_and_any_script_does():
-    words = ItemWords.of(["Über-Café №7", "ÜBER café", "книга_7", "КНИГА"])
+    words = ItemWords.of(["Über-Café №7", "ÜBER café", "книга_7", "КНИГА", "हिन्दी किताब", "हिन्दी", "तीन दिन"])
     products = dense(words) @ dense(words).T
+    assert products[5, 6] > 0.3
+    assert products[5, 7] == 0  # they share letters, and no word
     assert products[1, 2] > 0.5
     assert products[3, 4] > 0.5
     assert products[1, 4] == 0
@@ -64,7 +66,6 @@ def test_the_heaviest_words_of_an_item_are_kept():
     assert dense(words)[1, common] == 0
     assert (dense(words)[1] > 0).sum() == WORDS_OF_ITEM
     assert dense(words)[3, common] == 1
-    assert MOST_WORDS > WORDS_OF_ITEM
 
 
 def test_the_commonest_words_make_the_vocabulary_where_there_are_too_many(monkeypatch):
@@ -88,7 +89,7 @@ def test_items_that_share_no_word_score_0(texts):
     words = ItemWords.of(texts)
     words.append(["a"])
     profile = words.profile([1], torch.ones(1)).unsqueeze(0)
-    assert words.score_range(profile, 1, len(words.places)).abs().max() == 0
+    assert words.score_rows(profile, slice(1, None)).abs().max() == 0
 
 
 def test_a_range_scores_as_a_list_and_as_the_dense_product():
@@ -99,7 +100,7 @@ def test_a_range_scores_as_a_list_and_as_the_dense_product():
     naive = profiles @ dense(words).T
     mixed = 0.25 * dense(words)[1] + 0.75 * dense(words)[2]
     assert torch.allclose(profiles[0], mixed, atol=1e-6)
-    assert torch.allclose(words.score_range(profiles, 3, 41), naive[:, 3:41], atol=1e-6)
+    assert torch.allclose(words.score_rows(profiles, slice(3, 41)), naive[:, 3:41], atol=1e-6)
     items = torch.tensor([[4, 0, 7], [40, 1, 1]])
     assert torch.allclose(words.score_items(profiles, items), naive.gather(1, items), atol=1e-6)
 
@@ -137,14 +138,21 @@ def test_a_score_by_hand_and_the_checkpoint_loads_it_again(tmp_path):
     assert torch.equal(dense(grown.item_table.words), dense(again.item_table.words))
 
 
-def test_added_items_without_texts_have_no_words_and_another_number_of_them_is_refused():
-    model, _ = pipeline_with_words()
+def test_added_items_without_texts_have_no_words_and_another_number_of_them_is_refused(monkeypatch):
+    model, processor = pipeline_with_words()
+    told = []
+    monkeypatch.setattr("allmrec_hf.modeling_allmrec.logger.warning", lambda text, *_: told.append(text))
+    model.add_items(torch.randn(1, 12), ["one"])
+    assert not told
     model.add_items(torch.randn(1, 12))
-    assert not model.item_table.words.weights[9].any()
+    assert "without their texts" in told[0]
+    assert not model.item_table.words.weights[10].any()
     with pytest.raises(ALLMRecError, match="there are 1 texts for 2 text embeddings"):
         model.add_items(torch.randn(2, 12), ["one"])
-    assert model.cf_encoder.num_items == 9
-    assert len(model.item_table.words.weights) == 10
+    assert model.cf_encoder.num_items == 10
+    assert len(model.item_table.words.weights) == 11
+    with pytest.raises(ALLMRecError, match="there are 8 texts for 10 items"):
+        model.keep_words(processor.catalog.texts())
 
 
 def test_items_added_to_a_pipeline_rank_by_their_words_at_once():
@@ -161,15 +169,17 @@ def test_items_added_to_a_pipeline_rank_by_their_words_at_once():
     assert answer[0]["score"] == answer[1]["score"] > answer[2]["score"]
 
 
-def test_the_recency_of_the_least_loss_is_chosen():
-    """The next item shares its word with the last item of the history alone."""
+@pytest.mark.parametrize(("telling", "recency"), [(1, RECENCIES[0]), (0, RECENCIES[-1])])
+def test_the_recency_of_the_least_loss_is_chosen(telling, recency):
+    """The next item shares its word with the last item of the history alone, or with the first alone."""
     model, processor = tiny_model("llama", 40), tiny_processor(tiny_catalog(40))
     titles = [f"word{number % 20}" for number in range(40)]
     processor.catalog = type(processor.catalog).from_records(
         [{"item_id": str(number), "title": title} for number, title in enumerate(titles)]
     )
     targets = np.arange(21, 41)
-    histories = [np.array([(target * 7) % 20 + 1, target - 20]) for target in targets]
+    pairs = [((target * 7) % 20 + 1, target - 20) for target in targets]
+    histories = [np.array(pair if telling else pair[::-1]) for pair in pairs]
     candidates = np.tile(targets, (20, 1))
     fit_words(model, processor, Samples(np.arange(20), histories, targets), candidates)
-    assert model.config.rankers["words"]["recency"] == RECENCIES[0]
+    assert model.config.rankers["words"]["recency"] == recency

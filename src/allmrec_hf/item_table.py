@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from .errors import ALLMRecError
 from .growing_table import appended
 from .item_words import ItemWords
 from .text_space import ROWS_AT_ONCE, TextSpace
@@ -72,7 +73,14 @@ class ItemTable(nn.Module):
         return F.normalize(text_embeddings.float(), dim=-1) if space is None else space(text_embeddings)
 
     def keep_words(self, texts: Sequence[str]) -> int:
-        """Keep the words of N texts, their rarity as of items that the backbone was trained on; return how many."""
+        """Keep the words of N texts, their rarity as of items that the backbone was trained on; return how many.
+
+        Raises:
+            ALLMRecError: when there are not N texts.
+        """
+        num_items = len(self.interaction_counts) - 1
+        if len(texts) != num_items:
+            raise ALLMRecError(f"there are {len(texts)} texts for {num_items} items; give one for each")
         known = (self.interaction_counts[1:] > 0).cpu().numpy()
         words = ItemWords.of(texts, known if known.any() else None)
         self.words = words.to(self.interaction_counts.device)

@@ -135,7 +135,7 @@ class ALLMRecModel(ALLMRecPreTrainedModel):
         """
         raise ALLMRecError(
             "an A-LLMRec model's embeddings are not resized: its prompts need no new token, and the projectors were "
-            "trained for the LLM's vocabulary as it is; add items by model.add_items(text_embeddings)"
+            "trained for the LLM's vocabulary as it is; add items by model.add_items(text_embeddings, texts)"
         )
 
     # -- the frozen LLM
@@ -556,7 +556,7 @@ class ALLMRecModel(ALLMRecPreTrainedModel):
 
         Args:
             text_embeddings: `(k, d_text)` `Q_i`, from this checkpoint's text encoder.
-            texts: The k texts that were encoded, for the ranker `words`; without them the items have no words.
+            texts: The k texts that were encoded, for the ranker `words`, which finds nothing of items without.
 
         Returns:
             The k new catalogue indices; add the same items in the same order to the processor's catalogue.
@@ -566,7 +566,10 @@ class ALLMRecModel(ALLMRecPreTrainedModel):
                 f"text embeddings must be (k, d_text) with d_text = {self.config.text_dim}, got "
                 f"{tuple(text_embeddings.shape)}; use this checkpoint's own text encoder"
             )
-        texts = [""] * len(text_embeddings) if texts is None else texts
+        if texts is None:
+            texts = [""] * len(text_embeddings)
+            if self.item_table.words is not None:
+                logger.warning("items are added without their texts, so that the ranker `words` finds nothing of them")
         if len(texts) != len(text_embeddings):
             raise ALLMRecError(f"there are {len(texts)} texts for {len(text_embeddings)} text embeddings")
         first = self.cf_encoder.num_items + 1

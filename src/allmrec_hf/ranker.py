@@ -179,6 +179,10 @@ class CatalogueRanker(ModelRanker):
     def score_items(self, vectors: Tensor, items: Tensor) -> Tensor:
         """Score items `(B, C)`, catalogue indices or 0, for users' vectors `(B, d)`."""
 
+    def score_shared(self, vectors: Tensor, items: Tensor) -> Tensor:
+        """Score the same items `(C,)` for all users' vectors `(B, d)`, giving `(B, C)`."""
+        return self.score_items(vectors, items.expand(len(vectors), -1))
+
     @torch.no_grad()
     def score(self, users: UserBatch, candidates: Sequence[Sequence[int]], num_permutations: int = 1) -> RankerScores:
         """Return the scores of candidates; no prompt lists them, so there are no orders to average over."""
@@ -275,6 +279,10 @@ class TextSimilarity(CatalogueRanker):
     def score_items(self, vectors: Tensor, items: Tensor) -> Tensor:
         """Score items."""
         return torch.einsum("bd,bcd->bc", vectors, self._table[items].float())
+
+    def score_shared(self, vectors: Tensor, items: Tensor) -> Tensor:
+        """Score the same items for all users."""
+        return vectors @ self._table[items].float().T
 
 
 class TitleLikelihood(ModelRanker):

@@ -1,7 +1,7 @@
 """The rankers that put several scores together: by weights that follow an item's popularity, by a sum, by ranks.
 
-A collaborative score is best where an item is popular, text and the LLM where it is not. So each part counts with a
-weight of its own on cold and on warm items, between which the gate `g = count / (count + pivot)` slides:
+A collaborative score is best where an item is popular, text, words and the LLM where it is not. So each part counts
+with a weight of its own on cold and on warm items, between which the gate `g = count / (count + pivot)` slides:
 `score = sum over parts of ((1 - g) * cold + g * warm) * z + popularity * g`, where z is the part's score in standard
 deviations around its mean over the catalogue for this user.
 """
@@ -82,11 +82,11 @@ class FusionParts:
 
     def vectors(self, users: UserBatch) -> Tensor:
         """Return everything that the parts know of users, side by side, with each part's mean and deviation."""
-        reference = self._reference(users.representations.device)
+        reference = self._reference(users.representations.device)  # the same items for all
         packed = []
         for part in self.whole:
             vectors = part.vectors(users)
-            scores = part.score_items(vectors, reference.expand(len(vectors), -1)).float()
+            scores = part.score_shared(vectors, reference).float()
             deviation = scores.std(dim=1, correction=0).clamp(min=SMALLEST_DEVIATION)
             packed += [vectors.float(), scores.mean(dim=1, keepdim=True), deviation.unsqueeze(1)]
         return torch.cat(packed, dim=1)
@@ -94,7 +94,7 @@ class FusionParts:
     def _reference(self, device: Any) -> Tensor:
         num_items = self.model.cf_encoder.num_items
         places = torch.linspace(1, num_items, min(num_items, REFERENCE_ITEMS), dtype=torch.float64)
-        return places.round().long().to(device).unsqueeze(0)
+        return places.round().long().to(device)
 
     def standardized(self, vectors: Tensor, items: Tensor | tuple[int, int]) -> Tensor:
         """Return the parts' scores `(P, B, C)` around their means, of listed items or of a range of the catalogue."""

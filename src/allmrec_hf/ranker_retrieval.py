@@ -159,3 +159,7 @@ class RetrievalRanker(CatalogueRanker):
     def score_items(self, vectors: Tensor, items: Tensor) -> Tensor:
         """Score items by cosine."""
         return torch.einsum("bd,bcd->bc", vectors, self.item_table()[items])
+
+    def score_shared(self, vectors: Tensor, items: Tensor) -> Tensor:
+        """Score the same items for all users."""
+        return vectors @ self.item_table()[items].T

@@ -53,8 +53,12 @@ class SharedWords(CatalogueRanker):
 
     def score_range(self, vectors: Tensor, start: int, stop: int) -> Tensor:
         """Score a part of the catalogue."""
-        return self._words.score_range(vectors, start, stop)
+        return self._words.score_rows(vectors, slice(start, stop))
 
     def score_items(self, vectors: Tensor, items: Tensor) -> Tensor:
         """Score items."""
         return self._words.score_items(vectors, items)
+
+    def score_shared(self, vectors: Tensor, items: Tensor) -> Tensor:
+        """Score the same items for all users."""
+        return self._words.score_rows(vectors, items)

@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 PIVOTS = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0)
 SCORED_AT_ONCE = 16  # users whose prompts the LLM reads at once
 COMPARISONS = (WeightedSum.kind, ReciprocalRanks.kind)
+WITHOUT_LLM = ("cf", "text", "words")  # the parts of a fusion that no LLM scores
 T = TypeVar("T")
 
 
@@ -210,7 +211,7 @@ def _parts_of(model: ALLMRecModel, arguments: RankArguments) -> list[str]:
     """
     has = rankers_of(model.config)
     language = ["retrieval"] if "retrieval" in has else ["likelihood"] if "likelihood" in has else []
-    named = split_names(arguments.fusion_parts or "") or ["cf", "text", "words", *language]
+    named = split_names(arguments.fusion_parts or "") or [*WITHOUT_LLM, *language]
     unknown = [name for name in named if name not in has]
     if unknown:
         raise ALLMRecError(f"rank.fusion_parts names {unknown}, but this checkpoint has {', '.join(has)}")

@@ -479,7 +479,7 @@ class RankArguments(Checked):
     )
     fusion_parts: str | None = option(
         None,
-        "What the fusion is made of, as cf,text,words,retrieval; all that the checkpoint has where not given.",
+        "What the fusion is made of; where not given cf,text,words and retrieval, or likelihood without it.",
     )
     num_candidates: int = option(
         500,
