@@ -393,7 +393,7 @@ python benchmarks/real_rankers.py --data-root DATA --parts runs/parts --output R
 python benchmarks/real_rankers.py --data-root DATA --parts runs/parts --output RUNS --seeds 1 2 --refit \\
     --datasets office ml-100k electronics beauty --llms SmolLM2-135M-Instruct
 python benchmarks/real_rankers.py --data-root DATA --parts runs/parts --output RUNS --seeds 0 \\
-    --datasets office electronics --llms gemma-3-270m
+    --datasets office --llms gemma-3-270m
 python benchmarks/real_rankers.py --data-root DATA --parts runs/parts --output RUNS --seeds 0 1 2 --baselines \\
     --datasets office ml-100k electronics beauty
 python benchmarks/real_rankers.py --table --output RUNS
