@@ -425,9 +425,10 @@ paired by user over the seeds both have, sign flips, corrected by Holm over the 
 
 COST = """## Cost
 
-Minutes on one core, which other work shared at times. A run around another LLM takes backbone and stage 1 from the one
-before. Ranking is that of all test users by every ranker, control and backbone of the run; users a second of each
-ranker alone: [speed](../speed.md).
+Minutes on one core, which other work shared at times, most of the time since seed 2 (whose training, and MovieLens' of
+seed 1, are the stages' own records). A run around another LLM takes backbone and stage 1 from the one before. Ranking
+is that of all test users by every ranker, control and backbone of the run; users a second of each ranker alone:
+[speed](../speed.md).
 
 | data set | LLM | seed | backbone and stage 1 | retrieve and rank | ranking candidates | ranking the catalogue |
 | --- | --- | --- | ---: | ---: | ---: | ---: |"""
