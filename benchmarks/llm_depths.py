@@ -14,7 +14,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from real_rankers import DATASETS, ENCODER, SETTINGS, arguments, begun, dataset, part
+from real_rankers import DATASETS, SETTINGS, arguments, begun, dataset, part, text_encoder
 
 from allmrec_hf import ALLMRecTrainer
 from allmrec_hf.files import written_whole
@@ -30,7 +30,7 @@ VALIDATION_USERS = 1_000
 def measured(name: str, depths: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """Return what each depth came to on validation users."""
     data = dataset(name, options.data_root, options.output)
-    where, encoder = options.output / "work" / f"{name}-{seed}", part(options.parts, ENCODER)
+    where, encoder = options.output / "work" / f"{name}-{seed}", text_encoder(options.parts)
     chosen = {"llm_depths": depths, "num_llm_layers": None, "max_validation_users": VALIDATION_USERS}
     settings = {**SETTINGS, "retrieve": {**SETTINGS["retrieve"], **chosen}}
     llm = part(options.parts, LLM)

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from real_rankers import DATASETS, ENCODER, dataset, part
+from real_rankers import DATASETS, dataset, text_encoder
 
 from allmrec_hf.evaluation.evaluator import evaluate
 from allmrec_hf.evaluation.rankers import TextCosineRanker, best_unseen
@@ -92,7 +92,7 @@ def rankers(texts: torch.Tensor, known: torch.Tensor, words: ItemWords) -> list[
 def measured(name: str, options: argparse.Namespace) -> dict[str, Any]:
     """Return NDCG@10 of every ranker on validation users, by protocol and group."""
     data = dataset(name, options.data_root, options.output)
-    where, encoder = options.output / "work" / name, part(options.parts, ENCODER, f"sentence-transformers/{ENCODER}")
+    where, encoder = options.output / "work" / name, text_encoder(options.parts)
     setting = Setting(where, where / "parts", options.output / "work" / "common", 0, "none", encoder)
     texts = text_embeddings(data, setting).float().cpu()
     known = torch.from_numpy(data.item_counts("train") > 0)

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from real_rankers import DATASETS, DTYPE, ENCODER, RANDOM, SETTINGS, arguments, dataset, part
+from real_rankers import DATASETS, DTYPE, RANDOM, SETTINGS, arguments, dataset, part, text_encoder
 
 from allmrec_hf import ALLMRecModel, ALLMRecProcessor
 from allmrec_hf.data.prepared import PreparedData
@@ -132,7 +132,7 @@ def standardized_scores(
 def compute_run(data: PreparedData, name: str, seed: int, options: argparse.Namespace) -> None:
     """Score all users by every part, fit the fusions and store what came out."""
     where = options.output / "work" / f"{name}-{seed}"
-    encoder = part(options.parts, ENCODER, f"sentence-transformers/{ENCODER}")
+    encoder = text_encoder(options.parts)
     llm = part(options.parts, PRETRAINED)
     setting = Setting(where, where / "parts", options.output / "work" / "common", seed, llm, encoder)
     args = arguments(where / "run", llm, encoder, seed, SETTINGS)

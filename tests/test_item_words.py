@@ -12,7 +12,9 @@ from allmrec_hf import RecommendationPipeline
 from allmrec_hf.errors import ALLMRecError
 from allmrec_hf.item_words import WORDS_OF_ITEM, ItemWords
 from allmrec_hf.ranker import UserBatch
+from allmrec_hf.ranker_built_in import rankers_of
 from allmrec_hf.ranker_words import SharedWords
+from allmrec_hf.training.fusion_fitting import take_rankers
 from allmrec_hf.training.samples import Samples
 from allmrec_hf.training.text_fitting import RECENCIES, fit_words
 from tests.tiny import tiny_catalog, tiny_model, tiny_processor
@@ -162,11 +164,23 @@ def test_items_added_to_a_pipeline_rank_by_their_words_at_once():
     known = processor.catalog
     pipe.add_items([{**known.frame.row(2, named=True), "item_id": "new"}])
     answer = pipe({"history": [known.item_id(3)]}, ranker="words", top_k=3)
-    assert [item["item_id"] for item in answer[:2]] == [
-        "I7",
-        "new",
-    ]  # both have its words but for a number of their own
+    first = [item["item_id"] for item in answer[:2]]
+    assert first == ["I7", "new"]  # both have its words but for a number of their own
     assert answer[0]["score"] == answer[1]["score"] > answer[2]["score"]
+
+
+@pytest.mark.parametrize("words", [{"recency": 0.7, "vocabulary": 3}, None])
+def test_a_refit_takes_the_words_of_its_run_where_that_has_them(words):
+    model, processor = tiny_model("llama", 8), tiny_processor(tiny_catalog(8))
+    part = {"text": [1.0, 1.0]}
+    weights = {"parts": part, "popularity": 0.0}
+    fusion = {"parts": ["text"], "pivot": 1.0, "gated": weights, "sum": weights}
+    rankers = {"text": {"recency": 0.5, "whitening": None}, "fusion": fusion}
+    fitted = SimpleNamespace(rankers=rankers if words is None else {**rankers, "words": words}, ranker="fusion")
+    take_rankers(model, processor, torch.randn(9, 12), fitted)
+    assert ("words" in model.config.rankers) == ("words" in rankers_of(model.config)) == (words is not None)
+    if words:
+        assert model.config.rankers["words"]["recency"] == 0.7
 
 
 @pytest.mark.parametrize(("telling", "recency"), [(1, RECENCIES[0]), (0, RECENCIES[-1])])
