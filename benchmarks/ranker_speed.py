@@ -21,7 +21,7 @@ from allmrec_hf.language_model import num_layers
 from allmrec_hf.prompt import HistoryTemplate
 from allmrec_hf.ranker import TitleLikelihood, UserBatch
 from allmrec_hf.ranker_retrieval import RetrievalRanker, add_retrieval_head
-from allmrec_hf.training.stage_arguments import RetrieveArguments
+from allmrec_hf.training.section_arguments import RetrieveArguments
 
 TOP_K = 10
 LISTED, ALL = "likelihood, 20 titles", "likelihood, whole catalogue, 20 titles at once"

@@ -53,7 +53,7 @@ from allmrec_hf.training.fusion_fitting import (
 from allmrec_hf.training.llms import load_llm
 from allmrec_hf.training.pretrained_backbone import load_backbone
 from allmrec_hf.training.samples import Samples, validation_targets
-from allmrec_hf.training.stage_arguments import RankArguments
+from allmrec_hf.training.section_arguments import RankArguments
 from allmrec_hf.training.text_fitting import fit_text, fit_words
 
 HERE = Path(__file__).resolve().parent

@@ -8,7 +8,8 @@ from pathlib import Path
 from allmrec_hf.cli.declared import PANELS, options_table
 from allmrec_hf.training.arguments import ALLMRecTrainingArguments
 from allmrec_hf.training.option_fields import Checked
-from allmrec_hf.training.stage_arguments import SECTIONS, StageArguments
+from allmrec_hf.training.section_arguments import SECTIONS
+from allmrec_hf.training.stage_arguments import StageArguments
 
 PAGE = Path(__file__).parents[1] / "docs" / "training_options.md"
 SHOWN = ("default", "paper", "quick")

@@ -24,7 +24,7 @@ from allmrec_hf.prompt import NO_SLOT, USER_SLOT, Title
 from allmrec_hf.training.alignment import AlignmentModule
 from allmrec_hf.training.arguments import ALLMRecTrainingArguments
 from allmrec_hf.training.run_record import SECTIONS_OF_STAGE
-from allmrec_hf.training.stage_arguments import ALIGNMENT_WEIGHTS, AlignArguments, ProjectArguments
+from allmrec_hf.training.section_arguments import ALIGNMENT_WEIGHTS, AlignArguments, ProjectArguments
 from allmrec_hf.training.trainer import ALLMRecTrainer
 from allmrec_hf.training.warm_start import centre_inputs, start_near_words
 from tests.command_line import refused, succeeded

@@ -8,7 +8,7 @@ import torch
 from allmrec_hf import ALLMRecModel, CheckpointError, llm_memory
 from allmrec_hf.llm_memory import VARIABLE, _container_memory, check_memory, free_main_memory, free_memory
 from allmrec_hf.training.llms import check_llm, load_llm
-from allmrec_hf.training.stage_arguments import LLMArguments
+from allmrec_hf.training.section_arguments import LLMArguments
 from tests.small_run import write_llm
 
 

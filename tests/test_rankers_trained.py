@@ -36,7 +36,7 @@ from allmrec_hf.training.fusion_fitting import (
 from allmrec_hf.training.llms import load_llm
 from allmrec_hf.training.retrieval_training import RetrievalModule, RetrievalTask
 from allmrec_hf.training.samples import validation_targets
-from allmrec_hf.training.stage_arguments import RANKER_STAGES, RetrieveArguments
+from allmrec_hf.training.section_arguments import RANKER_STAGES, RetrieveArguments
 from allmrec_hf.training.stages import _first_ranker
 from allmrec_hf.training.trainer import ALLMRecTrainer
 from tests import command_line, small_run

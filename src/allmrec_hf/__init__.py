@@ -85,10 +85,10 @@ if TYPE_CHECKING:  # for editors and type checkers; at run time names are loaded
     from .training.arguments import ALLMRecTrainingArguments as ALLMRecTrainingArguments
     from .training.fair import fair_backbone as fair_backbone
     from .training.importing import import_backbone as import_backbone
-    from .training.stage_arguments import AlignArguments as AlignArguments
-    from .training.stage_arguments import BackboneArguments as BackboneArguments
-    from .training.stage_arguments import LLMArguments as LLMArguments
-    from .training.stage_arguments import ProjectArguments as ProjectArguments
+    from .training.section_arguments import AlignArguments as AlignArguments
+    from .training.section_arguments import BackboneArguments as BackboneArguments
+    from .training.section_arguments import LLMArguments as LLMArguments
+    from .training.section_arguments import ProjectArguments as ProjectArguments
     from .training.trainer import ALLMRecTrainer as ALLMRecTrainer
 
 _PUBLIC = {
@@ -99,8 +99,8 @@ _PUBLIC = {
     "ALLMRecRanker": "evaluation.llm_ranker",
     "ALLMRecTrainer": "training.trainer",
     "ALLMRecTrainingArguments": "training.arguments",
-    "AlignArguments": "training.stage_arguments",
-    "BackboneArguments": "training.stage_arguments",
+    "AlignArguments": "training.section_arguments",
+    "BackboneArguments": "training.section_arguments",
     "CFEncoder": "cf_encoder",
     "CFEncoderConfig": "cf_encoder",
     "BackboneRanker": "evaluation.rankers",
@@ -109,11 +109,11 @@ _PUBLIC = {
     "ExportOptions": "exporting.export_checkpoint",
     "ExportedIndex": "exporting.vector_indexes",
     "ItemCatalog": "catalog",
-    "LLMArguments": "training.stage_arguments",
+    "LLMArguments": "training.section_arguments",
     "Place": "benchmark.runner",
     "PopularityRanker": "evaluation.rankers",
     "PreparedData": "data.prepared",
-    "ProjectArguments": "training.stage_arguments",
+    "ProjectArguments": "training.section_arguments",
     "PromptTemplate": "prompt",
     "RecommendationPipeline": "pipeline_recommendation",
     "SyntheticWorld": "data.synthetic",

@@ -16,7 +16,8 @@ from typer.main import get_command
 from allmrec_hf import DEMO_CHECKPOINT, ItemCatalog, __version__
 from allmrec_hf.cli.main import app
 from allmrec_hf.cli.recommend import as_titles
-from allmrec_hf.training.stage_arguments import RUN_WIDE, SECTIONS
+from allmrec_hf.training.section_arguments import SECTIONS
+from allmrec_hf.training.stage_arguments import RUN_WIDE
 from tests.command_line import each_stage, in_own_process, refused, run, succeeded
 from tests.small_run import write_data
 

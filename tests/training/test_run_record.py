@@ -11,7 +11,8 @@ import pytest
 from allmrec_hf.errors import ALLMRecError
 from allmrec_hf.training.projection import ProjectionTask
 from allmrec_hf.training.run_record import RUN_FILE
-from allmrec_hf.training.stage_arguments import SECTIONS, StageArguments
+from allmrec_hf.training.section_arguments import SECTIONS
+from allmrec_hf.training.stage_arguments import StageArguments
 from tests.small_run import STAGES, arguments, settings, train
 
 

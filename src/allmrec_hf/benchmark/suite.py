@@ -12,7 +12,7 @@ from ..data.prepared import INFO_FILE, read_info
 from ..errors import ALLMRecError
 from ..evaluation.scenarios import Scenario
 from ..methods.registry import method_names
-from ..training.stage_arguments import DEFAULT_BACKBONE, DEFAULT_TEXT_ENCODER
+from ..training.section_arguments import DEFAULT_BACKBONE, DEFAULT_TEXT_ENCODER
 
 SUITES = Path(__file__).parent / "suites"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")

@@ -13,7 +13,8 @@ from ..errors import ALLMRecError
 from ..evaluation.scenarios import CrossDomain, FewShot, scenario
 from ..methods.registry import backbone_names, method_names
 from ..stored_values import yaml_value
-from ..training.stage_arguments import DEFAULT_BACKBONE, DEFAULT_TEXT_ENCODER, PRESETS, STAGES, StageArguments
+from ..training.section_arguments import DEFAULT_BACKBONE, DEFAULT_TEXT_ENCODER
+from ..training.stage_arguments import PRESETS, STAGES, StageArguments
 from .published import DATASETS
 from .published_full_ranking import S3REC
 from .suite import (

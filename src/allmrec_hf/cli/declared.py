@@ -23,7 +23,8 @@ from typer.core import TyperCommand
 from ..errors import ALLMRecError
 from ..stored_values import json_value, yaml_value
 from ..training.option_fields import Checked, choices_of
-from ..training.stage_arguments import SECTIONS, STAGES, STEPS, StageArguments
+from ..training.section_arguments import SECTIONS
+from ..training.stage_arguments import STAGES, STEPS, StageArguments
 
 SEPARATOR = "__"  # in the name of a parameter, between section and option
 PANELS = {

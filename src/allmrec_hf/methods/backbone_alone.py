@@ -9,7 +9,7 @@ from typing import Any
 from ..data.prepared import PreparedData
 from ..errors import ALLMRecError
 from ..evaluation.rankers import BackboneRanker
-from ..training.stage_arguments import BackboneArguments
+from ..training.section_arguments import BackboneArguments
 from .method import Method, Setting
 from .shared import trained_backbone
 

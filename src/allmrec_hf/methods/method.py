@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from ..data.prepared import PreparedData
 from ..errors import ALLMRecError
 from ..evaluation.protocol import Ranker
-from ..training.stage_arguments import DEFAULT_BACKBONE, DEFAULT_TEXT_ENCODER
+from ..training.section_arguments import DEFAULT_BACKBONE, DEFAULT_TEXT_ENCODER
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from ..errors import ALLMRecError
 from ..evaluation.rankers import BackboneRanker
 from ..training.alignment import text_embedding_table
 from ..training.backbone_training import train_backbone
-from ..training.stage_arguments import DEFAULT_BACKBONE
+from ..training.section_arguments import DEFAULT_BACKBONE
 from ..training.text_encoders import load_text_encoder
 from .method import Method, Setting
 from .shared import check_same_settings, stage_arguments

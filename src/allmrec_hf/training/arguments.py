@@ -14,7 +14,8 @@ from ..gguf_files import is_gguf, split_gguf
 from ..stored_values import yaml_value
 from .option_fields import unknown_options
 from .presets import resolved
-from .stage_arguments import LOOPS, RUN_WIDE, SECTIONS, StageArguments
+from .section_arguments import SECTIONS
+from .stage_arguments import LOOPS, RUN_WIDE, StageArguments
 
 
 def _flat_names() -> dict[str, tuple[str, str]]:

@@ -25,7 +25,7 @@ from ..ranking import ndcg_at_k, target_ranks
 from .conditional_logit import FOLDS, fitted_weights, held_out_logits, held_out_loss
 from .projection import candidate_samples
 from .samples import Samples, validation_targets
-from .stage_arguments import ProjectArguments, RankArguments, split_names
+from .section_arguments import ProjectArguments, RankArguments, split_names
 from .text_fitting import USERS_AT_ONCE, fit_text, fit_words, user_batches
 
 logger = logging.getLogger(__name__)

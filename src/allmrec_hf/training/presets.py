@@ -7,7 +7,8 @@ from typing import Any
 
 from ..cf_encoder import MODEL_TYPE_PREFIX
 from ..errors import ALLMRecError
-from .stage_arguments import DEFAULT_BACKBONE, LOOPS, PRESETS, SECTIONS, StageArguments, is_backbone_name, recipe_of
+from .section_arguments import DEFAULT_BACKBONE, SECTIONS, is_backbone_name, recipe_of
+from .stage_arguments import LOOPS, PRESETS, StageArguments
 
 _OURS: dict[str, dict[str, Any]] = {
     "align": {"cross_reconstruction_weight": 1.0},

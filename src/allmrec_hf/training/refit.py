@@ -15,7 +15,8 @@ from .loop import RECORD_FILE
 from .pretrained_backbone import import_backbone_module
 from .run import Run
 from .run_record import RUN_FILE, begun_stages, check_same_data, read_run
-from .stage_arguments import LOOPS, SECTIONS, STEPS
+from .section_arguments import SECTIONS
+from .stage_arguments import LOOPS, STEPS
 from .stage_length import as_long_as_best
 
 Known = Literal["train+validation", "all"]

@@ -35,7 +35,8 @@ from .run_record import (
     check_same_data,
     with_absolute_paths,
 )
-from .stage_arguments import LOOPS, SECTIONS, STEPS, is_backbone_name, split_names
+from .section_arguments import SECTIONS, is_backbone_name, split_names
+from .stage_arguments import LOOPS, STEPS
 from .trained import load_target_counts
 
 

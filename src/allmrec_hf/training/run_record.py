@@ -15,7 +15,8 @@ from ..errors import ALLMRecError
 from ..part_sources import CHECKPOINT_PART, LANGUAGE_MODEL_PART, TEXT_ENCODER_PART, recorded, same_source
 from ..stored_values import json_value
 from .arguments import ALLMRecTrainingArguments
-from .stage_arguments import SECTIONS, STEPS, StageArguments
+from .section_arguments import SECTIONS
+from .stage_arguments import STEPS, StageArguments
 
 RUN_FILE = "run.json"
 SECTIONS_OF_STAGE = {

@@ -35,8 +35,8 @@ from .projection import ProjectionModule, ProjectionTask
 from .retrieval_training import RetrievalModule, RetrievalTask
 from .run import Run
 from .run_checks import backbone_config
+from .section_arguments import recipe_of, split_names
 from .sharded_llm import is_asked_for, is_sharded, shard_language_model
-from .stage_arguments import recipe_of, split_names
 from .task import StageResult
 from .text_encoders import text_dim
 from .warm_start import warm_start

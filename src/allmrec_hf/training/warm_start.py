@@ -27,7 +27,8 @@ from .devices import share_of_batch
 from .loop import run_stage
 from .projection import CandidateTask, ProjectionTask
 from .samples import bucketed_batches
-from .stage_arguments import ProjectArguments, StageArguments
+from .section_arguments import ProjectArguments
+from .stage_arguments import StageArguments
 from .task import Batch
 
 TEMPERATURE = 0.1
