@@ -8,6 +8,10 @@ the backbone was not trained on (`item`). `raw text` is the cosine of the encode
 target is `new` where the training part does not have it. The test part is not looked at. Mean and deviation over seeds
 go to `benchmarks/results/stage1_variants.json`, with a row for each data set, variant, path and group.
 
+`stopped by` trains three times as long at most and keeps the best of validations every 100 steps, by the loss or by
+NDCG@10 of candidates decoded from texts, on validation users who are not measured. `trained encoder` trains the text
+encoder too, 32 users and 24 tokens of a text at a time, for `--encoder-steps` steps, with one seed.
+
 Two more ways to keep what texts know: `and raw text` adds a fixed projection of the text to what the text encoder of
 stage 1 computes; `ids beside text` has no stage 1 at all: a backbone of `text_components`, half of whose item
 embeddings are the texts' largest directions and stay so while the other half is trained (AlphaFuse, arXiv 2504.19218).
@@ -39,23 +43,44 @@ from allmrec_hf.ranking import ndcg_at_k, target_ranks
 from allmrec_hf.training.alignment import AlignmentModule, AlignmentTask, text_embedding_table
 from allmrec_hf.training.backbone_training import train_backbone
 from allmrec_hf.training.loop import run_stage
+from allmrec_hf.training.samples import drawn_rows
 from allmrec_hf.training.stage_arguments import StageArguments
-from allmrec_hf.training.text_encoders import load_text_encoder
+from allmrec_hf.training.text_encoders import load_text_encoder, text_dim
 
 RESULTS = Path(__file__).resolve().parent / "results" / "stage1_variants.json"
 DATASETS = ("amazon_office_products_2018_tail", "amazon_electronics_2023_sub", "amazon2018_video_games")
 STEPS = 1_000
 PAPER = {"alpha": 0.5, "beta": 0.5, "cross_reconstruction": 1.0}
-FAST = {"learning_rate": 1e-3}
+SLOW, FAST = {"learning_rate": 1e-4}, {"learning_rate": 1e-3}
 SOFTMAX = {"text_recommendation": 1.0}
+LONG = {"num_train_epochs": 3 * STEPS, "max_steps": 3 * STEPS, "eval_strategy": "steps", "eval_steps": 100}
+STOPPED = {**FAST, **LONG, "early_stopping_patience": 3}
 VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "mse, 1e-4": (PAPER, {"learning_rate": 1e-4}),
+    "mse, 1e-4": (PAPER, SLOW),
     "mse, 1e-3": (PAPER, FAST),
     "infonce, 1e-3": ({**PAPER, "matching_loss": "infonce"}, FAST),
+    "infonce with learned scale, 1e-3": (
+        {**PAPER, "matching_loss": "infonce", "learn_matching_temperature": True},
+        FAST,
+    ),
+    "infonce with learned scale and half decoded, 1e-3": (
+        {**PAPER, **SOFTMAX, "matching_loss": "infonce", "learn_matching_temperature": True},
+        FAST,
+    ),
     "mse and half decoded, 1e-3": ({**PAPER, **SOFTMAX}, FAST),
     "mse and half decoded, whitened texts, 1e-3": ({**PAPER, **SOFTMAX}, FAST),
     "mse and half decoded, and raw text, 1e-3": ({**PAPER, **SOFTMAX}, FAST),
+    "mse and half decoded, 1e-3, cosine": ({**PAPER, **SOFTMAX}, {**FAST, "lr_scheduler_type": "cosine"}),
+    "mse and half decoded, 1e-3, stopped by loss": ({**PAPER, **SOFTMAX}, STOPPED),
+    "mse and half decoded, 1e-3, stopped by ranking": ({**PAPER, **SOFTMAX}, STOPPED),
 }
+TRAINED_ENCODER: dict[str, tuple[dict[str, float], float | None]] = {  # the loop's settings, and the encoder's own rate
+    "mse and half decoded, trained encoder, 1e-4": (SLOW, None),
+    "mse and half decoded, trained encoder, 1e-3": (FAST, None),
+    "mse and half decoded, trained encoder, 1e-3 and 1e-4": (FAST, 1e-4),
+}
+ENCODER_TOKENS, ENCODER_USERS = 24, 32
+MEASURED = 3_000  # validation users
 IDS_BESIDE_TEXT = "ids beside text"
 
 
@@ -93,8 +118,7 @@ def whitened(texts: torch.Tensor) -> torch.Tensor:
 def measured(data: PreparedData, score: Any) -> dict[str, dict[str, float]]:
     """Return NDCG@10 of validation users by group, for `score(histories)` that gives `(B, N + 1)`."""
     candidates, values = data.candidates("validation"), []
-    rows = np.sort(np.random.default_rng(0).permutation(len(candidates))[:3_000])
-    candidates = candidates.take(rows)
+    candidates = candidates.take(drawn_rows(len(candidates), MEASURED, 0))
     for start in range(0, len(candidates), 256):
         part = candidates.take(np.arange(start, min(start + 256, len(candidates))))
         scores = np.asarray(score([data.history(int(user), "validation") for user in part.users]), dtype=np.float64)
@@ -116,11 +140,34 @@ def aligned(
     if "raw text" in variant:
         aligner.text_autoencoder.encoder = WithRawText(aligner.text_autoencoder.encoder, texts)
     module = AlignmentModule(cf_encoder, aligner, data.catalog.texts(), None, False, **loss, text_table=texts)
-    arguments = StageArguments(num_train_epochs=STEPS, max_steps=STEPS, eval_epochs=STEPS, seed=seed, **loop)
-    task = AlignmentTask(module, data, "last", arguments)
-    task.validation = task.validation.take(np.arange(0))
+    length = {"num_train_epochs": STEPS, "max_steps": STEPS, "eval_epochs": STEPS, "max_validation_users": None}
+    arguments = StageArguments(**{**length, "seed": seed, **loop})
+    task = AlignmentTask(module, data, "last", arguments, "ndcg@10" if "by ranking" in variant else "loss")
+    mine = np.arange(0)
+    if "stopped" in variant:
+        users = data.candidates("validation").users
+        measured_users = users[drawn_rows(len(users), MEASURED, 0)]
+        mine = np.flatnonzero(~np.isin(task.validation.users, measured_users))
+    task.validation, task.candidates = task.validation.take(mine), task.candidates.take(mine)
     run_stage(task, arguments, folder, resume=True)
     return aligner.eval()
+
+
+def aligned_with_encoder(
+    data: PreparedData, cf_encoder: CFEncoder, options: argparse.Namespace, variant: str, seed: int, folder: Path
+) -> tuple[ItemTextAligner, torch.Tensor]:
+    """Return the aligner of a variant whose text encoder is trained too, and the texts by that encoder."""
+    loop, encoder_rate = TRAINED_ENCODER[variant]
+    encoder = load_text_encoder(options.text_encoder)
+    encoder.max_seq_length = ENCODER_TOKENS
+    torch.manual_seed(seed)
+    aligner = ItemTextAligner(cf_encoder.config.hidden_size, text_dim(encoder), 128)
+    module = AlignmentModule(cf_encoder, aligner, data.catalog.texts(), encoder, True, **PAPER, **SOFTMAX)
+    length = {"num_train_epochs": options.encoder_steps, "max_steps": options.encoder_steps, "eval_strategy": "no"}
+    arguments = StageArguments(**length, per_device_train_batch_size=ENCODER_USERS, seed=seed, **loop)
+    task = AlignmentTask(module, data, "last", arguments, text_encoder_learning_rate=encoder_rate)
+    run_stage(task, arguments, folder, resume=True)
+    return aligner.eval(), module.eval().embedding_table()
 
 
 @torch.no_grad()
@@ -152,6 +199,7 @@ def main() -> None:
     parser.add_argument("--text-encoder", required=True)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--datasets", nargs="+", default=DATASETS)
+    parser.add_argument("--encoder-steps", type=int, default=200)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     options = parser.parse_args()
     rows: list[dict[str, Any]] = []
@@ -169,6 +217,11 @@ def main() -> None:
                 aligner = aligned(data, cf_encoder, own, variant, seed, folder)
                 for path, values in paths(data, cf_encoder, aligner, own).items():
                     found.setdefault((variant, path), []).append(values)
+        for variant in TRAINED_ENCODER:
+            folder = options.output / "runs" / f"{name}-{variant.replace(' ', '_')}"
+            aligner, own = aligned_with_encoder(data, cf_encoder, options, variant, options.seeds[0], folder)
+            for path, values in paths(data, cf_encoder, aligner, own).items():
+                found[variant, path] = [values]
         stem = f"{name}-{IDS_BESIDE_TEXT.replace(' ', '_')}"
         beside = [options.output / "runs" / f"{stem}-{seed}" for seed in options.seeds]
         for seed, folder in zip(options.seeds, beside, strict=True):

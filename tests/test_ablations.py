@@ -207,6 +207,16 @@ def test_a_template_of_ones_own_stays_possible_without_user_representation():
         ({"cross_reconstruction_weight": float("inf")}, "cross_reconstruction_weight must be a finite number"),
         (dict.fromkeys(ALIGNMENT_WEIGHTS, 0), "nothing is trained"),
         ({"matching_temperature": 0.0}, "matching_temperature must be above 0"),
+        ({"learn_matching_temperature": True}, "learn_matching_temperature is for matching_loss infonce"),
+        (
+            {"matching_loss": "infonce", "learn_matching_temperature": True, "matching_temperature": 0.005},
+            "matching_temperature is 0.005, but one that is learned stays at 0.01 or above",
+        ),
+        (
+            {"fine_tune_text_encoder": False, "text_encoder_learning_rate": 1e-5},
+            "text_encoder_learning_rate is for a text encoder that is trained",
+        ),
+        ({"metric_for_best_model": "hit@1"}, "metric_for_best_model must be one of loss, ndcg@10; got 'hit@1'"),
         ({"listwise_temperature": 0.0}, "section project: listwise_temperature must be above 0"),
         ({"matching_loss": "cosine"}, "matching_loss must be one of mse, infonce; got 'cosine'"),
         ({"projector": "cnn"}, "projector must be one of mlp, linear, resampler; got 'cnn'"),
@@ -412,7 +422,8 @@ def test_what_stage_one_is_made_of_is_taken_over_by_stage_two():
     assert {*ALIGNMENT_WEIGHTS, "matching_loss", "matching_temperature"} <= set(AlignArguments.own_names())
     parameters = inspect.signature(AlignmentModule).parameters
     odd = dict(zip(ALIGNMENT_WEIGHTS, (0.1, 0.2, 0.3, 0.4, 0.5, 0.6), strict=True))
-    loss = AlignArguments(**odd, matching_loss="infonce", matching_temperature=0.6).loss()
+    infonce = {"matching_loss": "infonce", "matching_temperature": 0.6, "learn_matching_temperature": True}
+    loss = AlignArguments(**odd, **infonce).loss()
     assert set(loss) <= set(parameters)
     assert loss == {
         "alpha": odd["item_reconstruction_weight"],
@@ -421,8 +432,7 @@ def test_what_stage_one_is_made_of_is_taken_over_by_stage_two():
         "recommendation": odd["recommendation_weight"],
         "cross_reconstruction": odd["cross_reconstruction_weight"],
         "text_recommendation": odd["text_recommendation_weight"],
-        "matching_loss": "infonce",
-        "matching_temperature": 0.6,
+        **infonce,
     }
     assert AlignArguments() == AlignArguments(matching_weight=1.0, recommendation_weight=1.0, matching_loss="mse")
 
@@ -432,6 +442,8 @@ FLAGS = {
     ("align", "recommendation_weight"): 0.5,
     ("align", "matching_loss"): "infonce",
     ("align", "matching_temperature"): 0.1,
+    ("align", "text_encoder_learning_rate"): 1e-5,
+    ("align", "metric_for_best_model"): "ndcg@10",
     ("project", "item_embedding"): "random",
     ("project", "projector"): "resampler",
     ("project", "projector_tokens"): 4,

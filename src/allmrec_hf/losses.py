@@ -22,16 +22,16 @@ class Contrast(NamedTuple):
     Attributes:
         positive_items: `(B,)` catalogue indices of the targets.
         negative_items: `(B,)` the same of the negatives.
-        temperature: Of the softmax over the batch.
+        temperature: Of the softmax over the batch; a tensor where it is trained.
     """
 
     positive_items: torch.Tensor
     negative_items: torch.Tensor
-    temperature: float
+    temperature: float | torch.Tensor
 
 
 def symmetric_info_nce(
-    left: torch.Tensor, right: torch.Tensor, temperature: float, same: torch.Tensor | None = None
+    left: torch.Tensor, right: torch.Tensor, temperature: float | torch.Tensor, same: torch.Tensor | None = None
 ) -> torch.Tensor:
     """Return the mean InfoNCE of two views of a batch, both `(B, d)`, in both directions: each row finds its partner.
 
@@ -54,7 +54,7 @@ def symmetric_info_nce(
 
 
 def contrastive_loss(
-    item_joint: torch.Tensor, text_joint: torch.Tensor, items: torch.Tensor, temperature: float
+    item_joint: torch.Tensor, text_joint: torch.Tensor, items: torch.Tensor, temperature: float | torch.Tensor
 ) -> torch.Tensor:
     """Return the symmetric InfoNCE of `e_i` and `q_i`, both `(B, d_joint)`: each is to find the other in its batch.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -16,21 +17,24 @@ from ..data.prepared import PreparedData
 from ..errors import ALLMRecError
 from ..histories import pad_histories
 from ..losses import Contrast, alignment_losses, reconstruction_loss
+from ..ranking import Ranks, hit_at_k, ndcg_at_k, target_ranks
 from .devices import global_batch_size
 from .samples import (
     NegativeSampler,
     Samples,
     all_of_training,
-    drawn,
+    drawn_rows,
     last_of_training,
     random_batches,
     validation_targets,
 )
+from .section_arguments import LEAST_TEMPERATURE
 from .stage_arguments import StageArguments
 from .task import Batch, StageTask
 from .trained import target_counts
 
 TEXTS_AT_ONCE = 64
+USERS_AT_ONCE = 1_024  # whose candidates are ranked together
 CHECKED_TEXTS = 16  # of a table that is given, encoded again
 COMPARED_NUMBERS = 2**22  # of the items' vectors that all users of a batch are compared with
 LEAST_COMPARED = 64
@@ -124,6 +128,8 @@ class AlignmentModule(nn.Module):
         recommendation: Weight of the recommendation loss.
         matching_loss: `"mse"` (the paper) or `"infonce"`, each target set and each set of negatives a batch of its own.
         matching_temperature: Of InfoNCE.
+        learn_matching_temperature: Whether it is trained too, as its logarithm, down to `LEAST_TEMPERATURE`
+            (CLIP, arXiv 2103.00020).
         text_table: `text_embedding_table` of the frozen text encoder, where it is known already.
         text_recommendation: Weight of finding each target, decoded from its text, among the catalogue; 0 in the paper.
 
@@ -147,6 +153,7 @@ class AlignmentModule(nn.Module):
         recommendation: float = 1.0,
         matching_loss: Literal["mse", "infonce"] = "mse",
         matching_temperature: float = 0.07,
+        learn_matching_temperature: bool = False,
         text_table: torch.Tensor | None = None,
         text_recommendation: float = 0.0,
     ) -> None:
@@ -162,6 +169,9 @@ class AlignmentModule(nn.Module):
             "recommendation": recommendation,
         }
         self.temperature = matching_temperature if matching_loss == "infonce" else None
+        self.log_temperature = (
+            nn.Parameter(torch.tensor(math.log(matching_temperature))) if learn_matching_temperature else None
+        )
         self.cross_reconstruction = cross_reconstruction
         self.text_recommendation = text_recommendation
         self.register_buffer("compared", torch.arange(cf_encoder.num_items + 1) > 0, persistent=False)
@@ -208,9 +218,12 @@ class AlignmentModule(nn.Module):
         positives = (self.cf_encoder.item_embeddings[positive], positive_texts)
         negatives = (self.cf_encoder.item_embeddings[negative], negative_texts)
         outputs = self.aligner(*positives), self.aligner(*negatives)
-        contrast = None if self.temperature is None else Contrast(positive, negative, self.temperature)
+        temperature = self._temperature()
+        contrast = None if temperature is None else Contrast(positive, negative, temperature)
         score = self.cf_encoder.score_vectors
         terms = alignment_losses(users, *outputs, positives, negatives, score=score, contrast=contrast, **self.weights)
+        if self.log_temperature is not None:
+            terms["matching_temperature"] = self.log_temperature.exp()
         if self.cross_reconstruction:
             pairs = ((outputs[0].text_joint, positives[0]), (outputs[1].text_joint, negatives[0]))
             terms["cross_reconstruction"] = sum(
@@ -224,6 +237,14 @@ class AlignmentModule(nn.Module):
             )
             terms["loss"] = terms["loss"] + self.text_recommendation * terms["text_recommendation"]
         return terms
+
+    def _temperature(self) -> float | torch.Tensor | None:
+        """Return the temperature of InfoNCE; None where both sides are matched by distance."""
+        if self.log_temperature is None:
+            return self.temperature
+        with torch.no_grad():
+            self.log_temperature.clamp_(min=math.log(LEAST_TEMPERATURE))
+        return self.log_temperature.exp()
 
     def _text_recommendation(
         self,
@@ -270,10 +291,12 @@ class AlignmentTask(StageTask):
         positions: `"last"`: one target for each user (the paper's default); `"all"`: every position (A-LLMRec_all),
             long sequences in windows.
         arguments: Batch size, seed and size of the validation.
+        metric: What a validation is judged by: `"loss"`, or `"ndcg@10"` of the validation candidates with every item
+            decoded from its text, as an item is that nobody has touched yet.
+        text_encoder_learning_rate: Of the text encoder where it is trained; the aligner's where not given.
     """
 
     name = "align"
-    metric = "loss"
     of_batch = ("batch_targets", "batch_negatives", "seed")
 
     def __init__(
@@ -282,8 +305,13 @@ class AlignmentTask(StageTask):
         data: PreparedData,
         positions: Literal["last", "all"],
         arguments: StageArguments,
+        metric: Literal["loss", "ndcg@10"] = "loss",
+        text_encoder_learning_rate: float | None = None,
     ) -> None:
         self.module: AlignmentModule = module
+        self.metric = metric
+        if text_encoder_learning_rate is not None:
+            self.learning_rates = {"text_encoder.": text_encoder_learning_rate}
         self.content = data.digests
         self.varied_lengths = module.text_encoder is not None
         self.rows_add_up = module.temperature is None  # InfoNCE tells the rows of a batch apart
@@ -297,8 +325,11 @@ class AlignmentTask(StageTask):
         module.compared.fill_(False)[torch.from_numpy(items)] = True
         self.sampler = NegativeSampler(data, "train", items)
         held_out = validation_targets(data)
-        held_out = held_out.take(np.flatnonzero(np.isin(held_out.targets, items)))
-        self.validation = drawn(held_out, arguments.max_validation_users, arguments.seed)
+        rows = np.arange(len(held_out))
+        if metric == "loss":  # which looks at the targets' own embeddings
+            rows = np.flatnonzero(np.isin(held_out.targets, items))
+        rows = rows[drawn_rows(len(rows), arguments.max_validation_users, arguments.seed)]
+        self.validation, self.candidates = held_out.take(rows), data.candidates("validation").take(rows)
 
     def batches(self, epoch: int) -> list[np.ndarray]:
         """Return the rows of each batch of an epoch."""
@@ -336,7 +367,9 @@ class AlignmentTask(StageTask):
 
     @torch.no_grad()
     def validate(self, examples: np.ndarray, device: torch.device) -> dict[str, np.ndarray]:
-        """Return the mean loss terms of some validation users, for each of them."""
+        """Return the mean loss terms of some validation users, for each of them, or how their targets rank."""
+        if self.metric != "loss":
+            return self._ranking_by_text(examples, device)
         every = np.arange(len(self.validation))
         batch = self._batch(self.validation, "last", np.random.default_rng([self.seed, 0]))
         wanted = batch["targets"] > 0
@@ -345,3 +378,19 @@ class AlignmentTask(StageTask):
         batch |= whole
         terms = self.module({name: value.to(device) for name, value in batch.items()})
         return {name: np.full(len(examples), float(value)) for name, value in terms.items()}
+
+    def _ranking_by_text(self, examples: np.ndarray, device: torch.device) -> dict[str, np.ndarray]:
+        """Return NDCG@10 and Hit@10 of some validation users, their candidates decoded from texts."""
+        module, candidates, histories = self.module, self.candidates.take(examples), self.validation.histories
+        items, places = np.unique(candidates.items, return_inverse=True)
+        texts = module.text_embeddings(torch.from_numpy(items).to(device))
+        vectors = module.cf_encoder.new_items(texts, module.aligner.decode_items(module.aligner.encode_texts(texts)))
+        listed, parts = torch.from_numpy(places.reshape(candidates.items.shape)).to(device), []
+        for start in range(0, len(examples), USERS_AT_ONCE):
+            rows = slice(start, start + USERS_AT_ONCE)
+            ids, mask = pad_histories([histories[row] for row in examples[rows]], self.length)
+            users = module.cf_encoder.encode_users(ids.to(device), mask.to(device))
+            scores = module.cf_encoder.score_vectors(users.unsqueeze(1), vectors[listed[rows]])
+            parts.append(target_ranks(scores.float().cpu().numpy(), candidates.target_columns[rows]))
+        ranks = Ranks.concatenate(parts)
+        return {"ndcg@10": ndcg_at_k(ranks, 10), "hit@10": hit_at_k(ranks, 10)}

@@ -104,7 +104,7 @@ class _StageRun:
         entry = Entry(task.module)
         leave_sharded_alone(entry)
         self.module = self.accelerator.prepare(entry)
-        optimizer = adamw(parameters, arguments)
+        optimizer = adamw(parameters, arguments, task.learning_rates)
         self.plain = is_plain(self.accelerator)
         self.optimizer = optimizer if self.plain else self.accelerator.prepare(optimizer)
         self.sums: dict[str, Tensor] = {}  # kept on the device, so that no step waits for it
@@ -270,7 +270,7 @@ class _StageRun:
         """Take one optimizer step on the weighted mean of the losses of all batches and processes."""
         rate = self.arguments.learning_rate_at(self.state.step, self.total_steps)
         for parameters in self.optimizer.param_groups:
-            parameters["lr"] = rate
+            parameters["lr"] = rate * parameters["scale"]
         total = self._agreed(sum(weight for _, weight, _ in group))
         examples = self.world * sum(examples for _, _, examples in group)
         if self.world == 1:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from itertools import groupby
+
 import torch
 from torch import nn
 
@@ -14,18 +17,34 @@ def trained_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
     return dict(sorted(found.items(), key=lambda pair: pair[1].ndim <= 1))  # a stable sort
 
 
-def adamw(parameters: dict[str, nn.Parameter], arguments: StageArguments) -> torch.optim.Optimizer:
-    """Return AdamW over parameters in the order of `trained_parameters`."""
+def adamw(
+    parameters: Mapping[str, nn.Parameter], arguments: StageArguments, learning_rates: Mapping[str, float]
+) -> torch.optim.Optimizer:
+    """Return AdamW over parameters in the order of `trained_parameters`.
+
+    Args:
+        parameters: What is trained, by name.
+        arguments: The settings.
+        learning_rates: Those of parameters whose names begin so, where others than that of the settings. A group's
+            entry `scale` says how many times that of the settings it is.
+    """
+
+    def kind(pair: tuple[str, nn.Parameter]) -> tuple[bool, float]:
+        name, value = pair
+        rate = next((rate for start, rate in learning_rates.items() if name.startswith(start)), arguments.learning_rate)
+        return value.ndim > 1, rate / arguments.learning_rate
+
     groups = [
         {
-            "params": [value for value in parameters.values() if value.ndim > 1],
-            "weight_decay": arguments.weight_decay,
-        },
-        {"params": [value for value in parameters.values() if value.ndim <= 1], "weight_decay": 0.0},
+            "params": [value for _, value in group],
+            "weight_decay": arguments.weight_decay if is_matrix else 0.0,
+            "scale": scale,
+        }
+        for (is_matrix, scale), group in groupby(parameters.items(), kind)
     ]
     devices = {parameter.device for parameter in parameters.values()}
     return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
+        groups,
         lr=arguments.learning_rate,
         betas=(arguments.adam_beta1, arguments.adam_beta2),
         eps=arguments.adam_epsilon,

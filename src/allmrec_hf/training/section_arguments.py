@@ -14,6 +14,7 @@ from .stage_arguments import LARGEST_SEED, STEPS, StageArguments
 
 DEFAULT_BACKBONE = "sasrec"
 DEFAULT_TEXT_ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
+LEAST_TEMPERATURE = 0.01  # that infonce's may be trained down to
 BACKBONE_NAMES = ", ".join(name.removeprefix(MODEL_TYPE_PREFIX) for name in BUILT_IN)
 
 
@@ -67,9 +68,32 @@ class AlignArguments(StageArguments):
     )
     matching_loss: Literal["mse", "infonce"] = option("mse", "How both sides are matched: mse (the paper) or infonce.")
     matching_temperature: float = option(0.07, "Temperature of infonce.", above=0)
+    learn_matching_temperature: bool = option(
+        False, "Train infonce's temperature too, beginning at matching_temperature; it stays at 0.01 or above."
+    )
+    text_encoder_learning_rate: float | None = option(
+        None,
+        "Learning rate of the text encoder where it is trained too; learning_rate, the aligner's, where not given.",
+        above=0,
+    )
+    metric_for_best_model: Literal["loss", "ndcg@10"] = option(
+        "loss",
+        "What a validation is judged by: the loss, or NDCG@10 of validation candidates, all decoded from their texts.",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.learn_matching_temperature and self.matching_loss != "infonce":
+            raise ALLMRecError("learn_matching_temperature is for matching_loss infonce, which is not given")
+        if self.learn_matching_temperature and self.matching_temperature < LEAST_TEMPERATURE:
+            raise ALLMRecError(
+                f"matching_temperature is {self.matching_temperature}, but one that is learned stays at "
+                f"{LEAST_TEMPERATURE} or above"
+            )
+        if self.text_encoder_learning_rate is not None and not self.fine_tune_text_encoder:
+            raise ALLMRecError(
+                "text_encoder_learning_rate is for a text encoder that is trained, but fine_tune_text_encoder is no"
+            )
         if not any(getattr(self, name) for name in ALIGNMENT_WEIGHTS):
             raise ALLMRecError(
                 f"every weight of stage 1's loss is 0 ({', '.join(ALIGNMENT_WEIGHTS)}), so nothing is trained"
@@ -79,7 +103,8 @@ class AlignArguments(StageArguments):
         """Return what stage 1's loss is made of, as `AlignmentModule` takes it."""
         letters = ("alpha", "beta", "matching", "recommendation", "cross_reconstruction", "text_recommendation")
         weights = {letter: getattr(self, name) for letter, name in zip(letters, ALIGNMENT_WEIGHTS, strict=True)}
-        return {**weights, "matching_loss": self.matching_loss, "matching_temperature": self.matching_temperature}
+        matching = ("matching_loss", "matching_temperature", "learn_matching_temperature")
+        return weights | {name: getattr(self, name) for name in matching}
 
 
 ALIGNMENT_WEIGHTS = tuple(name for name in AlignArguments.own_names() if name.endswith("_weight"))

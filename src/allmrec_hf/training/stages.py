@@ -139,7 +139,8 @@ def run_alignment(run: Run) -> None:
         model.cf_encoder, model.aligner, texts, text_encoder, fine_tune, **arguments.loss(), text_table=table
     )
     _check_text_components(model.cf_encoder, None if fine_tune else module.embedding_table())
-    task = AlignmentTask(module, run.data, arguments.positions, arguments)
+    judged, encoder_rate = arguments.metric_for_best_model, arguments.text_encoder_learning_rate
+    task = AlignmentTask(module, run.data, arguments.positions, arguments, judged, encoder_rate)
     run_stage(task, arguments.loop(), run.stage_folder("align"), run.resume, callbacks=run.callbacks)
     fill_item_table(model.cpu(), run.data, module.embedding_table())
     if run.writes:

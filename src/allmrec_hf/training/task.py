@@ -31,6 +31,8 @@ class StageTask(ABC):
         rows_add_up: Whether the loss of a batch is the mean of those of its rows, given what is `of_batch`. Where it is
             not, as with a contrast between rows, every process computes whole batches, and none is cut.
         may_be_cut: Whether the share of a process may go through the module in parts where memory is short.
+        learning_rates: Learning rates of parameters by how their names begin, where another than that of the settings;
+            warm-up and schedule are the same.
         content: Digests of what the stage is trained on, by name, such as `PreparedData.digests`: a checkpoint keeps
             them, and is not gone on with where one of them differs.
     """
@@ -42,6 +44,7 @@ class StageTask(ABC):
     of_batch: Collection[str] = ()
     rows_add_up: bool = True
     may_be_cut: bool = True
+    learning_rates: Mapping[str, float] = MappingProxyType({})
     content: Mapping[str, str] = MappingProxyType({})
 
     @abstractmethod
