@@ -2,7 +2,8 @@
 
     python benchmarks/stage1_variants.py --data-root DATA --text-encoder all-MiniLM-L6-v2 --output RUNS
 
-Every variant trains the aligner around the same frozen backbone and text embeddings. Ranked are the stored candidates
+Every variant trains the aligner around the same frozen backbone; the texts are those of a frozen encoder but where
+that is trained too. Ranked are the stored candidates
 of validation users, by the backbone whose item vectors are decoded from texts: of all items (`text`), or of those that
 the backbone was not trained on (`item`). `raw text` is the cosine of the encoder's own vectors, without training. A
 target is `new` where the training part does not have it. The test part is not looked at. Mean and deviation over seeds
@@ -10,7 +11,8 @@ go to `benchmarks/results/stage1_variants.json`, with a row for each data set, v
 
 `stopped by` trains three times as long at most and keeps the best of validations every 100 steps, by the loss or by
 NDCG@10 of candidates decoded from texts, on validation users who are not measured. `trained encoder` trains the text
-encoder too, 32 users and 24 tokens of a text at a time, for `--encoder-steps` steps, with one seed.
+encoder too, 32 users and 24 tokens of a text at a time, for `--encoder-steps` steps, with one seed: these rows compare
+learning rates, and are no comparison with a frozen encoder, which all others have for longer.
 
 Two more ways to keep what texts know: `and raw text` adds a fixed projection of the text to what the text encoder of
 stage 1 computes; `ids beside text` has no stage 1 at all: a backbone of `text_components`, half of whose item
@@ -133,7 +135,7 @@ def measured(data: PreparedData, score: Any) -> dict[str, dict[str, float]]:
 def aligned(
     data: PreparedData, cf_encoder: CFEncoder, texts: torch.Tensor, variant: str, seed: int, folder: Path
 ) -> ItemTextAligner:
-    """Return the aligner of a variant, its last weights after `STEPS` steps."""
+    """Return the aligner of a variant: its last weights after `STEPS` steps, or the best where it is stopped."""
     loss, loop = VARIANTS[variant]
     torch.manual_seed(seed)
     aligner = ItemTextAligner(cf_encoder.config.hidden_size, texts.shape[1], 128)
@@ -148,6 +150,8 @@ def aligned(
         users = data.candidates("validation").users
         measured_users = users[drawn_rows(len(users), MEASURED, 0)]
         mine = np.flatnonzero(~np.isin(task.validation.users, measured_users))
+        if not len(mine):
+            raise SystemExit(f"{data.name} has too few validation users: all are measured, and none is left to stop by")
     task.validation, task.candidates = task.validation.take(mine), task.candidates.take(mine)
     run_stage(task, arguments, folder, resume=True)
     return aligner.eval()
@@ -199,6 +203,7 @@ def main() -> None:
     parser.add_argument("--text-encoder", required=True)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--datasets", nargs="+", default=DATASETS)
+    parser.add_argument("--encoder-datasets", nargs="*", default=DATASETS)
     parser.add_argument("--encoder-steps", type=int, default=200)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     options = parser.parse_args()
@@ -217,7 +222,7 @@ def main() -> None:
                 aligner = aligned(data, cf_encoder, own, variant, seed, folder)
                 for path, values in paths(data, cf_encoder, aligner, own).items():
                     found.setdefault((variant, path), []).append(values)
-        for variant in TRAINED_ENCODER:
+        for variant in TRAINED_ENCODER if name in options.encoder_datasets else ():
             folder = options.output / "runs" / f"{name}-{variant.replace(' ', '_')}"
             aligner, own = aligned_with_encoder(data, cf_encoder, options, variant, options.seeds[0], folder)
             for path, values in paths(data, cf_encoder, aligner, own).items():

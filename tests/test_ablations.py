@@ -209,6 +209,10 @@ def test_a_template_of_ones_own_stays_possible_without_user_representation():
         ({"matching_temperature": 0.0}, "matching_temperature must be above 0"),
         ({"learn_matching_temperature": True}, "learn_matching_temperature is for matching_loss infonce"),
         (
+            {"matching_loss": "infonce", "learn_matching_temperature": True, "matching_weight": 0.0},
+            "infonce with a matching_weight above 0",
+        ),
+        (
             {"matching_loss": "infonce", "learn_matching_temperature": True, "matching_temperature": 0.005},
             "matching_temperature is 0.005, but one that is learned stays at 0.01 or above",
         ),
@@ -227,6 +231,11 @@ def test_a_template_of_ones_own_stays_possible_without_user_representation():
 def test_settings_out_of_range_are_refused(changes, message):
     with pytest.raises(ALLMRecError, match=message):
         ALLMRecTrainingArguments("run").with_flat(**changes)
+
+
+def test_stage_one_is_not_judged_by_a_ranking_without_validations():
+    with pytest.raises(ALLMRecError, match="metric_for_best_model ndcg@10 is of validations, but eval_strategy is no"):
+        AlignArguments(metric_for_best_model="ndcg@10", eval_strategy="no")
 
 
 # -- stage 2: random joint embeddings
@@ -438,7 +447,7 @@ def test_what_stage_one_is_made_of_is_taken_over_by_stage_two():
 
 
 FLAGS = {
-    ("align", "matching_weight"): 0.0,
+    ("align", "matching_weight"): 0.25,
     ("align", "recommendation_weight"): 0.5,
     ("align", "matching_loss"): "infonce",
     ("align", "matching_temperature"): 0.1,
@@ -460,9 +469,11 @@ def test_flags_of_the_command_line_reach_the_run(small_parts, tmp_path, monkeypa
     options = [part for (section, name), value in FLAGS.items() for part in (flag(section, name), value)]
     stage = ("train", "--data", small_parts / "data", "--stage", "backbone", "--backbone.max-steps", 1)
     left_out = (flag("project", "no_user_representation"), "--backbone.options", "hidden_size=4")
+    left_out += (flag("align", "learn_matching_temperature"),)
     succeeded(*stage, *left_out, "--output", tmp_path / "run", *options)
     assert {(section, name): getattr(getattr(given[0], section), name) for section, name in FLAGS} == FLAGS
     assert (given[0].project.no_user_representation, given[0].project.no_joint_embedding) == (True, False)
+    assert given[0].align.learn_matching_temperature
     assert (given[0].backbone.max_steps, given[0].backbone.options) == (1, {"hidden_size": 4})
 
 

@@ -4,36 +4,35 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from allmrec_hf import SASRecConfig
+from allmrec_hf import ALLMRecTrainer, ALLMRecTrainingArguments, NCFConfig, SASRecConfig
 from allmrec_hf.aligner import ItemTextAligner
 from allmrec_hf.cf_encoder import build_cf_encoder
 from allmrec_hf.cf_texts import text_layer
 from allmrec_hf.errors import ALLMRecError
+from allmrec_hf.training import alignment
 from allmrec_hf.training.alignment import AlignmentModule, AlignmentTask, text_embedding_table
 from allmrec_hf.training.loop import run_stage
 from allmrec_hf.training.optimizer import adamw, trained_parameters
+from allmrec_hf.training.run_record import read_run
 from allmrec_hf.training.section_arguments import LEAST_TEMPERATURE
 from allmrec_hf.training.stage_arguments import StageArguments
-from tests.small_run import arguments, settings, text_encoder, train
+from tests.small_run import arguments, settings, text_encoder, train, write_data
 from tests.training.test_callbacks import Breaks
 
 LENGTH, CPU = 12, torch.device("cpu")
 LEARNED = {"matching_loss": "infonce", "matching_temperature": 0.5, "learn_matching_temperature": True}
 
 
-def module_of(data, fine_tune=False, components=0, **loss):
+def module_of(data, fine_tune=False, components=0, backbone=SASRecConfig, **loss):
     torch.manual_seed(0)
-    config = SASRecConfig(
-        num_items=data.num_items, hidden_size=16, max_history_length=LENGTH, text_components=components, text_dim=12
-    )
+    of_texts = {"text_components": components, "text_dim": 12} if components else {}
+    config = backbone(num_items=data.num_items, hidden_size=16, max_history_length=LENGTH, **of_texts)
     cf_encoder, encoder, texts = build_cf_encoder(config), text_encoder(), data.catalog.texts()
     if components:
         cf_encoder.text_layer = text_layer(text_embedding_table(encoder, texts), components, 1.0)
@@ -117,37 +116,49 @@ def test_groups_of_the_optimizer_keep_the_order_of_the_parameters(small_data):
             assert group["scale"] == pytest.approx(0.1 if names[id(value)].startswith("text_encoder.") else 1.0)
 
 
-@pytest.mark.parametrize("components", [0, 4])
-def test_ranking_by_text_is_that_of_each_users_candidates_one_by_one(small_data, components):
-    module = module_of(small_data, components=components)
-    task = task_of(small_data, module, "ndcg@10", max_validation_users=None)
-    candidates = small_data.candidates("validation")
+@pytest.fixture(scope="module")
+def wide_data(tmp_path_factory):
+    """Return data with more candidates than the 10 that NDCG@10 looks at."""
+    return write_data(tmp_path_factory.mktemp("wide"), num_candidates=25)
+
+
+@pytest.mark.parametrize(("backbone", "fine_tune"), [(SASRecConfig, False), (SASRecConfig, True), (NCFConfig, False)])
+def test_ranking_by_text_is_that_of_each_users_candidates_one_by_one(wide_data, monkeypatch, backbone, fine_tune):
+    monkeypatch.setattr(alignment, "USERS_AT_ONCE", 7)
+    module = module_of(wide_data, fine_tune=fine_tune, backbone=backbone)
+    task = task_of(wide_data, module, "ndcg@10", max_validation_users=None)
+    candidates = wide_data.candidates("validation")
     assert task.num_validation_examples == len(candidates)  # targets that the backbone does not know count too
-    examples = np.array([3, 0, 17])
-    found = task.validate(examples, CPU)
+    examples = np.concatenate([[3, 0, 17], np.arange(20, 50)])
+    found, hits = task.validate(examples, CPU), []
     table = module.embedding_table()
     for place, row in enumerate(examples):
-        history = torch.tensor(small_data.history(int(candidates.users[row]), "validation"))[-LENGTH:].unsqueeze(0)
+        history = torch.tensor(wide_data.history(int(candidates.users[row]), "validation"))[-LENGTH:].unsqueeze(0)
         with torch.no_grad():
             user = module.cf_encoder.encode_users(history, torch.ones_like(history, dtype=torch.bool))[0]
             scores = {}
             for item in candidates.items[row].tolist():
                 decoded = module.aligner.decode_items(module.aligner.encode_texts(table[item]))
-                if components:
-                    decoded = torch.cat([module.cf_encoder.text_layer(table[item]), torch.zeros(16 - components)])
-                scores[item] = float(user @ decoded)
+                scores[item] = float(module.cf_encoder.score_vectors(user, decoded))
         target = scores[int(candidates.targets[row])]
         rank = sum(score > target for score in scores.values())
-        assert found["ndcg@10"][place] == pytest.approx(1 / math.log2(rank + 2))
-        assert found["hit@10"][place] == 1
+        hits.append(rank < 10)
+        assert found["ndcg@10"][place] == pytest.approx(1 / math.log2(rank + 2) if rank < 10 else 0.0)
+    assert found["hit@10"].tolist() == hits
+    assert 0 < sum(hits) < len(hits)
 
 
-def test_ranking_by_text_is_the_same_in_any_parts(small_data):
-    task = task_of(small_data, module_of(small_data), "ndcg@10")
-    whole = task.validate(np.arange(20), CPU)["ndcg@10"]
-    parts = [task.validate(rows, CPU)["ndcg@10"] for rows in (np.arange(0, 20, 2), np.arange(1, 20, 2))]
-    assert np.array_equal(whole[0::2], parts[0])
-    assert np.array_equal(whole[1::2], parts[1])
+def test_a_backbone_of_text_components_is_not_judged_by_what_stage_one_does_not_decode(small_data):
+    module = module_of(small_data, components=4)
+    assert task_of(small_data, module).metric == "loss"
+    with pytest.raises(ALLMRecError, match="metric_for_best_model ndcg@10 says nothing of stage 1"):
+        task_of(small_data, module, "ndcg@10")
+
+
+def test_a_learning_rate_of_no_parameter_is_refused(small_data, tmp_path):
+    task = task_of(small_data, module_of(small_data), rate=1e-4)  # the text encoder is frozen
+    with pytest.raises(ALLMRecError, match=r"no trained parameter's name begins with \['text_encoder.'\]"):
+        run_stage(task, StageArguments(max_steps=1), tmp_path)
 
 
 CHOSEN = {
@@ -158,14 +169,11 @@ CHOSEN = {
 }
 
 
-def test_a_run_keeps_the_weights_that_rank_best_and_its_model_has_no_temperature(
-    finished_run, small_data, small_parts, tmp_path
-):
+def test_a_run_keeps_the_weights_that_rank_best_and_its_model_has_no_temperature(small_data, small_parts, tmp_path):
     folders = []
     for name, cut in (("whole", False), ("resumed", True)):
-        later = shutil.ignore_patterns("project", "warm-start", "align")
-        folder = Path(shutil.copytree(finished_run, tmp_path / name, ignore=later))
-        few = arguments()
+        folder, few = tmp_path / name, arguments()
+        train(small_data, folder, settings(small_parts), ("backbone",))
         few["align"] |= {"num_train_epochs": 3, "max_steps": None}
         if cut:
             with pytest.raises(ALLMRecError, match="a callback raised"):
@@ -181,4 +189,8 @@ def test_a_run_keeps_the_weights_that_rank_best_and_its_model_has_no_temperature
     assert result["metric"] == "ndcg@10"
     assert result["best"] == max(history)
     assert result["best_epoch"] == history.index(max(history)) + 1
-    assert all(0 < row["train/matching_temperature"] < 0.2 for row in result["history"])
+    temperatures = [row["train/matching_temperature"] for row in result["history"]]
+    assert len({0.07, *temperatures}) == 4  # a mean of each epoch, none the first value
+    again = ALLMRecTrainer(args=ALLMRecTrainingArguments(folders[0]), data=small_data).refit(tmp_path / "refit")
+    refitted = read_run(again.output_dir / "run.json")["arguments"]["align"]
+    assert {name: refitted[name] for name in CHOSEN} == {**CHOSEN, "metric_for_best_model": "loss"}

@@ -169,9 +169,9 @@ class AlignmentModule(nn.Module):
             "recommendation": recommendation,
         }
         self.temperature = matching_temperature if matching_loss == "infonce" else None
-        self.log_temperature = (
-            nn.Parameter(torch.tensor(math.log(matching_temperature))) if learn_matching_temperature else None
-        )
+        self.log_temperature: nn.Parameter | None = None
+        if self.temperature is not None and learn_matching_temperature:
+            self.log_temperature = nn.Parameter(torch.tensor(math.log(self.temperature)))
         self.cross_reconstruction = cross_reconstruction
         self.text_recommendation = text_recommendation
         self.register_buffer("compared", torch.arange(cf_encoder.num_items + 1) > 0, persistent=False)
@@ -222,8 +222,8 @@ class AlignmentModule(nn.Module):
         contrast = None if temperature is None else Contrast(positive, negative, temperature)
         score = self.cf_encoder.score_vectors
         terms = alignment_losses(users, *outputs, positives, negatives, score=score, contrast=contrast, **self.weights)
-        if self.log_temperature is not None:
-            terms["matching_temperature"] = self.log_temperature.exp()
+        if isinstance(temperature, torch.Tensor):
+            terms["matching_temperature"] = temperature
         if self.cross_reconstruction:
             pairs = ((outputs[0].text_joint, positives[0]), (outputs[1].text_joint, negatives[0]))
             terms["cross_reconstruction"] = sum(
@@ -283,7 +283,7 @@ class AlignmentTask(StageTask):
     """Stage 1 for the training loop.
 
     Negatives are items that the user did not touch in the training part and that the backbone was trained on. The row
-    of any other item means nothing: it is no negative, and no target of the validation.
+    of any other item means nothing: it is no negative, and no target of a validation by the loss.
 
     Args:
         module: The loss.
@@ -294,6 +294,10 @@ class AlignmentTask(StageTask):
         metric: What a validation is judged by: `"loss"`, or `"ndcg@10"` of the validation candidates with every item
             decoded from its text, as an item is that nobody has touched yet.
         text_encoder_learning_rate: Of the text encoder where it is trained; the aligner's where not given.
+
+    Raises:
+        ALLMRecError: when stage 1 is to be judged by ranking around a backbone of `text_components`, whose new items it
+            does not decode.
     """
 
     name = "align"
@@ -308,6 +312,11 @@ class AlignmentTask(StageTask):
         metric: Literal["loss", "ndcg@10"] = "loss",
         text_encoder_learning_rate: float | None = None,
     ) -> None:
+        if metric != "loss" and module.cf_encoder.text_layer is not None:
+            raise ALLMRecError(
+                f"metric_for_best_model {metric} says nothing of stage 1 where the backbone has text_components, by "
+                "which new items are ranked; take loss"
+            )
         self.module: AlignmentModule = module
         self.metric = metric
         if text_encoder_learning_rate is not None:
@@ -382,15 +391,16 @@ class AlignmentTask(StageTask):
     def _ranking_by_text(self, examples: np.ndarray, device: torch.device) -> dict[str, np.ndarray]:
         """Return NDCG@10 and Hit@10 of some validation users, their candidates decoded from texts."""
         module, candidates, histories = self.module, self.candidates.take(examples), self.validation.histories
+        columns = candidates.target_columns
         items, places = np.unique(candidates.items, return_inverse=True)
         texts = module.text_embeddings(torch.from_numpy(items).to(device))
-        vectors = module.cf_encoder.new_items(texts, module.aligner.decode_items(module.aligner.encode_texts(texts)))
+        vectors = module.aligner.decode_items(module.aligner.encode_texts(texts))
         listed, parts = torch.from_numpy(places.reshape(candidates.items.shape)).to(device), []
         for start in range(0, len(examples), USERS_AT_ONCE):
             rows = slice(start, start + USERS_AT_ONCE)
             ids, mask = pad_histories([histories[row] for row in examples[rows]], self.length)
             users = module.cf_encoder.encode_users(ids.to(device), mask.to(device))
             scores = module.cf_encoder.score_vectors(users.unsqueeze(1), vectors[listed[rows]])
-            parts.append(target_ranks(scores.float().cpu().numpy(), candidates.target_columns[rows]))
+            parts.append(target_ranks(scores.float().cpu().numpy(), columns[rows]))
         ranks = Ranks.concatenate(parts)
         return {"ndcg@10": ndcg_at_k(ranks, 10), "hit@10": hit_at_k(ranks, 10)}

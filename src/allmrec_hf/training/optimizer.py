@@ -8,6 +8,7 @@ from itertools import groupby
 import torch
 from torch import nn
 
+from ..errors import ALLMRecError
 from .stage_arguments import StageArguments
 
 
@@ -27,6 +28,9 @@ def adamw(
         arguments: The settings.
         learning_rates: Those of parameters whose names begin so, where others than that of the settings. A group's
             entry `scale` says how many times that of the settings it is.
+
+    Raises:
+        ALLMRecError: when no parameter's name begins as one of these.
     """
 
     def kind(pair: tuple[str, nn.Parameter]) -> tuple[bool, float]:
@@ -34,6 +38,8 @@ def adamw(
         rate = next((rate for start, rate in learning_rates.items() if name.startswith(start)), arguments.learning_rate)
         return value.ndim > 1, rate / arguments.learning_rate
 
+    if unknown := [start for start in learning_rates if not any(name.startswith(start) for name in parameters)]:
+        raise ALLMRecError(f"no trained parameter's name begins with {unknown}; they have learning rates of their own")
     groups = [
         {
             "params": [value for _, value in group],

@@ -118,6 +118,8 @@ def refit_arguments(folder: Path, output: Path, args: ALLMRecTrainingArguments) 
         by_steps = name == "project" and sections[name].targets == "validation"  # its epochs are of other users
         if name == "project":
             changes["targets"] = "train"
+        if name == "align":
+            changes["metric_for_best_model"] = "loss"
         sections[name] = sections[name].replaced(**changes, **as_long_as_best(trained / RECORD_FILE, by_steps))
     return ALLMRecTrainingArguments(output, record["preset"], **sections)
 

@@ -69,7 +69,8 @@ class AlignArguments(StageArguments):
     matching_loss: Literal["mse", "infonce"] = option("mse", "How both sides are matched: mse (the paper) or infonce.")
     matching_temperature: float = option(0.07, "Temperature of infonce.", above=0)
     learn_matching_temperature: bool = option(
-        False, "Train infonce's temperature too, beginning at matching_temperature; it stays at 0.01 or above."
+        False,
+        f"Train infonce's temperature too, beginning at matching_temperature and never below {LEAST_TEMPERATURE}.",
     )
     text_encoder_learning_rate: float | None = option(
         None,
@@ -83,8 +84,10 @@ class AlignArguments(StageArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.learn_matching_temperature and self.matching_loss != "infonce":
-            raise ALLMRecError("learn_matching_temperature is for matching_loss infonce, which is not given")
+        if self.learn_matching_temperature and (self.matching_loss != "infonce" or not self.matching_weight):
+            raise ALLMRecError(
+                "learn_matching_temperature is for matching_loss infonce with a matching_weight above 0; give both"
+            )
         if self.learn_matching_temperature and self.matching_temperature < LEAST_TEMPERATURE:
             raise ALLMRecError(
                 f"matching_temperature is {self.matching_temperature}, but one that is learned stays at "
@@ -92,7 +95,12 @@ class AlignArguments(StageArguments):
             )
         if self.text_encoder_learning_rate is not None and not self.fine_tune_text_encoder:
             raise ALLMRecError(
-                "text_encoder_learning_rate is for a text encoder that is trained, but fine_tune_text_encoder is no"
+                "text_encoder_learning_rate is for a text encoder that is trained, but fine_tune_text_encoder is no "
+                "(as in the preset quick); give --align.fine-tune-text-encoder, in Python fine_tune_text_encoder=True"
+            )
+        if self.metric_for_best_model != "loss" and self.eval_strategy == "no":
+            raise ALLMRecError(
+                f"metric_for_best_model {self.metric_for_best_model} is of validations, but eval_strategy is no"
             )
         if not any(getattr(self, name) for name in ALIGNMENT_WEIGHTS):
             raise ALLMRecError(

@@ -83,6 +83,11 @@ def _texts_of_backbone(run: Run) -> torch.Tensor:
             "text_components are those of a text encoder that stays as it is; give --align.no-fine-tune-text-encoder "
             "too, or text_components 0"
         )
+    if run.args.align.metric_for_best_model != "loss":
+        raise ALLMRecError(
+            "text_components rank new items, which stage 1 decodes no more, so it cannot be judged by their ranking; "
+            "give --align.metric-for-best-model loss"
+        )
     texts, encoder, table = run.data.catalog.texts(), run.load_text_encoder(), run.parts.text_table
     if table is None:
         return text_embedding_table(encoder, texts)
