@@ -14,7 +14,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from real_rankers import DATASETS, SETTINGS, arguments, begun, dataset, part, text_encoder
+from real_rankers import DATASETS, LLM, SETTINGS, arguments, begun, dataset, part, text_encoder
 
 from allmrec_hf import ALLMRecTrainer
 from allmrec_hf.files import written_whole
@@ -23,7 +23,6 @@ from allmrec_hf.methods.shared import text_embeddings
 
 HERE = Path(__file__).resolve().parent
 REPORT = HERE.parent / "docs" / "results" / "llm_depths"
-LLM = "SmolLM2-135M-Instruct"
 VALIDATION_USERS = 1_000
 
 

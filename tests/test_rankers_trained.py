@@ -13,6 +13,7 @@ from transformers import AutoModel, pipeline
 
 from allmrec_hf import ALLMRecProcessor, CheckpointError
 from allmrec_hf.errors import ALLMRecError
+from allmrec_hf.evaluation.warmth import WarmthGroups
 from allmrec_hf.hub import card_page
 from allmrec_hf.language_model import first_layers, last_states, num_layers
 from allmrec_hf.losses import catalogue_contrast
@@ -32,6 +33,7 @@ from allmrec_hf.training.fusion_fitting import (
     fusion_candidates,
     fusion_samples,
     held_out_users,
+    weights_of_users,
 )
 from allmrec_hf.training.llms import load_llm
 from allmrec_hf.training.retrieval_training import RetrievalModule, RetrievalTask
@@ -328,6 +330,30 @@ def test_held_out_logits_are_by_the_weights_of_the_other_folds():
     assert held_out_loss(features, columns, 5) == pytest.approx(loss.item())
 
 
+def test_a_user_of_weight_two_counts_as_two_users():
+    generator = torch.Generator().manual_seed(0)
+    features, columns = torch.randn(12, 5, 2, generator=generator), torch.arange(12) % 5
+    weights = torch.ones(12)
+    weights[:3] = 2.0
+    twice = torch.cat([torch.arange(12), torch.arange(3)])
+    found = fitted_weights(features, columns, weights)
+    assert torch.allclose(found, fitted_weights(features[twice], columns[twice]), atol=1e-5)
+    assert not torch.allclose(found, fitted_weights(features, columns), atol=1e-3)
+    losses = torch.nn.functional.cross_entropy(
+        held_out_logits(features, columns, 5, user_weights=weights), columns, reduction="none"
+    )
+    by_hand = (2 * losses[:3].sum() + losses[3:].sum()) / 15
+    assert held_out_loss(features, columns, 5, weights) == pytest.approx(by_hand.item())
+
+
+def test_users_of_cold_targets_are_those_of_the_reports(small_data):
+    targets = small_data.candidates("validation").targets
+    cold = WarmthGroups.from_counts(small_data.item_counts("train")).members(targets)["cold"]
+    assert 0 < cold.sum() < len(cold)
+    assert weights_of_users(small_data, targets, 3.0).tolist() == [3.0 if each else 1.0 for each in cold]
+    assert weights_of_users(small_data, targets, 1.0) is None
+
+
 def test_the_contrast_in_chunks_is_the_contrast_and_over_the_whole_catalogue_the_softmax():
     torch.manual_seed(0)
     users, items, columns = torch.randn(4, 6), torch.randn(9, 6), torch.tensor([0, 3, 8, 3])
@@ -387,9 +413,13 @@ def test_the_order_in_which_parts_are_named_changes_no_weight(run, small_parts, 
     assert found[0] == found[1] == found[2]
 
 
-def test_what_the_stage_tells_of_each_ranker_is_what_it_scores(run, small_parts, small_data, tmp_path, monkeypatch):
+@pytest.mark.parametrize("cold_weight", [1.0, 4.0])
+def test_what_the_stage_tells_of_each_ranker_is_what_it_scores(
+    run, small_parts, small_data, tmp_path, monkeypatch, cold_weight
+):
     folder, messages = shutil.copytree(run, tmp_path / "run"), []
     trainer = trainer_of(folder, small_parts, small_data)
+    trainer.args = trainer.args.replaced(rank={"cold_weight": cold_weight})
     monkeypatch.setattr(fusion_fitting.logger, "info", lambda text, *values: messages.append(text % values))
     trainer.train("rank")
     told = dict(re.findall(r"(\w+) (\d\.\d{4})", messages[-1].split("validation users: ")[-1]))
@@ -403,7 +433,10 @@ def test_what_the_stage_tells_of_each_ranker_is_what_it_scores(run, small_parts,
     own, shown = (
         fusion_samples(trainer.model, trainer.processor, fusion["parts"], samples, items) for items in (drawn, stored)
     )
-    logits = held_out_logits(own.features(fusion["pivot"]), own.columns, 0, shown.features(fusion["pivot"]))
+    user_weights = weights_of_users(small_data, samples.targets, cold_weight)
+    assert fusion == fit_fusion(own, fusion["parts"], 0, user_weights) | {"cold_weight": cold_weight}
+    features = own.features(fusion["pivot"]), shown.features(fusion["pivot"])
+    logits = held_out_logits(features[0], own.columns, 0, features[1], user_weights)
     assert float(told["fusion"]) == pytest.approx(ndcg_at_k(target_ranks(logits.numpy(), columns), 10).mean(), abs=1e-4)
     for name in ("cf", "text", "retrieval", "likelihood"):
         scores = build_ranker(name, trainer.model, trainer.processor).score(users, stored.tolist()).scores

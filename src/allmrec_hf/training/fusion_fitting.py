@@ -16,6 +16,7 @@ from ..configuration_allmrec import ALLMRecConfig
 from ..data.candidates import SeenItems, sample_candidates, title_groups
 from ..data.prepared import PreparedData
 from ..errors import ALLMRecError
+from ..evaluation.warmth import WarmthGroups
 from ..modeling_allmrec import ALLMRecModel
 from ..processing_allmrec import ALLMRecProcessor
 from ..ranker import ModelRanker
@@ -59,30 +60,51 @@ class FusionSamples:
         return torch.cat([self.scores * (1 - gate), self.scores * gate, gate]).movedim(0, -1)
 
 
-def fit_fusion(found: FusionSamples, names: Sequence[str], seed: int = 0) -> dict[str, Any]:
+def fit_fusion(
+    found: FusionSamples, names: Sequence[str], seed: int = 0, user_weights: Tensor | None = None
+) -> dict[str, Any]:
     """Return what `config.rankers["fusion"]` holds: parts, pivot, weights with the gate and without.
 
     Args:
         found: Scores of the parts on users that none of the parts was trained on.
         names: The parts, in the order of the scores.
         seed: Of the folds, by which the pivot is chosen.
+        user_weights: `(B,)` how much each user counts, see `weights_of_users`; all alike where not given.
     """
-    losses = {pivot: held_out_loss(found.features(pivot), found.columns, seed) for pivot in PIVOTS}
+
+    def loss(pivot: float | None) -> float:
+        return held_out_loss(found.features(pivot), found.columns, seed, user_weights)
+
+    losses = {pivot: loss(pivot) for pivot in PIVOTS}
     pivot = min(losses, key=lambda value: losses[value])
-    gated = fitted_weights(found.features(pivot), found.columns).tolist()
-    plain = fitted_weights(found.features(None), found.columns).tolist()
+    gated = fitted_weights(found.features(pivot), found.columns, user_weights).tolist()
+    plain = fitted_weights(found.features(None), found.columns, user_weights).tolist()
     count = len(names)
     return {
         "parts": list(names),
         "pivot": pivot,
         "users": len(found.columns),
-        "held_out_loss": {"gated": losses[pivot], "sum": held_out_loss(found.features(None), found.columns, seed)},
+        "held_out_loss": {"gated": losses[pivot], "sum": loss(None)},
         "gated": {
             "parts": {name: [gated[i], gated[count + i]] for i, name in enumerate(names)},
             "popularity": gated[-1],
         },
         "sum": {"parts": {name: [plain[i]] * 2 for i, name in enumerate(names)}, "popularity": 0.0},
     }
+
+
+def weights_of_users(data: PreparedData, targets: np.ndarray, cold_weight: float) -> Tensor | None:
+    """Return `(B,)` how much users count in fitting a fusion, by their targets; None: all alike.
+
+    Args:
+        data: Prepared data.
+        targets: `(B,)` catalogue indices.
+        cold_weight: What a user counts whose target is cold in the training part, as reports group it; others count 1.
+    """
+    if cold_weight == 1:
+        return None
+    cold = WarmthGroups.from_counts(data.item_counts("train")).cold[targets]
+    return torch.from_numpy(np.where(cold, cold_weight, 1.0))
 
 
 def fusion_candidates(data: PreparedData, samples: Samples, count: int, seed: int) -> np.ndarray:
@@ -180,7 +202,8 @@ def fit_rankers(
     of_stored = fusion_samples(model, processor, parts, samples, stored)
     listed = any(name in LIST_PARTS for name in parts)
     found = of_stored if listed else fusion_samples(model, processor, parts, samples, drawn)
-    fusion = fit_fusion(found, parts, arguments.seed)
+    user_weights = weights_of_users(data, samples.targets, arguments.cold_weight)
+    fusion = fit_fusion(found, parts, arguments.seed, user_weights) | {"cold_weight": arguments.cold_weight}
     model.config.rankers = {**model.config.rankers, Fusion.kind: fusion}
     scores = {}
     for name in compared_rankers(model.config):
@@ -191,7 +214,8 @@ def fit_rankers(
             logger.warning("%s takes fewer than %d candidates, so it is not compared", name, stored.shape[1])
         elif name == Fusion.kind:  # of each user by weights that the others have given, as the parts had none
             own, shown = (each.features(fusion["pivot"]) for each in (found, of_stored))
-            scores[name] = _ndcg(held_out_logits(own, found.columns, arguments.seed, shown), of_stored.columns)
+            logits = held_out_logits(own, found.columns, arguments.seed, shown, user_weights)
+            scores[name] = _ndcg(logits, of_stored.columns)
         elif name in parts:
             scores[name] = _ndcg(of_stored.scores[parts.index(name)], of_stored.columns)
         else:

@@ -338,6 +338,12 @@ class RankArguments(Checked):
         at_least=2,
     )
     max_validation_users: int = option(2_000, "Validation users that it is fitted on at most.", at_least=20)
+    cold_weight: float = option(
+        1.0,
+        "How much a validation user counts whose target is cold when the fusion is fitted; others count 1. Above 1, "
+        "cold items rank higher and warm ones lower.",
+        above=0,
+    )
     seed: int = option(0, "Seed of the users, their items and the folds.", at_least=0, at_most=LARGEST_SEED)
 
     def __post_init__(self) -> None:
