@@ -67,6 +67,8 @@ def test_impossible_numbers_are_refused_by_name(command, option, value):
         (("--project.projector-tokens", "3"), "--project.projector-tokens is for --project.projector resampler"),
         (("--align.matching-temperature", "0.5"), "--align.matching-temperature is for --align.matching-loss infonce"),
         (("--project.listwise-temperature", "2"), "is for --project.projection-loss listwise"),
+        (("--rank.cold-weight", "2"), "--rank.cold-weight is for the ranker fusion, which is not trained"),
+        (("--rank.cold-weight", "0"), "section rank: cold_weight must be above 0"),
         (("--align.bf16", "--align.fp16"), "bf16 and fp16 are both given"),
         (("--prompt", "/no/such.yaml"), "--prompt /no/such.yaml cannot be read"),
         (

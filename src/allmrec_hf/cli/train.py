@@ -123,6 +123,12 @@ def _check_together(args: Any, stages: tuple[str, ...]) -> None:
         if name in args.given[section] and getattr(getattr(args, section), needs) != wanted:
             flag, other = name.replace("_", "-"), needs.replace("_", "-")
             raise ALLMRecError(f"--{section}.{flag} is for --{section}.{other} {wanted}, which is not given")
+    of_fusion = [name for name in ("cold_weight", "fusion_parts", "num_candidates") if name in args.given["rank"]]
+    if of_fusion and "rank" not in stages:
+        raise ALLMRecError(
+            f"--rank.{of_fusion[0].replace('_', '-')} is for the ranker fusion, which is not trained here; name it in "
+            "--rankers, or give --stage rank"
+        )
     for stage in (stage for stage in stages if stage in args.stages):
         steps = args.stages[stage]
         least, most = steps.min_steps, steps.max_steps
