@@ -11,8 +11,8 @@ go to `benchmarks/results/stage1_variants.json`, with a row for each data set, v
 
 `stopped by` trains three times as long at most and keeps the best of validations every 100 steps, by the loss or by
 NDCG@10 of candidates decoded from texts, on validation users who are not measured. `trained encoder` trains the text
-encoder too, 32 users and 24 tokens of a text at a time, for `--encoder-steps` steps, with one seed: these rows compare
-learning rates, and are no comparison with a frozen encoder, which all others have for longer.
+encoder of `--encoder-datasets` too, 32 users and 24 tokens of a text at a time, for `--encoder-steps` steps, with one
+seed: these rows compare learning rates, and are no comparison with a frozen encoder, which all others have for longer.
 
 Two more ways to keep what texts know: `and raw text` adds a fixed projection of the text to what the text encoder of
 stage 1 computes; `ids beside text` has no stage 1 at all: a backbone of `text_components`, half of whose item
@@ -203,7 +203,7 @@ def main() -> None:
     parser.add_argument("--text-encoder", required=True)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--datasets", nargs="+", default=DATASETS)
-    parser.add_argument("--encoder-datasets", nargs="*", default=DATASETS)
+    parser.add_argument("--encoder-datasets", nargs="*", default=DATASETS[:1])
     parser.add_argument("--encoder-steps", type=int, default=200)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     options = parser.parse_args()
