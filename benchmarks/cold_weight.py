@@ -16,11 +16,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from real_rankers import DATASETS, LLM, arguments, dataset, text_encoder
+from real_rankers import DATASETS, LLM, arguments, dataset, text_encoder, write_report
 
 from allmrec_hf import ALLMRecModel, ALLMRecProcessor
 from allmrec_hf.evaluation.warmth import WarmthGroups
-from allmrec_hf.files import written_whole
 from allmrec_hf.ranking import ndcg_at_k, target_ranks
 from allmrec_hf.training.conditional_logit import held_out_logits
 from allmrec_hf.training.fusion_fitting import (
@@ -103,10 +102,7 @@ def main() -> None:
         options.settings = json.loads(run.read_text(encoding="utf-8"))["settings"]
         found[name] = measured(name, options)
         print(f"{name}: done", flush=True)
-    stored, text = REPORT.with_suffix(".json"), json.dumps(found, indent=1) + "\n"
-    for path, content in ((stored, text), (REPORT.with_suffix(".md"), page(found))):
-        with written_whole(path) as temporary:
-            temporary.write_text(content, encoding="utf-8")
+    write_report(REPORT, found, page(found))
 
 
 if __name__ == "__main__":

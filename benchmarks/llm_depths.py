@@ -14,10 +14,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from real_rankers import DATASETS, LLM, SETTINGS, arguments, begun, dataset, part, text_encoder
+from real_rankers import DATASETS, LLM, SETTINGS, arguments, begun, dataset, part, text_encoder, write_report
 
 from allmrec_hf import ALLMRecTrainer
-from allmrec_hf.files import written_whole
 from allmrec_hf.methods.method import Setting
 from allmrec_hf.methods.shared import text_embeddings
 
@@ -88,9 +87,7 @@ def main() -> None:
     found = json.loads(stored.read_text(encoding="utf-8")) if stored.exists() else {}
     for name in options.datasets:
         found[f"{name}-{options.seed}"] = measured(name, options.depths, options.seed, options)
-        for path, text in ((stored, json.dumps(found, indent=1) + "\n"), (REPORT.with_suffix(".md"), page(found))):
-            with written_whole(path) as temporary:
-                temporary.write_text(text, encoding="utf-8")
+        write_report(REPORT, found, page(found))
         print(f"{name}, seed {options.seed}: done", flush=True)
 
 

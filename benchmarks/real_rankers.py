@@ -498,6 +498,13 @@ def cost_table(runs: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def write_report(target: Path, found: Any, page: str) -> None:
+    """Write what was found as JSON, and its page in Markdown, side by side."""
+    for suffix, text in ((".json", json.dumps(found, indent=1)), (".md", page.rstrip("\n"))):
+        with written_whole(target.with_suffix(suffix)) as temporary:
+            temporary.write_text(text + "\n", encoding="utf-8")
+
+
 def write_table(output: Path) -> None:
     """Write the report of all runs found."""
     runs = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((output / "runs").glob("*/result.json"))]
@@ -526,12 +533,7 @@ def write_table(output: Path) -> None:
         kept = ("dataset", "llm", "seed", "cold_weight", "default_ranker", *FITTED, "seconds")
         beyond = run["reports"]["full"].get("beyond_accuracy")
         report["runs"].append({**{name: run[name] for name in kept if name in run}, "beyond_accuracy": beyond})
-    for path, text in (
-        (target.with_suffix(".json"), json.dumps(report, indent=1)),
-        (target.with_suffix(".md"), "\n\n".join(parts)),
-    ):
-        with written_whole(path) as temporary:
-            temporary.write_text(text + "\n", encoding="utf-8")
+    write_report(target, report, "\n\n".join(parts))
     if ours:
         subprocess.run([sys.executable, str(HERE.parent / "scripts" / "make_office_card.py"), str(output)], check=True)
 

@@ -17,11 +17,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from real_rankers import DATASETS, dataset, text_encoder
+from real_rankers import DATASETS, dataset, text_encoder, write_report
 
 from allmrec_hf.evaluation.evaluator import evaluate
 from allmrec_hf.evaluation.rankers import TextCosineRanker, best_unseen
-from allmrec_hf.files import written_whole
 from allmrec_hf.item_words import ItemWords
 from allmrec_hf.methods.baselines import LAST_ITEMS
 from allmrec_hf.methods.method import Setting
@@ -164,9 +163,7 @@ def main() -> None:
         for name in DATASETS:
             found[name] = measured(name, options)
             print(f"{name}: done", flush=True)
-    for path, text in ((stored, json.dumps(found, indent=1) + "\n"), (REPORT.with_suffix(".md"), page(found))):
-        with written_whole(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+    write_report(REPORT, found, page(found))
 
 
 if __name__ == "__main__":

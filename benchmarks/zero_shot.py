@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from real_rankers import DATASETS, DTYPE, RANDOM, SETTINGS, arguments, dataset, part, text_encoder
+from real_rankers import DATASETS, DTYPE, RANDOM, SETTINGS, arguments, dataset, part, text_encoder, write_report
 
 from allmrec_hf import ALLMRecModel, ALLMRecProcessor
 from allmrec_hf.data.prepared import PreparedData
@@ -301,12 +301,7 @@ def write_table(output: Path) -> None:
     head = HEAD.format(history=HISTORY_IN_PROMPT, tokens=MAX_TITLE_TOKENS)
     parts = [head, *blocks, "## Tests\n\n" + "\n".join(lines)]
     settings = {"history_in_prompt": HISTORY_IN_PROMPT, "max_title_tokens": MAX_TITLE_TOKENS, "dtype": DTYPE}
-    for path, text in (
-        (REPORT.with_suffix(".json"), json.dumps({"settings": settings, "runs": report, "tests": tests}, indent=1)),
-        (REPORT.with_suffix(".md"), "\n\n".join(parts)),
-    ):
-        with written_whole(path) as temporary:
-            temporary.write_text(text + "\n", encoding="utf-8")
+    write_report(REPORT, {"settings": settings, "runs": report, "tests": tests}, "\n\n".join(parts))
 
 
 def main() -> None:
