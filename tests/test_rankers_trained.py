@@ -15,7 +15,8 @@ from allmrec_hf import ALLMRecProcessor, CheckpointError
 from allmrec_hf.errors import ALLMRecError
 from allmrec_hf.evaluation.warmth import WarmthGroups
 from allmrec_hf.hub import card_page
-from allmrec_hf.language_model import first_layers, last_states, num_layers
+from allmrec_hf.language_model import first_layers, num_layers
+from allmrec_hf.language_model_passes import last_states
 from allmrec_hf.losses import catalogue_contrast
 from allmrec_hf.ranker import CFScore, TextSimilarity, UserBatch
 from allmrec_hf.ranker_built_in import RANKERS, build_ranker, compared_rankers, rankers_of

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .errors import ALLMRecError
-from .language_model import input_device, last_logits, num_token_rows
+from .language_model import input_device, num_token_rows
+from .language_model_passes import last_logits
 
 PROBE_TOKENS = 32
 

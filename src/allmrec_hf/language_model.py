@@ -8,9 +8,8 @@ LLM's config or table directly.
 from __future__ import annotations
 
 import copy
-import inspect
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeGuard
 
 import torch
@@ -285,59 +284,3 @@ def first_layers(language_model: Any, count: int | None = None) -> Any:
     if isinstance(kinds, (list, tuple)):
         cut.config.layer_types = list(kinds)[:count]
     return cut
-
-
-def last_states(decoder: Any, keep: int, **inputs: Any) -> torch.Tensor:
-    """Return the states `(B, keep, d)` of the last places of a decoder, see `first_layers`."""
-    found = decoder(**inputs, **accepted(decoder, {"use_cache": False}))
-    return found.last_hidden_state[:, -keep:]
-
-
-def positions(mask: torch.Tensor) -> torch.Tensor:
-    """Return position ids `(B, T)` that count real tokens only."""
-    return (mask.long().cumsum(dim=-1) - 1).clamp(min=0)
-
-
-def accepted(language_model: Any, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Return the keyword arguments that the LLM's `forward` takes, of some that merely save time."""
-    parameters = inspect.signature(base_language_model(language_model).forward).parameters
-    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
-        return arguments
-    return {name: value for name, value in arguments.items() if name in parameters}
-
-
-def last_logits(language_model: Any, keep: int, **inputs: Any) -> torch.Tensor:
-    """Return the logits `(B, keep, V)` of the last places; an LLM that computes all of them is cut."""
-    saving = accepted(language_model, {"use_cache": False, "logits_to_keep": keep})
-    return language_model(**inputs, **saving).logits[:, -keep:]
-
-
-def padded_pass(
-    run: Callable[..., torch.Tensor], embeds: torch.Tensor, mask: torch.Tensor, keep: int, pads_left: bool
-) -> torch.Tensor:
-    """Run left-padded prompts through an LLM and return what it gives at the last `keep` places, `(B, keep, .)`.
-
-    An LLM that ignores the attention mask, or counts places its own way, would read the padding in front of a prompt.
-    Its prompts are shifted to the left for the pass, as what follows a prompt cannot change what a causal LM makes of
-    it.
-
-    Args:
-        run: Takes `keep`, `inputs_embeds`, `attention_mask` and maybe `position_ids`; returns `(B, keep, .)`.
-        embeds: `(B, T, d_llm)`, left-padded.
-        mask: `(B, T)` True at real tokens.
-        keep: Places wanted, counted from the end.
-        pads_left: Whether the LLM reads left-padded prompts as it reads them alone.
-    """
-    mask = mask.bool()
-    if pads_left:
-        return run(keep=keep, inputs_embeds=embeds, attention_mask=mask.long(), position_ids=positions(mask))
-    batch, length = mask.shape
-    fill = length - mask.sum(dim=1)  # (B,)
-    places = torch.arange(length, device=mask.device)
-    order = (places + fill[:, None]) % length  # (B, T), real tokens first
-    rows = torch.arange(batch, device=mask.device)[:, None]
-    wanted = min(length, keep + int(fill.max()))
-    found = run(keep=wanted, inputs_embeds=embeds[rows, order], attention_mask=mask[rows, order].long())
-    # Place t of the left-padded row is place t - fill of the shifted one, of which the last `wanted` were returned.
-    back = (places[length - keep :] - fill[:, None]).clamp(min=0) - (length - wanted)
-    return found[rows, back.clamp(min=0)]

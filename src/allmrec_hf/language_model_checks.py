@@ -17,15 +17,8 @@ import torch
 import transformers
 
 from .errors import CheckpointError
-from .language_model import (
-    input_device,
-    input_width,
-    is_offloaded,
-    last_logits,
-    num_token_rows,
-    padded_pass,
-    text_config,
-)
+from .language_model import input_device, input_width, is_offloaded, num_token_rows, text_config
+from .language_model_passes import last_logits, padded_pass
 
 logger = logging.getLogger(__name__)
 

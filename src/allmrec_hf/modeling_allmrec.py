@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.nn.utils.rnn import pad_sequence
 
 from .activations import let_layers_recompute, recompute_activations
 from .aligner import ItemTextAligner
@@ -17,16 +16,9 @@ from .configuration_allmrec import ALLMRecConfig
 from .errors import ALLMRecError, CheckpointError
 from .indices import check_bounds, check_padded
 from .item_table import ItemTable, random_joint_embeddings
-from .language_model import (
-    compile_layers,
-    context_length,
-    input_device,
-    is_offloaded,
-    last_logits,
-    num_token_rows,
-    padded_pass,
-)
+from .language_model import compile_layers, context_length, input_device, is_offloaded
 from .language_model_checks import examine, fingerprint, recalled, record_of, require_same
+from .language_model_passes import last_logits, padded_pass, token_embeddings, written_after
 from .modeling_pretrained import ALLMRecPreTrainedModel
 from .outputs import ALLMRecOutput, RetrievalOutput
 from .projector import build_projector
@@ -313,13 +305,7 @@ class ALLMRecModel(ALLMRecPreTrainedModel):
             CheckpointError: when a token is one that the LLM does not embed, such as one added to its tokenizer.
         """
         language_model = self.require_language_model()
-        tokens, rows = input_ids.masked_fill(slot_ids != NO_SLOT, 0), num_token_rows(language_model)
-        if tokens.numel() and int(tokens.max()) >= rows:
-            raise CheckpointError(
-                f"a prompt holds the token {int(tokens.max())}, but the LLM embeds the tokens 0 to {rows - 1} only: "
-                "the tokenizer is another's, or tokens were added to it; take the LLM's own"
-            )
-        embeds = language_model.get_input_embeddings()(tokens)
+        embeds = token_embeddings(language_model, input_ids.masked_fill(slot_ids != NO_SLOT, 0))
         items, users = slot_ids > 0, slot_ids == USER_SLOT
         user_projector, item_projector = projectors or (self.user_projector, self.item_projector)
         lowest, highest = torch.stack(slot_ids.aminmax()).tolist() if slot_ids.numel() else (NO_SLOT, NO_SLOT)
@@ -495,23 +481,7 @@ class ALLMRecModel(ALLMRecPreTrainedModel):
             generation_kwargs.pop(unused, None)
         embeds = self.embed_prompts(input_ids, slot_ids, history_ids, history_mask)
         options = {"do_sample": False, **generation_kwargs}
-        if self.pads_left or bool(attention_mask.all()):
-            return self.language_model.generate(inputs_embeds=embeds, attention_mask=attention_mask.long(), **options)
-        rows = []
-        for row, real in zip(embeds, attention_mask.bool(), strict=True):  # it would read the padding
-            alone = row[real].unsqueeze(0)
-            ones = torch.ones(alone.shape[:2], dtype=torch.long, device=alone.device)
-            rows.append(self.language_model.generate(inputs_embeds=alone, attention_mask=ones, **options)[0])
-        return pad_sequence(rows, batch_first=True, padding_value=self._padding_token(options))
-
-    def _padding_token(self, options: dict[str, Any]) -> int:
-        settings = self.language_model.generation_config
-        for token in (options.get("pad_token_id"), settings.pad_token_id, settings.eos_token_id):
-            if isinstance(token, (list, tuple)):
-                token = token[0]
-            if token is not None:
-                return int(token)
-        return 0
+        return written_after(self.language_model, embeds, attention_mask, self.pads_left, **options)
 
     @torch.no_grad()
     def retrieve(

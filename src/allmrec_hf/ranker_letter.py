@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .errors import CheckpointError, DataError
-from .language_model import last_logits, padded_pass
+from .language_model_passes import last_logits, padded_pass
 from .modeling_allmrec import ALLMRecModel
 from .processing_allmrec import ALLMRecProcessor, prompt_order
 from .prompt import LETTERS, LetterTemplate

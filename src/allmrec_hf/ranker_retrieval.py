@@ -11,7 +11,8 @@ from torch import Tensor
 from transformers.utils.logging import tqdm
 
 from .errors import CheckpointError
-from .language_model import first_layers, last_states, padded_pass, token_vectors
+from .language_model import first_layers, token_vectors
+from .language_model_passes import last_states, padded_pass
 from .modeling_allmrec import ALLMRecModel
 from .processing_allmrec import ALLMRecProcessor, EncodedPrompt, left_padded
 from .prompt import HistoryTemplate

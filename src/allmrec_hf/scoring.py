@@ -24,16 +24,8 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from .errors import ALLMRecError
-from .language_model import (
-    accepted,
-    input_device,
-    last_logits,
-    local_limits,
-    num_token_rows,
-    positions,
-    special_layers,
-    text_config,
-)
+from .language_model import input_device, local_limits, num_token_rows, special_layers, text_config
+from .language_model_passes import accepted, last_logits, positions
 
 logger = logging.getLogger(__name__)
 

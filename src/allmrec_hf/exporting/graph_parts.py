@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from ..cf_encoder import CFEncoder
 from ..errors import ALLMRecError
-from ..language_model import last_states, positions
+from ..language_model_passes import last_states, positions
 from ..modeling_allmrec import ALLMRecModel
 from ..ranker_retrieval import RetrievalRanker
 

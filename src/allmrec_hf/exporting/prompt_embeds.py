@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..errors import ALLMRecError, CheckpointError
-from ..language_model import last_logits, padded_pass
+from ..language_model_passes import last_logits, padded_pass
 from ..modeling_allmrec import ALLMRecModel
 from ..processing_allmrec import ALLMRecProcessor
 from ..prompt import LETTERS

@@ -15,8 +15,9 @@ from ..cf_encoder import CFEncoder
 from ..data.prepared import PreparedData
 from ..evaluation.protocol import Ranker
 from ..histories import pad_histories
-from ..language_model import accepted, base_language_model, padded_pass, token_table
+from ..language_model import base_language_model, token_table
 from ..language_model_checks import examine
+from ..language_model_passes import accepted, padded_pass
 from ..losses import listwise_loss
 from ..processing_allmrec import ALLMRecProcessor, left_padded
 from ..projector import Projector

@@ -17,8 +17,8 @@ from ..data.prepared import PreparedData
 from ..errors import ALLMRecError
 from ..evaluation.protocol import History, Ranker
 from ..evaluation.rankers import PopularityRanker
-from ..language_model import last_logits, padded_pass
 from ..language_model_checks import examine
+from ..language_model_passes import last_logits, padded_pass
 from ..processing_allmrec import ALLMRecProcessor, left_padded
 from ..prompt import NO_SLOT, PromptTemplate, domain_words
 from ..ranking import ndcg_at_k, target_ranks
