@@ -76,30 +76,18 @@ SHOWN, HELD = ("backbone", "text", "words", "fusion"), ("overall", "cold")
 
 
 def real_rankers(report: dict[str, Any]) -> str:
-    """Return NDCG@10 among the stored candidates of the main rankers and controls, as Markdown."""
-    return across_data_sets(
-        {
-            found["title"]: {
-                method: protocols["candidates"]
-                for method, protocols in found["methods"].items()
-                if method.split(",")[0].split(" ")[0] in SHOWN
-            }
-            for found in report["datasets"].values()
-        }
-    )
+    """Return NDCG@10 among the stored candidates of the main rankers and controls, over all and over cold targets.
 
-
-def zero_shot(report: dict[str, Any]) -> str:
-    """Return NDCG@10 of what an LLM adds that nothing was trained for, beside its controls, as Markdown."""
-    return across_data_sets({found["title"]: found["methods"] for found in report["runs"]})
-
-
-def across_data_sets(found: dict[str, dict[str, dict[str, Any]]]) -> str:
-    """Return NDCG@10 over all and over cold targets as Markdown: a row for each method, a column for each data set.
-
-    Args:
-        found: By title of the data set and method its metrics by group.
+    Markdown, a row for each method, a column for each data set.
     """
+    found = {
+        stored["title"]: {
+            method: protocols["candidates"]
+            for method, protocols in stored["methods"].items()
+            if method.split(",")[0].split(" ")[0] in SHOWN
+        }
+        for stored in report["datasets"].values()
+    }
     seeds = {
         title: max(len(rows["overall"]["ndcg@10"]["seeds"]) for rows in methods.values())
         for title, methods in found.items()
@@ -118,15 +106,24 @@ def across_data_sets(found: dict[str, dict[str, dict[str, Any]]]) -> str:
 
 
 def order(paths: Iterable[Path]) -> str:
-    """Return NDCG@10 after histories as they are and in random order, of reports of the shuffle test, as Markdown."""
-    lines = ["| data set | users | method | NDCG@10 | in random order | loss |", "| --- | ---: | --- |" + " ---: |" * 3]
+    """Return NDCG@10 after histories as they are and in random order, of reports of the shuffle test, as Markdown.
+
+    Reports of one data set are those of its seeds; figures are means over them.
+    """
+    found: dict[tuple[str, int, str], list[tuple[float, float]]] = {}
     for path in paths:
         report = json.loads(path.read_text(encoding="utf-8"))
         for method, groups in report["shuffled"].items():
             if method != "popularity":
-                kept, lost = report["methods"][method]["overall"]["ndcg@10"], groups["overall"]["ndcg@10"]
-                place = f"| {report['dataset']} | {report['users']:,} | {method} |"
-                lines.append(f"{place} {kept:.3f} | {lost:.3f} | {kept - lost:.3f} |")
+                both = (report["methods"][method]["overall"]["ndcg@10"], groups["overall"]["ndcg@10"])
+                found.setdefault((report["dataset"], report["users"], method), []).append(both)
+    heads = ("data set", "users", "seeds", "method", "NDCG@10", "in random order", "loss", "of each seed")
+    lines = ["| " + " | ".join(heads) + " |", "| --- | ---: | ---: | --- |" + " ---: |" * 4]
+    for (dataset, users, method), values in found.items():
+        kept, shuffled = (statistics.mean(each) for each in zip(*values, strict=True))
+        each = ", ".join(f"{before - after:.3f}" for before, after in values)
+        figures = f"{kept:.3f} | {shuffled:.3f} | {kept - shuffled:.3f} | {each}"
+        lines.append(f"| {dataset} | {users:,} | {len(values)} | {method} | {figures} |")
     return "\n".join(lines)
 
 
@@ -187,9 +184,7 @@ def tables() -> dict[str, str]:
     found = {"demo_seeds": seeds.split("\n\n", 1)[1].strip()}
     for name in ("explanation_agreement", "free_text"):
         found[name] = (RESULTS / f"{name}.md").read_text(encoding="utf-8").strip()
-    for shown in (real_rankers, zero_shot):
-        stored = RESULTS / f"{shown.__name__}.json"
-        found[shown.__name__] = shown(json.loads(stored.read_text(encoding="utf-8")))
+    found["real_rankers"] = real_rankers(json.loads((RESULTS / "real_rankers.json").read_text(encoding="utf-8")))
     for path in sorted(RESULTS.glob("*.json")):
         report = json.loads(path.read_text(encoding="utf-8"))
         if "methods" in report:
