@@ -519,6 +519,7 @@ def test_rankers_and_their_steps():
     args = ALLMRecTrainingArguments("runs/x", rank="retrieval,fusion")
     assert args.rank.steps() == ("backbone", "align", "retrieve", "rank")
     assert ALLMRecTrainingArguments("runs/x", rank="zero_shot,fusion").rank.steps() == ("backbone", "align", "rank")
-    for wrong in ("fusion", "luck"):
+    assert ALLMRecTrainingArguments("runs/x", rank="fusion").rank.steps() == ("backbone", "align", "rank")
+    for wrong in ("", "luck"):
         with pytest.raises(ALLMRecError, match=r"rankers are of likelihood, .*, letter, retrieval, zero_shot, fusion"):
             ALLMRecTrainingArguments("runs/x", rank=wrong)

@@ -383,10 +383,15 @@ class ALLMRecPreTrainedModel(PreTrainedModel):
         elif text_encoder is not None:
             model.attach_text_encoder(text_encoder)
         named = isinstance(language_model, str)
-        if isinstance(language_model, str) and model.config.llm_dim is not None:
-            language_model = model._load_language_model(language_model, {**hub, **within}, llm_kwargs)
+        if isinstance(language_model, str) and model.config.llm_dim is None:
+            if language_model != "auto":
+                raise CheckpointError(
+                    f"this checkpoint was trained without an LLM, so it does not take {language_model}; leave it out "
+                    "(--llm, language_model=)"
+                )
+            language_model = None
         elif isinstance(language_model, str):
-            language_model = None  # trained to stage 1 only: there is no LLM to load
+            language_model = model._load_language_model(language_model, {**hub, **within}, llm_kwargs)
         if language_model is not None:
             model._attach(language_model, "auto", allow_other_llm, loaded_here=named)
         model.eval()

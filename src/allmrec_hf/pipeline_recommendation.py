@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from numbers import Integral
 from pathlib import Path
-from types import GeneratorType
+from types import GeneratorType, SimpleNamespace
 from typing import Any, Literal, get_args
 
 from transformers import AutoModel, Pipeline
@@ -147,9 +147,12 @@ class RecommendationPipeline(Pipeline):
             )
         fingerprint = getattr(self.model.config, "tokenizer_fingerprint", None)
         self.processor.check_fits(fingerprint, self.model.cf_encoder.num_items)
-        self.tokenizer = copy.copy(self.processor.tokenizer)  # only the base class's collator asks for it
-        if self.tokenizer.pad_token_id is None:
-            self.tokenizer.pad_token = self.tokenizer.eos_token or self.tokenizer.convert_ids_to_tokens(0)
+        tokenizer: Any = copy.copy(self.processor.tokenizer)
+        if tokenizer is None:
+            tokenizer = SimpleNamespace(pad_token_id=0, padding_side="left")
+        elif tokenizer.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
+        self.tokenizer = tokenizer  # only the base class's collator asks for it
 
     def __call__(self, inputs: Any, **kwargs: Any) -> Any:  # type: ignore[override]
         """Recommend for one request (a mapping), a list, a table, a data set or a generator of them; see the class."""

@@ -84,7 +84,8 @@ class ALLMRecProcessor(ProcessorMixin):
     """Turns histories and candidates, as catalogue indices, into prompts, slots and answers.
 
     Args:
-        tokenizer: The frozen LLM's tokenizer, used as it is: no token is added.
+        tokenizer: The frozen LLM's tokenizer, used as it is: no token is added. None where the model has no LLM: there
+            are no prompts then, and users are encoded by `history_tensors` alone.
         prompt: The prompt template's fields (`PromptTemplate.to_dict`); the paper's prompt for items where not given.
         history_in_prompt: The most recent history items that the prompt names (paper: 10).
         max_history_length: The most recent history items that the backbone reads.
@@ -108,7 +109,9 @@ class ALLMRecProcessor(ProcessorMixin):
         max_title_characters=200,
         max_title_tokens=None,
     ):
-        super().__init__(tokenizer)
+        if tokenizer is not None:
+            super().__init__(tokenizer)
+        self.tokenizer, self.chat_template = tokenizer, None
         self.prompt = prompt or PromptTemplate.for_domain("item").to_dict()
         self.history_in_prompt = history_in_prompt
         self.max_history_length = max_history_length
@@ -124,9 +127,17 @@ class ALLMRecProcessor(ProcessorMixin):
         self._segments = BoundedCache(CACHED_TEXTS)
         self._forget_titles()
         self._notes = BoundedCache(2)
-        added = [*tokenizer.get_added_vocab(), *tokenizer.all_special_tokens]
+        added = [] if tokenizer is None else [*tokenizer.get_added_vocab(), *tokenizer.all_special_tokens]
         self._forbidden = ForbiddenTexts(added, normalizer(tokenizer))
-        self._slot_text = SlotText(tokenizer)
+        self._text_of_slots = None if tokenizer is None else SlotText(tokenizer)
+
+    @property
+    def _slot_text(self) -> SlotText:
+        if self._text_of_slots is None:
+            raise CheckpointError(
+                "this processor has no tokenizer, so it makes no prompts: its checkpoint was trained without an LLM"
+            )
+        return self._text_of_slots
 
     # -- the catalogue
 
@@ -213,9 +224,9 @@ class ALLMRecProcessor(ProcessorMixin):
     # -- tokens
 
     @property
-    def fingerprint(self) -> str:
-        """A short hash of the tokenizer's vocabulary; a checkpoint remembers it."""
-        return tokenizer_fingerprint(self.tokenizer)
+    def fingerprint(self) -> str | None:
+        """A short hash of the tokenizer's vocabulary; a checkpoint remembers it. None without a tokenizer."""
+        return None if self.tokenizer is None else tokenizer_fingerprint(self.tokenizer)
 
     def check_fits(self, fingerprint: str | None, num_items: int) -> None:
         """Check that tokenizer and catalogue are those of a model.
@@ -523,7 +534,10 @@ class ALLMRecProcessor(ProcessorMixin):
         """Write tokenizer, `processor_config.json` and `items.parquet`, whole or not at all."""
         repo_id = kwargs.pop("repo_id", Path(save_directory).name)
         with folder_written_whole(save_directory) as folder:
-            super().save_pretrained(str(folder))
+            if self.tokenizer is None:
+                self.to_json_file(folder / PROCESSOR_NAME)
+            else:
+                super().save_pretrained(str(folder))
             name_processor_class(folder)
             if self._catalog is not None:
                 self._catalog.save(folder)
@@ -580,6 +594,19 @@ class ALLMRecProcessor(ProcessorMixin):
         if path is not None:
             processor.catalog = ItemCatalog.load(path)
         return processor
+
+    @classmethod
+    def _get_arguments_from_pretrained(
+        cls, pretrained_model_name_or_path: Any, processor_dict: Any = None, **kwargs: Any
+    ) -> Any:
+        if "tokenizer" in (processor_dict or {}):  # None, by `to_dict`: there is none to load
+            return [None]
+        return super()._get_arguments_from_pretrained(pretrained_model_name_or_path, processor_dict, **kwargs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what `processor_config.json` holds; where there is no tokenizer, it says so."""
+        found = super().to_dict()
+        return {**found, "tokenizer": None} if self.tokenizer is None else found
 
     @classmethod
     def register_for_auto_class(cls, auto_class: Any = "AutoProcessor") -> None:

@@ -31,6 +31,11 @@ def rankers_of(config: Any) -> list[str]:
     return [name for name, kind in RANKERS.items() if kind.lacks(config) is None]
 
 
+def can_rank(config: Any) -> bool:
+    """Tell whether a checkpoint with this configuration has the ranker of its own choice; not so after stage 1."""
+    return config.ranker in rankers_of(config)
+
+
 def compared_rankers(config: Any) -> list[str]:
     """Return those that an evaluation shows side by side: all that training was asked for, and what it came with."""
     return [name for name in rankers_of(config) if name != LetterRanker.kind or name in (config.rankers or {})]

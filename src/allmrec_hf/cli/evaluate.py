@@ -10,6 +10,7 @@ import typer
 
 from ..stored_values import json_value
 from .loading import (
+    STAGE_1_ONLY,
     GgufFileOption,
     LlmOption,
     OtherLlmOption,
@@ -76,6 +77,7 @@ def load_rankers(
     from ..evaluation.rankers import BackboneRanker, PopularityRanker
     from ..modeling_allmrec import ALLMRecModel
     from ..processing_allmrec import ALLMRecProcessor
+    from ..ranker_built_in import can_rank
     from ..training.devices import place, process_state
     from ..training.fair import fair_backbone
     from ..training.pretrained_backbone import load_backbone_alone, load_trained_backbone
@@ -98,11 +100,8 @@ def load_rankers(
             if names:
                 raise CheckpointError(f"{model} is a backbone alone, which has no rankers; leave out --ranker")
             return [BackboneRanker(cf_encoder), popularity]
-        if config.llm_dim is None:
-            raise CheckpointError(
-                f"{model} is trained to stage 1 only; run `allmrec train --stage project` into the same folder first, "
-                "or evaluate its folder backbone/"
-            )
+        if not can_rank(config):
+            raise CheckpointError(f"{model} {STAGE_1_ONLY}, or evaluate its folder backbone/")
         trust = trust_remote_code
         processor = ALLMRecProcessor.from_pretrained(model, trust_remote_code=trust)
         check_catalogs(processor.catalog, data, whole)

@@ -12,6 +12,10 @@ import typer
 if TYPE_CHECKING:
     from ..pipeline_recommendation import RecommendationPipeline
 
+STAGE_1_ONLY = (
+    "is trained to stage 1 only; run `allmrec train --stage project` (or `--stage rank --rankers fusion`, without an "
+    "LLM) into the same folder first"
+)
 ModelOption = Annotated[
     str | None,
     typer.Option(help="Run folder or Hub id; the demo checkpoint of this package by default, which `demo` names too."),
@@ -129,6 +133,7 @@ def checkpoint_of_all_stages(model: str | None) -> Iterator[str]:
     from .. import DEFAULT_MODEL_VARIABLE, DEMO_CHECKPOINT
     from ..configuration_allmrec import ALLMRecConfig
     from ..errors import CheckpointError
+    from ..ranker_built_in import can_rank
 
     name = model or os.environ.get(DEFAULT_MODEL_VARIABLE, DEMO_CHECKPOINT)
     with checkpoint_errors(name):
@@ -141,10 +146,8 @@ def checkpoint_of_all_stages(model: str | None) -> Iterator[str]:
                 f"{name} is {an(kind)} model; only an A-LLMRec model can recommend, explain and take new items: give "
                 "the folder of a run with all stages"
             )
-        if ALLMRecConfig.from_pretrained(path).llm_dim is None:
-            raise CheckpointError(
-                f"{name} is trained to stage 1 only; run `allmrec train --stage project` into the same folder first"
-            )
+        if not can_rank(ALLMRecConfig.from_pretrained(path)):
+            raise CheckpointError(f"{name} {STAGE_1_ONLY}")
         yield path
 
 

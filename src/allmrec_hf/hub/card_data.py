@@ -104,6 +104,11 @@ class ALLMRecCard:
         return cls(**{name: _of_kind(name, value, _KINDS_OF_FIELDS.get(name)) for name, value in values.items()})
 
     @property
+    def without_llm(self) -> bool:
+        """Whether it ranks, and no LLM takes part in it."""
+        return self.ranker is not None and self.base_model is None and not self.includes_base_model
+
+    @property
     def reports(self) -> list[dict[str, Any]]:
         """Every evaluation report, of one protocol each, the main one first.
 

@@ -133,8 +133,9 @@ def _with_config(card: ALLMRecCard, folder: Path) -> ALLMRecCard:
     if not isinstance(config, dict) or config.get("model_type") != "a-llmrec":
         return card
     licenses = {**known_licenses(config, {"source": card.dataset_source}), **card.part_licenses}
-    ranker = card.ranker or config.get("ranker")
-    return replace(card, part_licenses=licenses, ranker=ranker if config.get("llm_dim") is not None else None)
+    ranks = config.get("llm_dim") is not None or "fusion" in (config.get("rankers") or {})
+    ranker = (card.ranker or config.get("ranker")) if ranks else None
+    return replace(card, part_licenses=licenses, ranker=ranker)
 
 
 def _with_options(card: ALLMRecCard, folder: Path) -> ALLMRecCard:

@@ -31,9 +31,10 @@ RANKERS = {
     "zero_shot": "It ranks candidates by how much likelier the history's titles make theirs to the LLM as it is.",
     "letter": "It ranks candidates by the likelihood of the letter before each.",
     "retrieval": "Items are ranked by how near their vectors are to the LLM's last hidden state after the history.",
-    "fusion": "Items are ranked by a weighted sum of the scores of backbone, texts, words and the LLM's rankers.",
-    "fusion_sum": "Items are ranked by a weighted sum of the scores of backbone, texts, words and the LLM's rankers.",
-    "fusion_ranks": "Items are ranked by their places in the lists of backbone, texts, words and the LLM's rankers.",
+    **dict.fromkeys(
+        ("fusion", "fusion_sum"), "Items are ranked by a weighted sum of the scores of backbone, texts, words{llm}."
+    ),
+    "fusion_ranks": "Items are ranked by their places in the lists of backbone, texts, words{llm}.",
     "cf": "By default it ranks items by the backbone's scores alone.",
     "text": "By default it ranks items by their texts alone.",
     "words": "By default it ranks items by the rare words that their texts share with the history's.",
@@ -87,10 +88,11 @@ def template_values(card: ALLMRecCard) -> dict[str, Any]:
         "warnings": [escape(warning, 1000) for warning in card.warnings],
         "cf_backbone": escape(card.cf_backbone),
         "backbone_only": card.backbone_only,
+        "without_llm": card.without_llm,
         "base_model": _shown_source(card.base_model),
         "parts": _parts(card),
         "llm_note": _llm_note(card),
-        "ranker_sentence": RANKERS.get(card.ranker or "likelihood", f"By default it ranks by {escape(card.ranker)}."),
+        "ranker_sentence": _ranker_sentence(card),
         "not_for": [escape(use, 1000) for use in card.not_for],
         "model_literal": json.dumps(card.repo_id or HERE),
         "history_literal": json.dumps(card.example_history)
@@ -110,6 +112,13 @@ def template_values(card: ALLMRecCard) -> dict[str, Any]:
     }
 
 
+def _ranker_sentence(card: ALLMRecCard) -> str:
+    sentence = RANKERS.get(card.ranker or "likelihood", f"By default it ranks by {escape(card.ranker)}.")
+    if card.without_llm:
+        return sentence.replace(", words{llm}", " and words")
+    return sentence.replace("{llm}", " and the LLM's rankers")
+
+
 def _number(value: object, separator: str = ",") -> str:
     if isinstance(value, float) and value.is_integer():
         return f"{value:.0f}"
@@ -126,7 +135,7 @@ def _parts(card: ALLMRecCard) -> list[dict[str, str]]:
         ("collaborative filtering, frozen after stage 0", escape(card.cf_backbone), card.cf_parameters),
         *((escape(name), "trained", number) for name, number in card.trained_parameters.items()),
     ]
-    if not card.backbone_only:
+    if not (card.backbone_only or card.without_llm):
         parts.append(("large language model, frozen", llm, card.base_model_parameters))
     if card.text_encoder:
         source = _shown_source(card.text_encoder)
@@ -140,6 +149,8 @@ def _parts(card: ALLMRecCard) -> list[dict[str, str]]:
 def _llm_note(card: ALLMRecCard) -> str:
     if card.backbone_only:
         return ""
+    if card.without_llm:
+        return "No language model is needed, neither to load it nor to recommend."
     if card.includes_base_model:
         return "The checkpoint carries the language model's weights."
     return "The checkpoint does not carry the language model; loading fetches it under its own id and licence."
@@ -167,7 +178,7 @@ def _known(value: object) -> str:
 
 def _licenses(card: ALLMRecCard) -> list[tuple[str, str]]:
     names = [("what was trained here", card.license)]
-    if not card.backbone_only:
+    if not (card.backbone_only or card.without_llm):
         names.append((f"language model, {_shown_source(card.base_model)}", card.part_licenses.get("language model")))
     if card.text_encoder:
         names.append((f"text encoder, {_shown_source(card.text_encoder)}", card.part_licenses.get("text encoder")))

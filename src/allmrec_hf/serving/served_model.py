@@ -411,7 +411,7 @@ def _mean_title_tokens(pipe: RecommendationPipeline) -> float:
     known = pipe.processor.catalog
     places = range(1, len(known) + 1, max(1, len(known) // _SAMPLED_TITLES))
     titles = [known.title(index) for index in places]
-    if not titles:
+    if not titles or pipe.processor.tokenizer is None:
         return 1.0
     counts = [len(ids) for ids in pipe.processor.tokenizer(titles, add_special_tokens=False)["input_ids"]]
     return sum(counts) / len(counts)

@@ -47,10 +47,12 @@ def model_card(
         arguments: The loop's settings of each stage.
     """
     llm = None if model is None else model.language_model
+    rankers = [] if model is None else rankers_of(model.config)
+    ranks = model is not None and model.config.ranker in rankers  # not after stage 1, whose rankers are not chosen
     stages = ["backbone"] if model is None else ["backbone", "align"]
     if model is not None and llm is not None:
-        has = rankers_of(model.config)
-        stages += [stage for stage, ranker in (("project", "likelihood"), ("retrieve", "retrieval")) if ranker in has]
+        read = (("project", "likelihood"), ("retrieve", "retrieval"))
+        stages += [stage for stage, ranker in read if ranker in rankers]
     backbone = cf_encoder.config.model_type.removeprefix(MODEL_TYPE_PREFIX)
     trained = {}
     if model is not None:
@@ -76,8 +78,8 @@ def model_card(
         trained_parameters=trained,
         text_encoder=None if model is None else public_name(model.config.text_encoder_name_or_path),
         text_encoder_parameters=None if parameters is None else sum(part.numel() for part in parameters()),
-        ranker=None if model is None or llm is None else model.config.ranker,
-        rankers=[] if model is None or llm is None else list(rankers_of(model.config)),
+        ranker=model.config.ranker if ranks and model is not None else None,
+        rankers=rankers if ranks else [],
         dataset_name=data.name,
         dataset_source=str(data.info.get("source", "")) or None,
         counts={name: value for name, value in data.info.get("counts", {}).items() if name in CARD_COUNTS},

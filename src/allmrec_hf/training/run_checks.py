@@ -88,8 +88,10 @@ def _inherit(run: Run, stages: tuple[str, ...]) -> tuple[str, ...]:
     taken: dict[str, Any] = {}
     for stage in earlier:
         for section in SECTIONS_OF_STAGE[stage]:
-            if section in before["arguments"]:
-                taken[section] = SECTIONS[section](**before["arguments"][section])
+            recorded = before["arguments"].get(section)
+            if recorded is None or (section == "llm" and not (recorded["name"] or recorded["include_llm"])):
+                continue  # not trained, or without an LLM so far
+            taken[section] = SECTIONS[section](**recorded)
     run.args = run.args.replaced(**taken)
     if run.args.backbone.module is not None:
         import_backbone_module(run.args.backbone.module)
@@ -118,11 +120,20 @@ def _check(run: Run, stages: tuple[str, ...]) -> None:
     _check_backbone(run, stages)
     first = min(stages, key=STEPS.index)
     needed = {"backbone": None, "align": "backbone"}.get(first, "align")
-    alone = ZeroShot.kind in split_names(run.args.rank.rankers)
-    if first == "rank" and not alone and not any(run.is_done(stage) for stage in ("project", "retrieve")):
+    reads = any(run.is_done(stage) or stage in stages for stage in ("project", "retrieve"))
+    rank = run.args.rank
+    alone = ZeroShot.kind in split_names(rank.rankers) or not rank.asks_llm
+    if first == "rank" and not alone and not reads:
         raise ALLMRecError(
             f"stage rank puts together what stage project or retrieve trains, and {run.output} holds neither; run one "
-            "into the same folder first, or name zero_shot in --rankers, for which nothing is trained"
+            "into the same folder first, or name in --rankers what is not trained: zero_shot, or fusion alone, which "
+            "needs no LLM"
+        )
+    given = run.args.llm.name or run.args.llm.include_llm or run.parts.llm
+    if "rank" in stages and given and not (rank.asks_llm or reads):
+        raise ALLMRecError(
+            "--rankers fusion alone is a fusion without an LLM: --llm (llm=) and --include-llm have no effect; "
+            "leave them out, or name a ranker that asks the LLM too, such as --rankers retrieval,fusion"
         )
     if needed is not None and not (run.output / needed / "config.json").exists():
         raise ALLMRecError(

@@ -321,7 +321,7 @@ class RankArguments(Checked):
         "likelihood",
         "Rankers that are trained, with commas between: likelihood (the paper), its forms likelihood_sum, "
         "likelihood_mean, likelihood_calibrated and likelihood_vector_gain beside it, letter, retrieval, zero_shot "
-        "(the LLM by itself), fusion. The backbone's own is always there.",
+        "(the LLM by itself), fusion, which alone needs no LLM. The backbone's own is always there.",
         flag="--rankers",
     )
     ranker: str | None = option(
@@ -350,11 +350,13 @@ class RankArguments(Checked):
         super().__post_init__()
         names = split_names(self.rankers)
         unknown = sorted(set(names) - set(RANKER_STAGES))
-        if unknown or not set(names) - {"fusion"}:
-            raise ALLMRecError(
-                f"rankers are of {', '.join(RANKER_STAGES)}, with commas between, and a fusion needs one of the "
-                f"others; got {self.rankers!r}"
-            )
+        if unknown or not names:
+            raise ALLMRecError(f"rankers are of {', '.join(RANKER_STAGES)}, with commas between; got {self.rankers!r}")
+
+    @property
+    def asks_llm(self) -> bool:
+        """Whether a ranker of the run reads prompts; a fusion alone is made of parts that need no LLM."""
+        return set(split_names(self.rankers)) != {"fusion"}
 
     def steps(self) -> tuple[str, ...]:
         """Return the steps of a run that gives these rankers.

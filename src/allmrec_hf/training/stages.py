@@ -278,9 +278,11 @@ def run_ranking(run: Run) -> None:
         if run.is_done("project") or run.is_done("retrieve"):
             model.attach_language_model(run.load_llm()[0])
             processor = ALLMRecProcessor.from_pretrained(run.output, trust_remote_code=run.trust)
-        else:
+        elif run.args.rank.asks_llm:
             processor = _attach_llm(run, model)
             model.config.rankers = {**(model.config.rankers or {}), "likelihood": {"trained": False}}
+        else:
+            processor = _without_llm(run, model)
         model.config.rankers = {
             name: kept for name, kept in (model.config.rankers or {}).items() if name != ZeroShot.kind
         }
@@ -366,6 +368,15 @@ def _attach_llm(run: Run, model: ALLMRecModel) -> ALLMRecProcessor:
     )
     processor.catalog = run.data.catalog
     model.config.tokenizer_fingerprint = processor.fingerprint
+    return processor
+
+
+def _without_llm(run: Run, model: ALLMRecModel) -> ALLMRecProcessor:
+    """Return the processor of a model that no LLM is attached to."""
+    processor = ALLMRecProcessor(
+        None, run.prompt.to_dict(), max_history_length=model.cf_encoder.config.max_history_length
+    )
+    processor.catalog = run.data.catalog
     return processor
 
 
