@@ -20,6 +20,11 @@ def test_methods_on_ones_own_data_need_no_suite_and_a_llmrec_is_under_test(tmp_p
         "benchmark", "--data", tmp_path / "data", "--methods", "popularity,a-llmrec", "--llm", "demo", "--list"
     )
     assert "2 runs, 0 done" in listed.stdout
+    chosen = ("--preset", "quick", "--ranker", "fusion", "--llm", "demo")
+    listed = succeeded("benchmark", "--data", tmp_path / "data", "--methods", "a-llmrec,no-llm", *chosen, "--list")
+    assert "2 runs, 0 done" in listed.stdout
+    told = refused("benchmark", "--data", tmp_path / "data", "--methods", "popularity", *chosen, "--list")
+    assert "--ranker fusion: no method of this benchmark ranks so" in told
 
 
 def test_unfinished_suite_is_reported_as_unfinished(tmp_path):

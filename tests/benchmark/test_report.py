@@ -316,6 +316,21 @@ def test_control_around_another_llm_does_not_count():
     assert verdict.text == "nothing is credited to the LLM of a-llmrec: random-llm missing"
 
 
+def test_a_fusion_is_credited_only_over_the_same_fusion_without_the_llm_and_with_a_random_one():
+    fused = {"options": {"ranker": "fusion"}}
+
+    def made(*labels):
+        return [
+            replace(found, key=replace(found.key, facts=fused)) if found.key.label in labels else found
+            for found in runs(300)
+        ]
+
+    (verdict,) = said(made("a-llmrec", "random-llm"), verdict_rules.CREDIT)
+    assert verdict.text == "nothing is credited to the LLM of a-llmrec: no-llm with the ranker fusion missing"
+    (verdict,) = said(made("a-llmrec", "random-llm", "no-llm"), verdict_rules.CREDIT)
+    assert "is credited to the LLM: it survives random-llm" in verdict.text
+
+
 def test_of_two_fair_backbones_the_stronger_one_speaks():
     ranks = next(
         found for found in runs(300, strengths={"a-llmrec": (3.9, 3.9)}) if found.key.label == "a-llmrec"

@@ -191,6 +191,21 @@ def test_other_weights_in_the_same_folder_are_another_part(tmp_path):
     assert part_name(str(tmp_path / "llm")) != before
 
 
+def test_methods_rank_by_what_the_command_line_says_as_far_as_they_can():
+    own = {"label": "letters", "method": "a-llmrec", "options": {"ranker": "letter"}}
+    suite = parsed(methods=["popularity", "a-llmrec", "random-llm", "no-llm", own], reference="a-llmrec")
+    chosen = {spec.label: dict(spec.options) for spec in suite.ranked_by("fusion").methods}
+    fused = {label: {"ranker": "fusion"} for label in ("a-llmrec", "random-llm", "no-llm")}
+    assert chosen == {"popularity": {}, **fused, "letters": {"ranker": "letter"}}
+    chosen = {spec.label: dict(spec.options) for spec in suite.ranked_by("retrieval").methods}
+    assert chosen["random-llm"] == {"ranker": "retrieval"}
+    assert chosen["no-llm"] == {}
+    with pytest.raises(ALLMRecError, match=r"--ranker luck: no method .* known are likelihood, .*fusion, cosine"):
+        suite.ranked_by("luck")
+    with pytest.raises(ALLMRecError, match="known are none"):
+        parsed().ranked_by("fusion")
+
+
 def test_methods_can_be_chosen_by_label_or_name():
     chosen = parsed().with_methods(["item-knn", "sasrec"])
     assert [spec.label for spec in chosen.methods] == ["item-knn", "sasrec"]

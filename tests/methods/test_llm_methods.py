@@ -231,14 +231,58 @@ def test_one_stage_2_ranks_by_every_form_of_the_likelihood(kind, folder, fitted,
     assert same == (kind == "likelihood_sum")
 
 
-def test_a_ranker_that_stage_2_does_not_give_is_refused_before_training(folder, fitted, tiny, tmp_path):
+def test_a_ranker_that_no_run_gives_is_refused_before_training(folder, fitted, tiny, tmp_path):
     setting = tiny_setting(folder, "a-llmrec-other", parts=tmp_path)
     for name in ("a-llmrec", "random-llm"):
-        with pytest.raises(ALLMRecError, match=r"likelihood_mean.*got 'retrieval'"):
-            method(name).fit(tiny, replace(setting, options={"ranker": "retrieval"}))
+        with pytest.raises(ALLMRecError, match=r"likelihood_mean.*retrieval, fusion; got 'words'"):
+            method(name).fit(tiny, replace(setting, options={"ranker": "words"}))
+    with pytest.raises(ALLMRecError, match="the option ranker of no-llm is one of cosine, fusion; got 'retrieval'"):
+        method("no-llm").fit(tiny, replace(setting, options={"ranker": "retrieval"}))
     with pytest.raises(ALLMRecError, match="no options"):
         method("a-llmrec").fit(tiny, replace(setting, options={"rank_rankers": "letter"}))
     assert not list(tmp_path.iterdir())
+
+
+FUSION = {"ranker": "fusion", "retrieve_dim": 8, "rank_num_candidates": 20, "rank_max_validation_users": 40}
+RETRIEVED = {**FEW_STEPS, "retrieve": STEPS}
+
+
+def test_a_fusion_trains_no_stage_2_and_shares_its_retrieval(folder, tiny, tmp_path, monkeypatch):
+    setting = tiny_setting(folder, "a-llmrec-fusion", parts=tmp_path, budget=RETRIEVED, options=FUSION)
+    fusion: Any = method("a-llmrec").fit(tiny, setting)
+    assert fusion.ranker.kind == "fusion"
+    assert fusion.ranks_catalogue
+    assert fusion.model.config.rankers["fusion"]["parts"] == ["cf", "text", "words", "retrieval"]
+    assert facts(fusion)["llm_parameters"] > 0
+    assert not list(tmp_path.glob("project-*"))
+    assert len(list(tmp_path.glob("retrieve-*"))) == len(list(tmp_path.glob("rank-*"))) == 1
+    assert not list(tmp_path.glob("r*/checkpoints/retrieve"))
+    monkeypatch.setattr("allmrec_hf.training.loop._StageRun._step", None)  # nothing may be trained again
+    again: Any = method("a-llmrec").fit(tiny, replace(setting, options={"ranker": "retrieval", "retrieve_dim": 8}))
+    assert again.ranker.kind == "retrieval"
+    heavier: Any = method("a-llmrec").fit(tiny, replace(setting, options={**FUSION, "rank_cold_weight": 3.0}))
+    assert heavier.model.config.rankers["fusion"]["cold_weight"] == 3.0
+    without: Any = method("no-llm").fit(tiny, replace(setting, options={k: FUSION[k] for k in ("ranker",)}))
+    assert without.name == "no-llm"
+    assert without.model.language_model is None
+    assert without.model.config.rankers["fusion"]["parts"] == ["cf", "text", "words"]
+    assert "llm" not in facts(without)
+
+
+def test_an_interrupted_fusion_goes_on_behind_its_retrieval(folder, tiny, tmp_path, monkeypatch):
+    setting = tiny_setting(folder, "random-llm-fusion", parts=tmp_path, budget=RETRIEVED, options=FUSION)
+
+    def killed(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("allmrec_hf.training.stages.fit_rankers", killed)
+        with pytest.raises(KeyboardInterrupt):
+            method("random-llm").fit(tiny, setting)
+    monkeypatch.setattr("allmrec_hf.training.loop._StageRun._step", None)
+    ranker: Any = method("random-llm").fit(tiny, setting)
+    assert ranker.ranker.kind == "fusion"
+    assert "random" in str(facts(ranker)["llm"])
 
 
 def test_what_vectors_add_is_no_score_of_a_prompt_in_words(folder, tiny):

@@ -65,8 +65,8 @@ _READING = (
     "column is what the order of the histories is worth to a method: its figure less that after histories in random "
     "order.",
     "Epochs and variants are selected on the validation part; the test part is only ranked. Methods with an LLM, "
-    "no-llm and fair-backbone learn from the validation part too, unless their targets are those of training; all "
-    "others learn from the training part alone.",
+    "no-llm and fair-backbone learn from the validation part too, unless their targets are those of training (of a "
+    "fusion its weights do); all others learn from the training part alone.",
     "Intervals and tests speak of other users of the same kind, not of other data, other candidates or, with one seed, "
     "other training runs.",
 )

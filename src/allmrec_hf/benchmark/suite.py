@@ -11,7 +11,7 @@ from typing import Any, Literal
 from ..data.prepared import INFO_FILE, read_info
 from ..errors import ALLMRecError
 from ..evaluation.scenarios import Scenario
-from ..methods.registry import method_names
+from ..methods.registry import method, method_names
 from ..training.section_arguments import DEFAULT_BACKBONE, DEFAULT_TEXT_ENCODER
 
 SUITES = Path(__file__).parent / "suites"
@@ -154,6 +154,18 @@ class Suite:
         return replace(
             self, methods=chosen, reference=self.reference if self.reference in labels else default_reference(labels)
         )
+
+    def ranked_by(self, ranker: str) -> Suite:
+        """Return the suite whose methods rank by another ranker, as far as they have it and name none of their own."""
+        ways = {spec.label: method(spec.method).ranked_by for spec in self.methods}
+        if not any(ranker in known for known in ways.values()):
+            known = ", ".join(dict.fromkeys(kind for kinds in ways.values() for kind in kinds))
+            raise ALLMRecError(f"--ranker {ranker}: no method of this benchmark ranks so; known are {known or 'none'}")
+        methods = tuple(
+            replace(spec, options={"ranker": ranker, **spec.options}) if ranker in ways[spec.label] else spec
+            for spec in self.methods
+        )
+        return replace(self, methods=methods)
 
     def with_datasets(self, names: Sequence[str]) -> Suite:
         """Return the suite on the targets of some of its data sets only."""

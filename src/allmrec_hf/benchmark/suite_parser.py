@@ -14,7 +14,7 @@ from ..evaluation.scenarios import CrossDomain, FewShot, scenario
 from ..methods.registry import backbone_names, method_names
 from ..stored_values import yaml_value
 from ..training.section_arguments import DEFAULT_BACKBONE, DEFAULT_TEXT_ENCODER
-from ..training.stage_arguments import PRESETS, STAGES, StageArguments
+from ..training.stage_arguments import LOOPS, PRESETS, StageArguments
 from .published import DATASETS
 from .published_full_ranking import S3REC
 from .suite import (
@@ -188,7 +188,7 @@ def _method(value: Any, place: str, datasets: Sequence[str], scenarios: Sequence
 
 def _budget(value: Any, place: str) -> dict[str, dict[str, Any]]:
     budget = {
-        stage: dict(_mapping(part, f"{place}.{stage}", None)) for stage, part in _mapping(value, place, STAGES).items()
+        stage: dict(_mapping(part, f"{place}.{stage}", None)) for stage, part in _mapping(value, place, LOOPS).items()
     }
     for stage, part in budget.items():
         if "seed" in part:

@@ -182,7 +182,7 @@ def _credit(scene: _Scene) -> Verdict:
         text = f"nothing is credited to the LLM of {reference}: the leak alarm fires, no figure here can be trusted"
         return Verdict(CREDIT, "missing", scene.where, text)
     controls_of = {method: _like_reference(scene, method) for method in LLM_CONTROLS}
-    missing = [method for method, labels in controls_of.items() if not labels]
+    missing = [f"{method}{_kind(scene)}" for method, labels in controls_of.items() if not labels]
     missing += [] if scene.of_method("leak-alarm") else ["leak-alarm"]
     if backbone is None or missing:
         absent = [*missing, *([] if backbone else [BACKBONE_ALONE])]
@@ -206,14 +206,26 @@ def _credit(scene: _Scene) -> Verdict:
 
 
 def _like_reference(scene: _Scene, method: str) -> list[str]:
-    """Return the labels of a control made with the reference's backbone and LLM; another's shows nothing."""
+    """Return the labels of a control made with the reference's backbone and LLM, of a fusion's a fusion too.
+
+    Another's shows nothing.
+    """
     own = scene.runs[str(scene.reference)].key.facts
     names = ("backbone", "llm")
     return [
         label
         for label in scene.of_method(method)
         if all(scene.runs[label].key.facts.get(name) == own.get(name) for name in names)
+        and _is_fusion(scene.runs[label]) == _is_fusion(scene.runs[str(scene.reference)])
     ]
+
+
+def _is_fusion(run: BenchmarkRun) -> bool:
+    return bool(run.key.facts.get("options", {}).get("ranker") == "fusion")
+
+
+def _kind(scene: _Scene) -> str:
+    return " with the ranker fusion" if _is_fusion(scene.runs[str(scene.reference)]) else ""
 
 
 def _fairness(scene: _Scene) -> Verdict:

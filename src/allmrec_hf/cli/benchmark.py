@@ -8,7 +8,7 @@ import sys
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ..benchmark.suite import Suite
 
 FAILED = 1
+Preset = Literal["default", "paper", "quick"]
 
 
 def benchmark(
@@ -43,6 +44,16 @@ def benchmark(
     ] = None,
     gguf_file: GgufFileOption = None,
     text_encoder: Annotated[str | None, typer.Option(help="sentence-transformers id or folder; `demo`.")] = None,
+    preset: Annotated[
+        Preset | None, typer.Option(help="Of the stages' loops; the suite's, or default. quick: minutes on two cores.")
+    ] = None,
+    ranker: Annotated[
+        str | None,
+        typer.Option(
+            help="By what a-llmrec, random-llm and no-llm rank, as far as they can: likelihood, its forms, letter, "
+            "retrieval or fusion. The suite's, or likelihood."
+        ),
+    ] = None,
     seeds: Annotated[str | None, typer.Option(help="Seeds of the methods, such as 0,1,2.")] = None,
     max_users: Annotated[int | None, typer.Option(min=1, help="A seeded sample of test users.")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Processes that share out seeds and scenarios.")] = 1,
@@ -65,6 +76,8 @@ def benchmark(
     `allmrec benchmark --suite real --data-root raw --llm facebook/opt-1.3b --output runs/real`
 
     `allmrec benchmark --data data/shop --methods popularity,sasrec,a-llmrec --llm facebook/opt-125m --output runs/shop`
+
+    `allmrec benchmark --data data/shop --ranker fusion --preset quick --methods sasrec,a-llmrec --llm demo --output x`
 
     `allmrec benchmark --suite paper-beauty --list`
 
@@ -91,8 +104,9 @@ def benchmark(
             datasets,
             seeds,
             max_users,
-            {"llm": named_llm(llm, gguf_file), "text_encoder": text_encoder},
+            {"llm": named_llm(llm, gguf_file), "text_encoder": text_encoder, "preset": preset},
         )
+        chosen = chosen if ranker is None else chosen.ranked_by(ranker)
         if list_runs:
             _list(chosen, output, json_output)
             return

@@ -2,36 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
 from ..data.prepared import PreparedData
-from ..errors import ALLMRecError
 from ..evaluation.llm_ranker import ALLMRecRanker
 from ..evaluation.protocol import Ranker
 from ..language_model import input_width
 from ..modeling_allmrec import ALLMRecModel
 from ..processing_allmrec import ALLMRecProcessor
 from ..ranker import TitleLikelihood
+from ..ranker_fusion import Fusion
 from ..ranker_letter import LetterRanker
 from ..ranker_likelihood import LIKELIHOOD_FORMS
+from ..ranker_retrieval import RetrievalRanker
 from ..training.arguments import ALLMRecTrainingArguments
 from ..training.llms import without_trust
-from .llm_parts import on_device, required_llm, run_options
+from .llm_parts import on_device, ranking_options, required_llm, run_options
 from .method import Method, Setting
 from .shared import run_until
 
-TRAINED_PARTS = ("aligner", "user_projector", "item_projector")
-RANKED_BY = (TitleLikelihood.kind, *LIKELIHOOD_FORMS, LetterRanker.kind)
+TRAINED_PARTS = ("aligner", "user_projector", "item_projector", "retrieval_head")
+OF_STAGE_2 = (TitleLikelihood.kind, *LIKELIHOOD_FORMS, LetterRanker.kind)
+TRAINED_RANKERS = {
+    **dict.fromkeys(OF_STAGE_2, TitleLikelihood.kind),
+    RetrievalRanker.kind: RetrievalRanker.kind,
+    Fusion.kind: f"{RetrievalRanker.kind},{Fusion.kind}",
+}
+"""By what a method ranks, the rankers that its run trains (`RankArguments.rankers`)."""
 
 
 class ALLMRec(Method):
     """A-LLMRec (arXiv 2404.11343); what its variants train alike they train once.
 
-    Its options are the settings of a run, so that every ablation is this method with other options, `ranker`, one of
-    `likelihood`, its forms and `letter`, by which the trained stage 2 ranks, and `num_permutations`, the orders of the
-    candidate list whose scores are averaged.
+    Its options are the settings of a run, so that every ablation is this method with other options, `ranker`, and
+    `num_permutations`, the orders of the candidate list whose scores are averaged. `ranker` is one of `likelihood`, its
+    forms and `letter`, by which a trained stage 2 ranks, or `retrieval` or `fusion` (of backbone, text, words and
+    retrieval), which train no stage 2.
 
     Example:
         >>> "joint_dim" in ALLMRec.options and "backbone_name" not in ALLMRec.options
@@ -45,28 +52,23 @@ class ALLMRec(Method):
         "Ranks candidates by the likelihood of their titles in place of matching generated text. The preset says how "
         "the training differs; `paper` holds the published settings."
     )
-    options: ClassVar[tuple[str, ...]] = (*run_options(), "ranker", "num_permutations")
-
-    def checked(self, setting: Setting) -> Mapping[str, Any]:
-        """Return the options.
-
-        Raises:
-            ALLMRecError: when one is unknown, or `ranker` is nothing that stage 2 gives.
-        """
-        kind = setting.options.get("ranker", TitleLikelihood.kind)
-        if kind not in RANKED_BY:
-            raise ALLMRecError(f"the option ranker of {self.name} is one of {', '.join(RANKED_BY)}; got {kind!r}")
-        return super().checked(setting)
+    options: ClassVar[tuple[str, ...]] = (
+        *run_options(),
+        *ranking_options("retrieve", "rank"),
+        *("ranker", "num_permutations"),
+    )
+    ranked_by = tuple(TRAINED_RANKERS)
 
     def fit(self, data: PreparedData, setting: Setting) -> Ranker:
-        """Train stage 2 on top of the shared stages and return the ranker by title likelihood."""
-        return fit_run(data, setting, required_llm(self, setting), self.name)
+        """Train what the ranker needs on top of the shared stages and return it."""
+        args, kind = required_llm(self, setting), setting.options.get("ranker", self.ranked_by[0])
+        return fit_run(data, setting, args.replaced(rank={"rankers": TRAINED_RANKERS[kind]}), self.name, kind)
 
 
-def fit_run(data: PreparedData, setting: Setting, args: ALLMRecTrainingArguments, name: str) -> Ranker:
-    """Return the ranker of a run with these settings; its stage 2 is shared by all that rank by it."""
-    kind = setting.options.get("ranker", TitleLikelihood.kind)
-    model, processor = load_run(run_until(data, setting, args, "project"), args, setting.trust_remote_code)
+def fit_run(data: PreparedData, setting: Setting, args: ALLMRecTrainingArguments, name: str, kind: str) -> Ranker:
+    """Return a ranker of a run with these settings; what it trains is shared by all that rank by it."""
+    folder = run_until(data, setting, args, args.rank.steps()[-1])
+    model, processor = load_run(folder, args, setting.trust_remote_code)
     if kind in LIKELIHOOD_FORMS:
         model.config.rankers = {**(model.config.rankers or {}), kind: {}}
     permutations = int(setting.options.get("num_permutations", 1))

@@ -21,6 +21,7 @@ from ..files import folder_written_whole
 from ..histories import pad_histories
 from ..llm_files import load_config, load_tokenizer
 from ..modeling_allmrec import ALLMRecModel
+from ..ranker_fusion import Fusion
 from ..training.arguments import ALLMRecTrainingArguments
 from ..training.devices import share_of_batch
 from ..training.llms import check_llm, llm_source
@@ -33,13 +34,14 @@ from ..training.warm_start import (
     WarmStartTask,
     centre_inputs,
 )
-from .a_llmrec import ALLMRec, fit_run
+from .a_llmrec import TRAINED_RANKERS, ALLMRec, fit_run
 from .llm_only import LLMOnly, words_ranker
 from .llm_parts import (
     VectorRanker,
     chosen_arguments,
     input_width,
     on_device,
+    ranking_options,
     required_llm,
     stage_options,
 )
@@ -108,6 +110,8 @@ class NoLLM(Method):
     stages 0 and 1, those of the projectors and their targets, and `steps`, the most
     optimizer steps: as many passes as stage 2 makes, and at least 600 steps, where not given. The weights of the best
     validation are kept. Of the LLM it takes the width alone.
+
+    With the option `ranker: fusion` it is the control of a fusion: the same one of backbone, text and words alone.
     """
 
     name = "no-llm"
@@ -115,12 +119,17 @@ class NoLLM(Method):
     options: ClassVar[tuple[str, ...]] = (
         *stage_options("backbone", "align"),
         *("targets", "num_candidates", "item_embedding", "projector", "projector_tokens"),
-        *("llm_revision", "steps"),
+        *("llm_revision", "steps", "ranker"),
+        *ranking_options("rank"),
     )
+    ranked_by = ("cosine", Fusion.kind)
 
     def fit(self, data: PreparedData, setting: Setting) -> Ranker:
-        """Train the two projectors without an LLM and return the ranker by cosine."""
+        """Train the two projectors, or fit the fusion, without an LLM, and return the ranker."""
         args = chosen_arguments(self, setting)
+        if setting.options.get("ranker") == Fusion.kind:
+            bare = args.replaced(llm={"name": None}, rank={"rankers": Fusion.kind})
+            return fit_run(data, setting, bare, self.name, Fusion.kind)
         check_same_settings(self, setting, args.llm.source)
         folder = run_until(data, setting, args, "align")
         model = ALLMRecModel.from_pretrained(folder / "align", language_model=None)
@@ -189,7 +198,9 @@ class RandomLLM(ALLMRec):
 
     def fit(self, data: PreparedData, setting: Setting) -> Ranker:
         """Train A-LLMRec around the random LLM."""
-        return fit_run(data, setting, with_random_llm(required_llm(self, setting), setting), self.name)
+        kind = setting.options.get("ranker", self.ranked_by[0])
+        args = required_llm(self, setting).replaced(rank={"rankers": TRAINED_RANKERS[kind]})
+        return fit_run(data, setting, with_random_llm(args, setting), self.name, kind)
 
 
 class LeakAlarm(Method):

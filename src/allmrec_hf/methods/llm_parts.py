@@ -37,12 +37,18 @@ STAGE_2_OPTIONS = (
 def run_options() -> tuple[str, ...]:
     """Return the settings of a run that are a method's options.
 
-    The setting itself gives some; the stages `retrieve` and `rank` have no part in a method.
+    The setting itself gives some; those of the stages `retrieve` and `rank` are `ranking_options`.
     """
     unused = ("retrieve", "rank")
     return tuple(
         name for name, (stage, _) in FLAT_NAMES.items() if name not in GIVEN_BY_SETTING and stage not in unused
     )
+
+
+def ranking_options(*stages: str) -> tuple[str, ...]:
+    """Return the options that the stages `"retrieve"` and `"rank"` depend on; what is trained the method says."""
+    chosen = ("rank_rankers", "rank_ranker")
+    return tuple(name for name, (stage, _) in FLAT_NAMES.items() if stage in stages and name not in chosen)
 
 
 def stage_options(*stages: str) -> tuple[str, ...]:

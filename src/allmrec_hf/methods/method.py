@@ -65,6 +65,7 @@ class Method(ABC):
         simplified: What differs here from the publication; empty where nothing does.
         options: The names it understands in `Setting.options`.
         reads_llm: Whether it needs an LLM.
+        ranked_by: Values of its option `ranker`, the first where none is given; empty where it has none.
         seeded: Whether it draws anything; if not, one seed is as good as several.
     """
 
@@ -73,6 +74,7 @@ class Method(ABC):
     simplified: str = ""
     options: ClassVar[tuple[str, ...]] = ()
     reads_llm: ClassVar[bool] = False
+    ranked_by: ClassVar[tuple[str, ...]] = ()
     seeded: ClassVar[bool] = True
 
     @abstractmethod
@@ -86,10 +88,13 @@ class Method(ABC):
         """Return the options.
 
         Raises:
-            ALLMRecError: when one is unknown; the message lists the known ones.
+            ALLMRecError: when one is unknown, or `ranker` is none of `ranked_by`; the message lists the known ones.
         """
         unknown = sorted(set(setting.options) - set(self.options))
         if unknown:
             known = ", ".join(self.options) or "none"
             raise ALLMRecError(f"the method {self.name} has no options {unknown}; it has {known}")
+        kind = setting.options.get("ranker")
+        if kind is not None and kind not in self.ranked_by:
+            raise ALLMRecError(f"the option ranker of {self.name} is one of {', '.join(self.ranked_by)}; got {kind!r}")
         return setting.options

@@ -29,7 +29,10 @@ from ..training.trainer import ALLMRecTrainer
 from .method import Method, Setting
 
 SETTINGS_FILE = "method.json"
-DONE = {"backbone": "backbone/config.json", "align": "align/config.json", "project": "project/done"}
+DONE = {
+    **{stage: f"{stage}/config.json" for stage in ("backbone", "align")},
+    **{stage: f"{stage}/done" for stage in ("project", "retrieve", "rank")},
+}
 
 
 def run_arguments(setting: Setting) -> ALLMRecTrainingArguments:
@@ -112,22 +115,23 @@ def run_until(data: PreparedData, setting: Setting, args: ALLMRecTrainingArgumen
         setting: Where runs are shared.
         args: The arguments; only those of the stages up to `stage`, and of the LLM where it has a part, tell runs
             apart.
-        stage: The last stage trained: `"backbone"`, `"align"` or `"project"`.
+        stage: The last stage trained: one of the paper's, or of those that `args.rank.rankers` need.
     """
-    stages = STAGES[: STAGES.index(stage) + 1]
+    steps = STAGES if stage in STAGES else args.rank.steps()
+    stages = steps[: steps.index(stage) + 1]
     facts = {name: getattr(args, name).to_dict() for name in stages}
-    if stage == "project":
+    if {"project", "retrieve"} & set(stages):
         facts["llm"] = {**args.llm.to_dict(), "name": part_name(str(args.llm.source))}
     folder = setting.parts / f"{stage}-{digest_of_facts(facts)}"
     if (folder / DONE[stage]).exists():
         check_same_data(folder, read_run(folder / RUN_FILE), data, stages)
         return folder
-    if len(stages) > 1 and not (folder / stages[-2] / "config.json").exists():
+    if len(stages) > 1 and not (folder / DONE[stages[-2]]).exists():
         with folder_written_whole(folder) as temporary:  # what comes before is the same for all that follows
             unneeded = shutil.ignore_patterns("step-*", "best-*", "backbone-train-validation*", ".*")
             earlier = run_until(data, setting, args, stages[-2])
             shutil.copytree(earlier, temporary, dirs_exist_ok=True, ignore=unneeded)
-    frozen = stage == "align" and not args.align.fine_tune_text_encoder
+    frozen = stage in ("align", "rank") and not args.align.fine_tune_text_encoder
     trainer = ALLMRecTrainer(
         args=args.replaced(output_dir=folder),
         data=data,
@@ -137,7 +141,7 @@ def run_until(data: PreparedData, setting: Setting, args: ALLMRecTrainingArgumen
     own = [folder / "checkpoints" / name for name in (stage, *(["warm-start"] if stage == "project" else []))]
     resume = folder.exists() if stage == "backbone" else any(path.exists() for path in own)
     trainer.train(stage, resume_from_checkpoint=resume)
-    if stage == "project":  # a large LLM's variants are many, and nothing goes on from here
+    if stage in ("project", "retrieve"):  # a large LLM's variants are many, and nothing goes on from here
         for path in own:
             shutil.rmtree(path, ignore_errors=True)
     return folder
