@@ -27,7 +27,8 @@ LAYERS = [
         "language_model",
         "cf_built_in",
     },
-    {"part_sources", "gguf_files", "llm_memory", "rows_at_once", "item_words", "language_model_passes"},
+    {"part_sources", "gguf_files", "llm_memory", "rows_at_once", "item_words", "language_model_passes"}
+    | {"item_titles"},
     {"sharing", "llm_files", "hub_upload"},
     {"cf_losses", "cf_texts", "aligner", "projector", "losses", "scoring", "retrieval", "checkpoint_code", "item_table"}
     | {"language_model_checks", "slot_text", "activations"},

@@ -43,8 +43,8 @@ def test_items_without_a_title_are_named_and_never_match_each_other(catalog):
 def test_text_keeps_whatever_is_known(catalog):
     assert catalog.texts() == [
         "Lost Harbor, A quiet port.",
-        "Untitled item B2, Only words.",
-        "Untitled item B3",
+        "Only words.",
+        "",
         "lost harbor",
     ]
 

@@ -355,3 +355,22 @@ def test_gradients_of_stage_two_are_the_same_in_every_run(processor):
         gradients.append(model.item_projector.layers[0].weight.grad)
     assert torch.equal(gradients[0], gradients[1])
     assert torch.equal(gradients[0], gradients[2])
+
+
+def test_a_normalization_of_no_kind_is_refused():
+    model, processor = tiny_model(), tiny_processor()
+    batch = processor([[1, 2]], [[3, 4]])
+    with pytest.raises(ALLMRecError, match=r"normalization must be one of .*, got 'meen'"):
+        model.score(**batch, normalization="meen")
+
+
+def test_labels_at_the_first_token_are_never_asked_and_none_at_all_are_refused():
+    model, processor = tiny_model(), tiny_processor()
+    batch = processor.training_batch([[1, 2]], [[3, 4]], [3])
+    whole = model(**{**batch, "labels": batch["input_ids"]})
+    ignored = batch["input_ids"].clone()
+    ignored[:, 0] = -100
+    assert torch.equal(whole.loss, model(**{**batch, "labels": ignored}).loss)
+    assert whole.loss.isfinite()
+    with pytest.raises(ALLMRecError, match="labels are all -100"):
+        model(**{**batch, "labels": torch.full_like(batch["labels"], -100)})

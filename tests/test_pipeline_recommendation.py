@@ -10,6 +10,7 @@ from transformers import AutoModel, pipeline
 from transformers.pipelines.pt_utils import KeyDataset
 
 from allmrec_hf import CheckpointError, DataError, RecommendationPipeline
+from allmrec_hf.training.alignment import text_embedding_table
 from tests.tiny import tiny_llm, tiny_model, tiny_processor
 
 REQUESTS = [
@@ -171,3 +172,14 @@ def test_bad_new_items_change_nothing(items, message):
     with pytest.raises(DataError, match=message):
         recommend.add_items(items)
     assert model.cf_encoder.num_items == len(processor.catalog) == 40
+
+
+def test_items_without_a_text_are_not_alike(finished_run):
+    recommend = pipeline("recommendation", model=str(finished_run))
+    model, catalog = recommend.model, recommend.processor.catalog
+    model.keep_text_embeddings(text_embedding_table(model.text_encoder, catalog.texts()))
+    model.keep_words(catalog.texts())
+    recommend.add_items([{"item_id": name} for name in ("U0", "U1", "U2")])
+    for ranker in ("text", "words"):
+        found = recommend({"history": ["U0"], "candidates": ["U1", "U2", catalog.item_id(1)]}, ranker=ranker)
+        assert {item["score"] for item in found} == {0.0}

@@ -8,7 +8,15 @@ import pytest
 import torch
 from transformers import AutoProcessor
 
-from allmrec_hf import ALLMRecProcessor, CheckpointError, DataError, ItemCatalog, PromptTemplate, processing_allmrec
+from allmrec_hf import (
+    ALLMRecProcessor,
+    CheckpointError,
+    DataError,
+    ItemCatalog,
+    PromptTemplate,
+    item_titles,
+    processing_allmrec,
+)
 from allmrec_hf.caches import BoundedCache
 from allmrec_hf.prompt import NO_SLOT, USER_SLOT
 from tests.tiny import tiny_catalog, tiny_processor
@@ -265,7 +273,7 @@ def test_printing_a_processor_does_not_print_the_catalogue(processor):
 
 def test_whole_prompts_are_not_kept_and_what_is_kept_is_bounded(monkeypatch):
     monkeypatch.setattr(processing_allmrec, "CACHED_TEXTS", 50)
-    monkeypatch.setattr(processing_allmrec, "CACHED_TITLES", 20)
+    monkeypatch.setattr(item_titles, "CACHED_TITLES", 20)
     words = ItemCatalog.from_records({"item_id": f"I{i}", "title": f"The Silent River {i} " * 8} for i in range(1, 101))
     with_vectors, without = tiny_processor(words), tiny_processor(words)
     without = ALLMRecProcessor(

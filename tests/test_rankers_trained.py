@@ -7,11 +7,13 @@ import shutil
 from types import SimpleNamespace
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 from transformers import AutoModel, pipeline
 
 from allmrec_hf import ALLMRecProcessor, CheckpointError
+from allmrec_hf.data.prepare import prepare
 from allmrec_hf.errors import ALLMRecError
 from allmrec_hf.evaluation.warmth import WarmthGroups
 from allmrec_hf.hub import card_page
@@ -523,3 +525,25 @@ def test_rankers_and_their_steps():
     for wrong in ("", "luck"):
         with pytest.raises(ALLMRecError, match=r"rankers are of likelihood, .*, letter, retrieval, zero_shot, fusion"):
             ALLMRecTrainingArguments("runs/x", rank=wrong)
+
+
+def test_a_fusion_of_parts_that_rank_lists_alone_retrieves_by_the_backbone(loaded):
+    model, processor = copy.deepcopy(loaded[0]), loaded[1]
+    fusion = {**model.config.rankers["fusion"], "parts": ["likelihood"]}
+    fusion["gated"] = fusion["sum"] = {"parts": {"likelihood": [1.0, 1.0]}, "popularity": 0.0}
+    model.config.rankers = {**model.config.rankers, "fusion": fusion}
+    recommend = pipeline("recommendation", model=model, processor=processor)
+    request = {"history": processor.catalog.item_ids[:3]}
+    for name in ("fusion", "fusion_sum", "fusion_ranks"):
+        found = recommend(request, ranker=name, num_candidates=6, top_k=6)
+        backbone = recommend(request, ranker="cf", num_candidates=6, top_k=6)
+        assert {item["item_id"] for item in found} == {item["item_id"] for item in backbone}
+
+
+def test_a_user_who_repeats_items_takes_no_candidates_from_the_others(tmp_path):
+    rows = [(f"u{user}", f"i{(user + place) % 30}", place) for user in range(20) for place in range(5)]
+    rows += [("again", f"i{place % 4}", place) for place in range(40)]
+    frame = pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp"], orient="row")
+    data = prepare(frame, output=tmp_path / "d", filter="none", num_candidates=5)
+    samples = validation_targets(data)
+    assert fusion_candidates(data, samples, 500, 0).shape == (len(samples), data.num_items - 4)

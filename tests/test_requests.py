@@ -149,10 +149,30 @@ def test_a_set_has_no_order_and_no_candidates_are_told_as_such(recommend):
         recommend({"history": [1, 2], "candidates": []})
 
 
-def test_counts_may_be_whole_numbers_of_numpy(recommend):
-    assert len(recommend({"history": [1, 2]}, top_k=np.int64(2))) == 2
-    with pytest.raises(DataError, match="top_k must be a whole number"):
-        recommend({"history": [1, 2]}, top_k=2.0)
+def test_counts_may_be_whole_numbers_of_numpy_and_of_columns_that_pandas_made_floats(recommend):
+    assert len(recommend({"history": [1, 2]}, top_k=np.int64(2))) == len(recommend({"history": [1, 2]}, top_k=2.0)) == 2
+    found = recommend(pd.DataFrame({"history": [[1, 2], [5]], "top_k": [3, None]}), top_k=2)
+    assert [len(each) for each in found] == [3, 2]
+    with pytest.raises(DataError, match=r"top_k must be a whole number of at least 1, got 2\.5"):
+        recommend({"history": [1, 2]}, top_k=2.5)
+
+
+def test_a_row_of_pandas_that_mixes_texts_and_numbers_leaves_the_other_rows_as_they_are(recommend):
+    first, second = (recommend.processor.catalog.item_ids[place] for place in (0, 1))
+    mixed = pd.DataFrame({"history": [[first, 5], [second]], "of": ["a", None]})
+    assert recommend(mixed, on_error="return") == recommend(
+        [{"history": [first, 5], "of": "a"}, {"history": [second], "of": None}], on_error="return"
+    )
+    with pytest.raises(DataError, match="more than once"):
+        recommend(pd.DataFrame([[[1], [2]]], columns=["history", "history"]))
+
+
+def test_responses_are_those_of_all_requests_whatever_the_batch_size(recommend):
+    whole = recommend.respond(GOOD, top_k=2)
+    for one, other in zip(recommend.respond(GOOD, top_k=2, batch_size=1), whole, strict=True):
+        assert ids_of(one["recommendations"]) == ids_of(other["recommendations"])
+    with pytest.raises(DataError, match="batch_size must be a whole number"):
+        recommend.respond(GOOD, batch_size=0)
 
 
 # -- many requests

@@ -8,7 +8,7 @@ from transformers import AutoModel
 
 from allmrec_hf.item_table import ItemTable
 from allmrec_hf.ranker import TextSimilarity, UserBatch
-from allmrec_hf.text_space import SMALLEST_VARIANCE, TextSpace
+from allmrec_hf.text_space import SMALLEST_VARIANCE, TextSpace, text_vectors
 from allmrec_hf.training.samples import Samples
 from allmrec_hf.training.text_fitting import RECENCIES, WHITENINGS, fit_text
 from tests.tiny import tiny_catalog, tiny_model, tiny_processor
@@ -151,3 +151,13 @@ def test_where_all_of_a_history_counts_alike_the_recency_is_1():
     assert model.config.rankers["text"]["recency"] == RECENCIES[-1]
     with pytest.raises(TypeError):
         model.keep_text_embeddings(texts, whitenings=0.25)
+
+
+class Encoder:
+    def encode(self, texts, **options):
+        return torch.tensor([[1.0 + len(text), 2.0] for text in texts])
+
+
+def test_an_empty_text_is_like_no_other():
+    found = text_vectors(Encoder(), ["ab", "", "c", ""])
+    assert found.tolist() == [[3.0, 2.0], [0.0, 0.0], [2.0, 2.0], [0.0, 0.0]]

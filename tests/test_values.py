@@ -3,7 +3,9 @@ from __future__ import annotations
 import datetime as dt
 import json
 import math
+import uuid
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -82,7 +84,7 @@ def test_missing_values_are_no_ids_and_no_texts(value: Any) -> None:
     with pytest.raises(DataError, match="1 rows without item_id"):
         ItemCatalog.from_records([{"item_id": value}])
     catalog = ItemCatalog.from_records([{"item_id": "a", "title": value, "description": value}])
-    assert (catalog.has_title(1), catalog.text(1)) == (False, "Untitled item a")
+    assert (catalog.has_title(1), catalog.title(1), catalog.text(1)) == (False, "Untitled item a", "")
 
 
 @pytest.mark.parametrize("value", [0, "0", "Nan Goldin", "None of us", "nano", "NA", "null and void", False])
@@ -198,7 +200,7 @@ def test_added_records_enter_as_prepared_items_do() -> None:
         ]
     )
     assert grown.item_ids == ["a", "5", "x"]
-    assert [grown.text(index) for index in (2, 3)] == ["Tom & Jerry, one two", "Untitled item x"]
+    assert [grown.text(index) for index in (2, 3)] == ["Tom & Jerry, one two", ""]
     with pytest.raises(DataError, match=r"known|already"):
         grown.extended([{"item_id": 5.0}])
 
@@ -281,3 +283,19 @@ def test_nanoseconds_of_records_and_of_mixed_columns_are_kept(unit: str) -> None
     table = [{"at": stamp} for stamp in stamps] if unit != "column" else pandas.DataFrame({"at": stamps}, dtype=object)
     midnight = 1_577_836_800 * 10**9
     assert as_frame(table, "T")["at"].dt.epoch("ns").to_list() == [midnight + digit for digit in (3, 1, 2)]
+
+
+def test_columns_that_parquet_cannot_hold_are_kept_as_text(tmp_path: Path) -> None:
+    items = pl.DataFrame({"item_id": ["a", "b"], "empty": [{}, {}], "lists": [[{}], []]})
+    items = items.with_columns(pl.Series("objects", [1 + 2j, None], dtype=pl.Object))
+    catalog = ItemCatalog(items)
+    catalog.save(tmp_path)
+    assert ItemCatalog.load(tmp_path).frame["objects"].to_list() == ["(1+2j)", None]
+    assert set(catalog.frame.dtypes) == {pl.String}
+    frame = as_frame(pandas.DataFrame({"complex": [1 + 2j]}), "x")
+    assert frame["complex"].dtype == pl.String
+
+
+def test_uuids_of_pandas_are_spelt_as_those_of_mappings() -> None:
+    own = [uuid.uuid4(), uuid.UUID(int=0)]
+    assert as_frame(pandas.DataFrame({"id": own}), "x")["id"].to_list() == [str(each) for each in own]

@@ -13,7 +13,7 @@ from .errors import CheckpointError, DataError
 from .files import PARQUET_ERRORS, check_rows, written_whole
 from .indices import checked_index
 from .item_rows import ItemRows, fitted
-from .values import as_frame, id_text, id_texts, plain_texts, present_texts, records_frame, text_values
+from .values import as_frame, id_text, id_texts, plain_texts, present_texts, records_frame, storable, text_values
 
 CATALOG_FILE = "items.parquet"
 REQUIRED_COLUMNS = ("item_id", "title", "description")
@@ -56,6 +56,7 @@ class ItemCatalog:
                 f"the catalogue holds {len(duplicated)} item ids more than once, first {duplicated.head(5).to_list()}; "
                 "keep one row for each item_id"
             )
+        frame = frame.with_columns(storable(column) for column in frame.iter_columns())
         rows = ItemRows()
         rows.append(frame)
         self._hold(rows, [frame], dict(frame.schema))
@@ -150,15 +151,17 @@ class ItemCatalog:
         row = self._row(index)
         return self._rows.titles[row] or f"Untitled item {self._rows.ids[row]}"
 
+    def own_words(self, index: int) -> tuple[str | None, str | None]:
+        """Return title and description as the catalogue has them, None where one is missing."""
+        row = self._row(index)
+        return self._rows.titles[row], self._rows.descriptions[row]
+
     def text(self, index: int) -> str:
         """Return the text that stands for an item in the text encoder: `"Title, Description"` (paper, section 4.1).
 
-        An item without a description keeps its title, and one without a title its description.
+        An item without a description keeps its title, and one without a title its description; `""` without both.
         """
-        description = self._rows.descriptions[self._row(index)]
-        if description is None:
-            return self.title(index)
-        return f"{self.title(index)}, {description}"
+        return ", ".join(text for text in self.own_words(index) if text)
 
     def texts(self) -> list[str]:
         """Return `text` of every item, in index order `1..N`."""

@@ -8,6 +8,8 @@ from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 from .cf_encoder import cf_config_from_dict
 from .errors import CheckpointError
 
+Normalization = Literal["sum", "mean", "calibrated", "vector_gain"]
+
 
 @strict
 class ALLMRecConfig(PreTrainedConfig):
@@ -79,7 +81,7 @@ class ALLMRecConfig(PreTrainedConfig):
     item_embedding_seed: int = 0
     projector: Literal["mlp", "linear", "resampler"] = "mlp"
     projector_tokens: int = 8
-    score_normalization: Literal["sum", "mean", "calibrated", "vector_gain"] = "sum"
+    score_normalization: Normalization = "sum"
     ranker: str = "likelihood"
     rankers: dict | None = None
     tokenizer_fingerprint: str | None = None

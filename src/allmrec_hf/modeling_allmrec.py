@@ -3,7 +3,7 @@
 import copy
 import logging
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import nn
@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from .activations import let_layers_recompute, recompute_activations
 from .aligner import ItemTextAligner
 from .cf_encoder import build_cf_encoder, cf_config_from_dict
-from .configuration_allmrec import ALLMRecConfig
+from .configuration_allmrec import ALLMRecConfig, Normalization
 from .errors import ALLMRecError, CheckpointError
 from .indices import check_bounds, check_padded
 from .item_table import ItemTable, random_joint_embeddings
@@ -353,6 +353,10 @@ class ALLMRecModel(ALLMRecPreTrainedModel):
         embeds = self.embed_prompts(input_ids, slot_ids, history_ids, history_mask)
         keep = 1
         if labels is not None:
+            labels = labels.clone()
+            labels[:, 0] = -100  # nothing stands before the first token that could predict it
+            if not (labels != -100).any():
+                raise ALLMRecError("labels are all -100, so there is no answer to learn; see training_batch")
             first = int((labels != -100).any(dim=0).int().argmax())
             keep = labels.shape[1] - first + 1
         logits = padded_pass(self._logits, embeds, attention_mask, keep, self.pads_left)
@@ -455,7 +459,10 @@ class ALLMRecModel(ALLMRecPreTrainedModel):
 
         Raises:
             DataError: when a catalogue index is out of range.
+            ALLMRecError: when the normalization is unknown.
         """
+        if normalization not in (None, *get_args(Normalization)):
+            raise ALLMRecError(f"normalization must be one of {list(get_args(Normalization))}, got {normalization!r}")
         check_padded(candidate_ids, self.cf_encoder.num_items, "candidate_ids")
         scores = self.candidate_log_likelihoods(answer_mask=answer_mask, **batch).sum(dim=-1)
         if (normalization or self.config.score_normalization) == "mean":

@@ -21,6 +21,7 @@ from .item_lookup import NAMED, Naming, as_entries, find_items
 from .ranker import ModelRanker, UserBatch
 from .ranker_built_in import build_ranker
 from .rows_at_once import BatchTooLargeError, RowsAtOnce
+from .text_space import text_vectors
 from .values import as_frame, as_records, is_missing
 
 logger = logging.getLogger(__name__)
@@ -157,7 +158,9 @@ class RecommendationPipeline(Pipeline):
     def __call__(self, inputs: Any, **kwargs: Any) -> Any:  # type: ignore[override]
         """Recommend for one request (a mapping), a list, a table, a data set or a generator of them; see the class."""
         library = type(inputs).__module__.split(".")[0]
-        if library in ("polars", "pandas", "pyarrow"):
+        if library == "pandas":
+            inputs = _rows_of_pandas(inputs)
+        elif library in ("polars", "pyarrow"):
             inputs = as_frame(inputs, "requests").to_dicts()
         elif isinstance(inputs, (list, tuple)):
             inputs = list(inputs)
@@ -402,7 +405,8 @@ class RecommendationPipeline(Pipeline):
 
         Args:
             inputs: A request, or a list of them.
-            **options: Call arguments for those that bring none of their own, such as `top_k`.
+            **options: Call arguments for those that bring none of their own, such as `top_k`; without `batch_size`
+                all are one batch.
 
         Returns:
             For each request a mapping with its further keys, `recommendations`, best first, and where there are any
@@ -410,8 +414,11 @@ class RecommendationPipeline(Pipeline):
         """
         requests = list(inputs) if isinstance(inputs, (list, tuple)) else [inputs]
         on_error = options.get("on_error", self._preprocess_params.get("on_error", "raise"))
+        at_once = _checked_options({"batch_size": options.pop("batch_size", None)}).get("batch_size", len(requests))
         resolved = [self._resolved(request, on_error) for request in requests]
-        responses = self.respond_resolved(resolved, **options)
+        responses = []
+        for start in range(0, len(resolved), max(at_once, 1)):
+            responses += self.respond_resolved(resolved[start : start + at_once], **options)
         return responses if isinstance(inputs, (list, tuple)) else responses[0]
 
     def respond_resolved(self, requests: Sequence[ResolvedRequest], **options: Any) -> list[dict[str, Any]]:
@@ -448,7 +455,7 @@ class RecommendationPipeline(Pipeline):
         catalog = self.processor.catalog.extended(records)
         first = len(self.processor.catalog) + 1
         texts = [catalog.text(index) for index in range(first, len(catalog) + 1)]
-        embeddings = self.model.text_encoder.encode(texts, convert_to_tensor=True, show_progress_bar=False)
+        embeddings = text_vectors(self.model.text_encoder, texts)
         if before_adding is not None:
             before_adding()
         self.model.add_items(embeddings, texts)
@@ -512,10 +519,21 @@ def _checked_options(given: Mapping[str, Any]) -> dict[str, Any]:
                 raise DataError(f"ranker must be the name of a ranker, got {value!r}")
             found[name] = value
             continue
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)  # pandas makes a column of numbers floats where a row has none
         if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
             raise DataError(f"{name} must be a whole number of at least 1, got {value!r}")
         found[name] = int(value)
     return found
+
+
+def _rows_of_pandas(table: Any) -> list[dict[str, Any]]:
+    """Return requests as they stand in a frame, whose columns may mix lists of text and of numbers."""
+    names = [str(name) for name in table.columns]
+    if len(set(names)) < len(names):
+        raise DataError(f"requests: columns stand more than once in {names}; rename all but one")
+    rows = ([None if _is_absent(value) else value for value in row] for row in table.itertuples(index=False, name=None))
+    return [dict(zip(names, row, strict=True)) for row in rows]
 
 
 def _holds_text(requests: Sequence[Any]) -> bool:

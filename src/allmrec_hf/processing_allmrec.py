@@ -4,9 +4,7 @@ import hashlib
 import json
 import logging
 import os
-import re
 from array import array
-from bisect import bisect_left
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -24,6 +22,7 @@ from .errors import CheckpointError, DataError
 from .files import finish_interrupted_write, folder_written_whole
 from .histories import pad_histories, seen_items
 from .indices import checked_index, checked_indices
+from .item_titles import ItemTitles, LengthLimit
 from .part_sources import CHECKPOINT_PART, located, one_line, require_found
 from .prompt import (
     NO_SLOT,
@@ -34,7 +33,6 @@ from .prompt import (
     PromptTemplate,
     Segment,
     Title,
-    clean_title,
 )
 from .slot_text import SlotText, normalizer
 
@@ -42,7 +40,6 @@ logger = logging.getLogger(__name__)
 
 IGNORED_LABEL = -100
 SHORTEST_TITLE = 8
-CACHED_TITLES = 2**16  # cleaned titles kept
 CACHED_TEXTS = 2**16  # tokenized pieces of prompts kept
 EQUAL_ANSWERS = "; titles cut so far are no longer all different, and equal ones cannot be told apart: lost are"
 LONGEST_CACHED_TEXT = 512  # characters; a longer piece names a user's whole history and hardly comes twice
@@ -66,9 +63,8 @@ def prompt_order(history: Sequence[int], candidates: Sequence[int], permutation:
     return generator.permutation(np.sort(np.asarray(candidates, dtype=np.int64))).tolist()
 
 
-def _word_ends(title: str) -> list[int]:
-    """Return the lengths of a title's beginnings that end behind a word, the whole title last."""
-    return [match.end() for match in re.finditer(r"\S+", title)]
+def _no_catalog() -> CheckpointError:
+    return CheckpointError(f"this processor has no catalogue: {CATALOG_FILE} is missing from its checkpoint")
 
 
 class EncodedPrompt(NamedTuple):
@@ -124,8 +120,8 @@ class ALLMRecProcessor(ProcessorMixin):
                 raise CheckpointError(f"the processor's {name} must be a whole number > 0, not {value!r}")
         self._template = PromptTemplate.from_dict(self.prompt)
         self._catalog: ItemCatalog | None = None
+        self._kept_titles: ItemTitles | None = None
         self._segments = BoundedCache(CACHED_TEXTS)
-        self._forget_titles()
         self._notes = BoundedCache(2)
         added = [] if tokenizer is None else [*tokenizer.get_added_vocab(), *tokenizer.all_special_tokens]
         self._forbidden = ForbiddenTexts(added, normalizer(tokenizer))
@@ -145,39 +141,31 @@ class ALLMRecProcessor(ProcessorMixin):
     def catalog(self) -> ItemCatalog:
         """The catalogue that indices refer to."""
         if self._catalog is None:
-            raise CheckpointError(f"this processor has no catalogue: {CATALOG_FILE} is missing from its checkpoint")
+            raise _no_catalog()
         return self._catalog
 
     @catalog.setter
     def catalog(self, catalog: ItemCatalog) -> None:
         self._catalog = catalog
-        self._forget_titles()
+        limit = None if self.max_title_tokens is None else LengthLimit(self.max_title_tokens, self._count_tokens)
+        self._kept_titles = ItemTitles(catalog, self._forbidden, self.max_title_characters, limit)
 
-    def _forget_titles(self) -> None:
-        self._titles = BoundedCache(CACHED_TITLES)
-        self._short_titles = BoundedCache(CACHED_TITLES)
-        self._answer_titles = BoundedCache(CACHED_TITLES)
-        self._sorted_titles: list[str] | None = None
+    def _count_tokens(self, text: str) -> int:
+        return len(self._slot_text.inside(text))
+
+    @property
+    def _titles(self) -> ItemTitles:
+        if self._kept_titles is None:
+            raise _no_catalog()
+        return self._kept_titles
 
     def title(self, index: int) -> str:
-        """Return the harmless form of an item's title, as prompts and answers hold it."""
-        index = checked_index(index, len(self.catalog))
-        found = self._titles.get(index)
-        if found is None:
-            found = clean_title(self.catalog.title(index), self._forbidden, self.max_title_characters)
-            found = found or clean_title(f"Untitled item {self.catalog.item_id(index)}", self._forbidden)
-            self._titles.put(index, found)
-        return found
+        """Return the harmless form of an item's title, see `ItemTitles`."""
+        return self._titles.whole(checked_index(index, len(self.catalog)))
 
     def history_title(self, index: int) -> str:
         """Return an item's title as a prompt's history names it: `max_title_tokens` tokens at most."""
-        if self.max_title_tokens is None:
-            return self.title(index)
-        found = self._short_titles.get(index)
-        if found is None:
-            found = self._shortened(self.title(index))
-            self._short_titles.put(index, found)
-        return found
+        return self._titles.short(index)
 
     def candidate_title(self, index: int) -> str:
         """Return an item's title as a list of candidates and the answer name it.
@@ -185,41 +173,7 @@ class ALLMRecProcessor(ProcessorMixin):
         It has `max_title_tokens` tokens, or as many more as tell it from every other title of the catalogue, so that
         two items have the same only where their whole titles are the same.
         """
-        if self.max_title_tokens is None:
-            return self.title(index)
-        found = self._answer_titles.get(index)
-        if found is None:
-            whole = self.title(index)
-            found = self.history_title(index)
-            for end in _word_ends(whole):
-                if not self._begins_another(found, whole):
-                    break
-                found = whole[:end] if end > len(found) else found
-            self._answer_titles.put(index, found)
-        return found
-
-    def _shortened(self, title: str) -> str:
-        """Return the longest beginning of a title, up to the end of a word, that has `max_title_tokens` tokens."""
-        if self._fits(title):
-            return title
-        fits = [end for end in _word_ends(title) if self._fits(title[:end])]
-        if fits:
-            return title[: fits[-1]]
-        least, most = 1, len(title)  # characters: a single word of many tokens
-        while least < most:
-            middle = (least + most + 1) // 2
-            least, most = (middle, most) if self._fits(title[:middle]) else (least, middle - 1)
-        return title[:least]
-
-    def _fits(self, text: str) -> bool:
-        return len(self._slot_text.inside(text)) <= self.max_title_tokens
-
-    def _begins_another(self, text: str, whole: str) -> bool:
-        """Tell whether a text is the beginning of a title of the catalogue other than `whole`."""
-        if self._sorted_titles is None:
-            self._sorted_titles = sorted({self.title(index) for index in range(1, len(self.catalog) + 1)})
-        first = bisect_left(self._sorted_titles, text)
-        return any(other.startswith(text) and other != whole for other in self._sorted_titles[first : first + 2])
+        return self._titles.distinct(index)
 
     # -- tokens
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .errors import CheckpointError
 from .modeling_allmrec import ALLMRecModel
+from .outputs import RetrievalOutput
 from .processing_allmrec import ALLMRecProcessor
 from .ranker import (
     CatalogueRanker,
@@ -174,6 +175,13 @@ class Fusion(CatalogueRanker):
     def vectors(self, users: UserBatch) -> Tensor:
         """Return what the parts know of users."""
         return self.parts.vectors(users)
+
+    @torch.no_grad()
+    def retrieve(self, users: UserBatch, top_k: int, exclude: Tensor | None = None) -> RetrievalOutput:
+        """Return the best items by the parts that rank the whole catalogue; by the backbone where there are none."""
+        if not self.parts.whole:
+            return ModelRanker.retrieve(self, users, top_k, exclude)
+        return super().retrieve(users, top_k, exclude)
 
     def score_range(self, vectors: Tensor, start: int, stop: int) -> Tensor:
         """Score a part of the catalogue, by the parts that rank all of it."""

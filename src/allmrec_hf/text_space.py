@@ -8,7 +8,8 @@ et al., ICDE 2024, arXiv 2402.10602).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,19 @@ from torch.nn import functional as F
 
 ROWS_AT_ONCE = 8192
 SMALLEST_VARIANCE = 0.1  # of the mean variance of a direction: what texts hardly differ in is not made larger
+
+
+def text_vectors(text_encoder: Any, texts: Sequence[str], **options: Any) -> Tensor:
+    """Return what a text encoder makes of texts, `(K, d_text)`; zeros for an empty text, which is like no other.
+
+    Args:
+        text_encoder: A `SentenceTransformer`.
+        texts: K texts.
+        **options: Of its `encode`.
+    """
+    found: Tensor = text_encoder.encode(list(texts), convert_to_tensor=True, show_progress_bar=False, **options)
+    empty = [row for row, text in enumerate(texts) if not text]
+    return found.index_fill(0, torch.tensor(empty, device=found.device), 0.0) if empty else found
 
 
 class TextSpace(nn.Module):

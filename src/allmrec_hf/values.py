@@ -11,6 +11,7 @@ import logging
 import math
 import numbers
 import unicodedata
+import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
 from typing import Any
@@ -166,6 +167,11 @@ def id_text(value: Any) -> str | None:
     return number_text(value)
 
 
+def plain_number(value: Any) -> Any:
+    """Return a number of NumPy as Python's, which JSON can hold, and anything else as it is."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
 def id_texts(series: pl.Series) -> pl.Series:
     """Return a column of ids in their one spelling, see `id_text`; null where an id is missing.
 
@@ -291,6 +297,17 @@ def text_values(series: pl.Series) -> pl.Series:
         except pl.exceptions.PolarsError:
             raise DataError(f"{kind} that is no UTF-8; expected text or a list of texts") from None
     return series.cast(pl.String)
+
+
+def storable(series: pl.Series) -> pl.Series:
+    """Return a column as parquet can hold it: objects, and mappings without any key, as text."""
+    kind: Any = series.dtype
+    while isinstance(kind, (pl.List, pl.Array)):
+        kind = kind.inner
+    if kind != pl.Object and not (isinstance(kind, pl.Struct) and not kind.fields):
+        return series
+    texts = [None if is_missing(value) else value_text(value) for value in series.to_list()]
+    return pl.Series(series.name, texts, dtype=pl.String)
 
 
 def _record_text(value: Any) -> str | None:
@@ -440,11 +457,13 @@ def as_frame(table: Any, where: str) -> pl.DataFrame:
 def _pandas_column(name: str, column: Any) -> pl.Series:
     """Return a column of pandas."""
     if column.dtype == object:
+        if any(isinstance(value, uuid.UUID) for value in column):  # Arrow would take their bytes
+            return pl.Series(name, [value_text(value) for value in column.tolist()], dtype=pl.String)
         first = next((value for value in column if not is_missing(value)), None)
         exact = _exact_times(name, column.tolist()) if isinstance(first, (datetime.datetime, np.datetime64)) else None
         if exact is not None:
             return exact
     try:
         return pl.Series(name, pl.from_pandas(column, nan_to_null=True))
-    except (TypeError, ValueError, pl.exceptions.PolarsError):  # pyarrow's errors are TypeError and ValueError
+    except (TypeError, ValueError, NotImplementedError, pl.exceptions.PolarsError):  # as pyarrow's errors are
         return pl.Series(name, [value_text(value) for value in column.tolist()], dtype=pl.String)

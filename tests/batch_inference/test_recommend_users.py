@@ -345,3 +345,11 @@ def test_progress_tells_the_pace_and_the_time_left(pipe, users, tmp_path, monkey
     made(pipe, users, tmp_path / "out.parquet", tell=told.append)
     assert told[0].startswith("7 of 40 users, ")
     assert all(line.endswith(" left") and "users/s" in line for line in told)
+
+
+def test_the_users_are_never_replaced_by_the_output(pipe, users, tmp_path):
+    before, same = users.read_bytes(), tmp_path / "x" / ".." / users.name
+    for place, output in ((users, users), (users, same), (tmp_path, tmp_path / "out.parquet")):
+        with pytest.raises(ALLMRecError, match="would be among the users"):
+            made(pipe, place, output, overwrite=True)
+    assert users.read_bytes() == before

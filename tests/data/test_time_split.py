@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import polars as pl
 import pytest
 import torch
@@ -312,3 +314,23 @@ def test_scenario_of_shuffled_histories_trains_and_asks_after_the_same_random_or
     assert split.training.digests["interactions"] == with_shuffled_histories(data, 3).digests["interactions"]
     assert split.description["label"] == "shuffled-histories-seed-3"
     assert split.evaluation.candidates("test").items.tolist() == data.candidates("test").items.tolist()
+
+
+@pytest.mark.parametrize(
+    "value", [datetime.date(2018, 1, 9), pd.Timestamp("2018-01-09"), np.datetime64("2018-01-09"), "2018-01-09"]
+)
+def test_a_date_may_be_of_any_library(value: Any, tmp_path: Path) -> None:
+    day = 86_400
+    rows = [(f"u{user}", f"i{3 * user + place}", 1_514_764_800 + place * day) for user in range(3) for place in range(12)]
+    chosen = {"split": "time", "test_from": value, "validation_from": np.float32(0.5), "num_candidates": np.int64(2)}
+    data = prepare(frame(rows), output=tmp_path / "d", filter="none", seed=np.int64(1), k_core=np.int64(2), **chosen)
+    assert data.info["split"]["test_from"] == 1_514_764_800 + 8 * day
+    json.dumps(data.info)
+
+
+def test_a_time_in_seconds_is_understood_where_times_with_fractions_are_kept_finer(tmp_path: Path) -> None:
+    start = 1_500_000_000
+    rows = [(f"u{user}", f"i{3 * user + place}", start + place + 0.5 * (place % 2)) for user in range(3) for place in range(12)]
+    chosen = {"split": "time", "test_from": start + 8, "validation_from": start + 6, "num_candidates": 2}
+    data = prepare(frame(rows), output=tmp_path / "d", filter="none", **chosen)
+    assert data.info["split"]["test_from"] == (start + 8) * 1000

@@ -449,3 +449,11 @@ def test_arguments_out_of_range_say_what_is_allowed(toy_data, arguments, message
 def test_two_rankers_cannot_share_a_name(toy_data):
     with pytest.raises(ALLMRecError, match="names of their own"):
         evaluate([TableRanker(by_index(1)), TableRanker(by_index(-1))], toy_data)
+
+
+def test_the_full_ranking_beside_candidates_has_their_cut_offs(small_data):
+    popularity = PopularityRanker(small_data.item_counts("train"))
+    found = evaluate([popularity], small_data, cutoffs=(1, 3), full_ranking=True).report
+    for report in (found, found["full_ranking"]):
+        shown = report["methods"]["popularity"]["overall"]
+        assert {name for name in shown if name.startswith("hit@")} == {"hit@1", "hit@3"}

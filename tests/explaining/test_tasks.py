@@ -126,3 +126,9 @@ def test_favourite_category_reports_controls_beside_the_llm(finished_run, small_
     assert "| titles only, likelihood |" in favourite.table({"columns": {"genre": [found]}})
     with pytest.raises(DataError, match="no column mood; its columns are"):
         favourite.favourite_category(model, processor, small_data, "mood")
+
+
+def test_an_answer_is_scored_as_it_is_written(model):
+    task, words = TASKS["favourite-category"], ["None", "null", "NA", "Untitled item 0"]
+    found = answer_scores(model, tiny_processor(), task, HISTORIES, words)
+    assert len({round(float(score), 4) for score in found[0]}) == len(words)

@@ -48,6 +48,9 @@ def test_an_addition_can_be_repeated_but_not_changed(client):
     refused = add(client, {**NEW, "title": "Another"}, {"item_id": "N2", "title": "New"}, status=409)["error"]
     assert (refused["type"], refused["items"]) == ("known_items", ["N1"])
     assert client.get("/v1/items/N2").status_code == 404
+    add(client, {"item_id": "N8", "title": "A, B", "description": "C"})
+    moved = add(client, {"item_id": "N8", "title": "A", "description": "B, C"}, status=409)["error"]
+    assert moved["items"] == ["N8"]
 
 
 @pytest.mark.parametrize(

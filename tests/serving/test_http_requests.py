@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from urllib.parse import quote
 
 import pytest
 import torch
@@ -269,3 +270,12 @@ def test_models_lists_the_rankers_that_it_can_serve_and_asking_for_another_says_
     assert "letter" not in model["rankers"]  # the demo's tokenizer has no letters
     told = post(client, "rank", 422, history=HISTORY, candidates=HISTORY[:2], ranker="letter")["error"]
     assert "one token of its own" in told["message"]
+
+
+@pytest.mark.parametrize("user", ["a/b", "/", "x y?z#"])
+def test_the_history_of_any_user_is_told_and_forgotten(client, user):
+    post(client, "events", 201, events=[{"user_id": user, "item_id": "M0011"}])
+    address = f"/v1/users/{quote(user, safe='')}/history"
+    assert "M0011" in client.get(address).text
+    assert client.delete(address).status_code == 204
+    assert "M0011" not in client.get(address).text

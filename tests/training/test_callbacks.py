@@ -88,6 +88,27 @@ def test_a_callback_may_ask_for_a_checkpoint_and_a_validation(tmp_path):
     assert (tmp_path / "b" / "checkpoints" / "step-00000003-epoch-00000").exists()
 
 
+class Asks(TrainerCallback):
+    def __init__(self, what):
+        self.what = what
+
+    def on_epoch_end(self, args, state, control, **more):
+        setattr(control, self.what, True)
+
+
+def test_what_a_callback_asks_for_at_an_epochs_end_is_done(tmp_path):
+    settings = SHORT.replaced(save_total_limit=9, eval_strategy="no", save_steps=None)
+    run_stage(ToyTask(), settings, tmp_path, callbacks=[Asks("should_save")])
+    saved = sorted(path.name for path in (tmp_path / "checkpoints").glob("step-*"))
+    assert saved == ["step-00000013-epoch-00001", "step-00000026-epoch-00002"]
+    heard = Heard()
+    run_stage(ToyTask(), settings, tmp_path / "b", callbacks=[Asks("should_evaluate"), heard])
+    assert len(heard.metrics) == 2
+    run_stage(ToyTask(), settings, tmp_path / "c", callbacks=[Stops(13, "should_save")])
+    last = sorted(path.name for path in (tmp_path / "c" / "checkpoints").glob("step-*"))
+    assert last == saved  # asked for at the last step of an epoch
+
+
 def test_transformers_own_early_stopping_stops(tmp_path):
     task = Scripted([0.1, 0.4, 0.4, 0.3, 0.9])
     result = run_stage(task, SHORT.replaced(num_train_epochs=5), tmp_path, callbacks=[EarlyStoppingCallback(2)])

@@ -11,7 +11,7 @@ from filelock import FileLock
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
-from allmrec_hf import ALLMRecError, DataError
+from allmrec_hf import ALLMRecError, CheckpointError, DataError
 from allmrec_hf.data.prepare import prepare
 from allmrec_hf.training.arguments import ALLMRecTrainingArguments
 from allmrec_hf.training.pretrained_backbone import load_backbone
@@ -243,3 +243,28 @@ def test_a_setting_by_its_name_alone_finds_its_section():
 
 def test_loops_of_small_runs_are_whole():
     assert set(arguments()) == {"backbone", "align", "project"}
+
+
+def test_an_unfinished_run_says_what_it_lacks(small_parts, small_data, tmp_path):
+    trainer = ALLMRecTrainer(args=run_arguments(tmp_path / "run", settings(small_parts)), data=small_data)
+    for stage in ("backbone", "align"):
+        trainer.train(stage)
+        for call in (trainer.evaluate, trainer.pipeline):
+            with pytest.raises(CheckpointError, match=r"not trained to the end: .* align, project; call train"):
+                call()
+    for wrong in ("run/checkpoints", "false", 1):
+        with pytest.raises(ALLMRecError, match="resume_from_checkpoint is True or False"):
+            trainer.train(resume_from_checkpoint=wrong)
+
+
+@pytest.mark.parametrize(("given", "found"), [("1e2", 100), ("3.0", 3), (7.0, 7)])
+def test_a_whole_number_may_be_written_with_an_exponent_or_a_point(given, found):
+    assert ALLMRecTrainingArguments("x", backbone={"max_steps": given}).backbone.max_steps == found
+
+
+def test_a_huge_number_and_a_file_without_a_folder_are_refused(tmp_path):
+    with pytest.raises(ALLMRecError, match="max_steps"):
+        ALLMRecTrainingArguments("x", backbone={"max_steps": 10**400})
+    (tmp_path / "x.yaml").write_text("seed: 1\n")
+    with pytest.raises(ALLMRecError, match="names no output_dir"):
+        ALLMRecTrainingArguments.from_yaml(tmp_path / "x.yaml")

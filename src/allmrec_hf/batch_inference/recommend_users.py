@@ -134,6 +134,9 @@ def recommend_users(
         ALLMRecError: when the files, the checkpoint or the settings do not allow it, or the disk is full; what is done
             stays.
     """
+    whole = users.resolve()
+    if whole in (output.resolve(), output.resolve().parent):  # the file itself, or a folder of which it would be a part
+        raise ALLMRecError(f"the output {output} would be among the users {users}; give another --output")
     table = UsersFile(users)
     parts = PartsFolder(output, table.rows, rows_per_part)
     model, processor = load_light()

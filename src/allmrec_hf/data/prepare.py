@@ -18,6 +18,7 @@ import polars as pl
 from ..catalog import ItemCatalog
 from ..errors import DataError
 from ..prompt import domain_words
+from ..values import plain_number
 from .candidates import SampledCandidates, SeenItems, sample_candidates, title_groups
 from .data_report import Steps, warn_of_missing_titles
 from .filtering import FilterName, Repeats, apply_filter, check_filter, with_rating, without_repeats
@@ -42,6 +43,7 @@ from .time_split import (
     SplitRules,
     filter_by_the_past,
     find_cuts,
+    plain_time,
     split_by_time,
     split_counts,
 )
@@ -199,22 +201,22 @@ def prepare(
     domain = domain if domain is not None else SOURCE_DOMAINS.get(source, DEFAULT_DOMAIN)
     settings = _Settings(
         output=_temporary_folder() if output is None else Path(output),
-        k_core=k_core,
+        k_core=plain_number(k_core),
         filter=filter,
-        count_min_rating=count_min_rating,
+        count_min_rating=plain_number(count_min_rating),
         keep_items=keep_items,
         name=name or source,
         domain=domain,
         verbs=domain_words(domain, verbs)[1:],
         source=source,
-        seed=seed,
-        num_candidates=num_candidates,
+        seed=plain_number(seed),
+        num_candidates=plain_number(num_candidates),
         overwrite=overwrite,
         drop_duplicates=drop_duplicates,
-        min_rating=min_rating,
+        min_rating=plain_number(min_rating),
         repeats=repeats,
         times=TimeRules(order, time_format),
-        split=SplitRules(split, test_from, validation_from),
+        split=SplitRules(split, plain_time(test_from), plain_time(validation_from)),
     )
     settings.check()
     text = TextFormat(delimiter, encoding, header, items_header, quotes)

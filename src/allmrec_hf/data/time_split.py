@@ -6,6 +6,7 @@ items that are first seen after a date are new to the method, as they are in pra
 
 from __future__ import annotations
 
+import datetime
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import numpy as np
 import polars as pl
 
 from ..errors import DataError
+from ..values import plain_number
 from .interactions import ITEM_ID, SPLIT, TIMESTAMP, USER_ID
 from .splits import ROW, SPLITS, sort_by_user_and_time, target_rows
 from .times import FIRST_DIGITS, UNITS, RowCheck, TimeRules, whole_times
@@ -62,6 +64,13 @@ class SplitRules:
             )
         for name in named:
             _share_or_time(given[name], name)
+
+
+def plain_time(value: Any) -> str | float | None:
+    """Return a share, a date or a time as text or a number of Python: also of NumPy, of pandas and of `datetime`."""
+    if isinstance(value, (datetime.date, np.datetime64)):  # pandas' times are `datetime`
+        return str(value).replace(" ", "T")
+    return plain_number(value)
 
 
 @dataclass(frozen=True)
@@ -241,7 +250,7 @@ def _cut(ordered: np.ndarray, value: str | float, name: str, end: int) -> int:
     asked = _share_or_time(value, name)
     if isinstance(asked, float):
         return int(ordered[max(end - max(1, round(asked * len(ordered))), 0)])
-    cut = asked if isinstance(asked, int) else _time_of_date(asked, ordered, name)
+    cut = _in_unit_of(ordered, asked) if isinstance(asked, int) else _time_of_date(asked, ordered, name)
     if not ordered[0] < cut <= ordered[-1]:
         raise DataError(
             f"{name} {value} is not within the data, which go {_range(ordered)}; choose a later time than the first "
@@ -278,9 +287,19 @@ def _time_of_date(text: str, ordered: np.ndarray, name: str) -> int:
 def _digits(ordered: np.ndarray) -> int | None:
     """Return 0, 3, 6 or 9 for times in seconds, milliseconds, micro- or nanoseconds since 1970; None for others."""
     size = abs(int(ordered[len(ordered) // 2]))
+    return _digits_of(size)
+
+
+def _digits_of(size: int) -> int | None:
     ends = (*FIRST_DIGITS[1:], 2**63)
     found = [3 * place for place, (low, high) in enumerate(zip(FIRST_DIGITS, ends, strict=True)) if low <= size < high]
     return found[0] if found else None
+
+
+def _in_unit_of(ordered: np.ndarray, asked: int) -> int:
+    """Return a time since 1970 in the unit of the data, which is finer than theirs where they have fractions."""
+    digits, own = _digits(ordered), _digits_of(abs(asked))
+    return asked if digits is None or own is None or own >= digits else asked * 10 ** (digits - own)
 
 
 def _shown(time: int, ordered: np.ndarray) -> str:

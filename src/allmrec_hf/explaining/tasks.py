@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import torch
 from torch import Tensor
 
@@ -200,7 +201,9 @@ def answer_scores(
     """
     if not answers:
         raise DataError("there are no answers to score; give at least one")
-    words = ItemCatalog.from_records({"item_id": str(n), "title": text} for n, text in enumerate(answers))
+    numbered = {"item_id": [str(n) for n in range(len(answers))], "title": list(answers)}
+    named = pl.DataFrame({**numbered, "description": None}, schema=dict.fromkeys((*numbered, "description"), pl.String))
+    words = ItemCatalog(named, saved=True)  # as they are: "None" is an answer too
     writer = _processor_of(task, processor, words)
     end = writer.tokenizer.eos_token_id
     tokens = [writer.answer_tokens(index) for index in range(1, len(answers) + 1)]

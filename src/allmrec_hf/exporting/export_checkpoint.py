@@ -45,6 +45,10 @@ class ExportOptions:
     num_candidates: int = 20
     num_permutations: int = 1
 
+    def __post_init__(self) -> None:
+        if isinstance(self.rankers, str):
+            object.__setattr__(self, "rankers", (self.rankers,))
+
 
 @dataclass(frozen=True)
 class ExportFormat:

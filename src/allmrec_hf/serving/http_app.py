@@ -173,12 +173,12 @@ def _add_users(app: APIRouter, service: RecommenderService) -> None:
         """Store events of users."""
         return await service.add_events(body.events)  # type: ignore[return-value]
 
-    @app.get("/v1/users/{user_id}/history")
+    @app.get("/v1/users/{user_id:path}/history")
     async def history(user_id: _UserId) -> HistoryResponse:
         """Return the stored history of a user."""
         return await service.history(user_id)  # type: ignore[return-value]
 
-    @app.delete("/v1/users/{user_id}/history", status_code=204)
+    @app.delete("/v1/users/{user_id:path}/history", status_code=204)
     async def forget(user_id: _UserId) -> None:
         """Delete the stored history of a user."""
         await service.forget(user_id)

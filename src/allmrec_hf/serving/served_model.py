@@ -352,7 +352,7 @@ def _new_items(known: ItemCatalog, items: list[dict[str, Any]]) -> tuple[list[di
         index = known.index(item_id)
         if index is None:
             new.append({**item, "item_id": item_id})
-        elif known.text(index) == given.text(place):
+        elif known.own_words(index) == given.own_words(place):
             unchanged.append(item_id)
         else:
             others.append(item_id)

@@ -18,6 +18,7 @@ from ..errors import ALLMRecError
 from ..histories import pad_histories
 from ..losses import Contrast, alignment_losses, reconstruction_loss
 from ..ranking import Ranks, hit_at_k, ndcg_at_k, target_ranks
+from ..text_space import text_vectors
 from .devices import global_batch_size
 from .samples import (
     NegativeSampler,
@@ -75,9 +76,7 @@ def _preprocess(text_encoder: Any) -> Callable[[list[str]], dict[str, Any]]:
 @torch.no_grad()
 def text_embedding_table(text_encoder: Any, texts: Sequence[str]) -> torch.Tensor:
     """Return `(N + 1, d_text)` text embeddings of a catalogue, row 0 zeros; each text is encoded once."""
-    embeddings = text_encoder.encode(
-        list(texts), convert_to_tensor=True, show_progress_bar=False, batch_size=TEXTS_AT_ONCE
-    )
+    embeddings = text_vectors(text_encoder, texts, batch_size=TEXTS_AT_ONCE)
     return torch.cat([embeddings.new_zeros(1, embeddings.shape[1]), embeddings]).float().clone()
 
 

@@ -134,7 +134,10 @@ class ALLMRecTrainingArguments:
         known = {field.name for field in dataclasses.fields(cls) if field.init}
         if set(values) - known:
             raise unknown_options(set(values) - known, known, str(path))
-        return cls(**{**values, **changes})
+        given = {**values, **changes}
+        if "output_dir" not in given:
+            raise ALLMRecError(f"{path} names no output_dir; add it, or give it beside the file (output_dir=)")
+        return cls(**given)
 
     @cached_property
     def stages(self) -> dict[str, StageArguments]:

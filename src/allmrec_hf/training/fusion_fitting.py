@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 
 PIVOTS = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0)
 SCORED_AT_ONCE = 16  # users whose prompts the LLM reads at once
+FEW_CANDIDATES = 20
 COMPARISONS = (WeightedSum.kind, ReciprocalRanks.kind)
 WITHOUT_LLM = ("cf", "text", "words")  # the parts of a fusion that no LLM scores
 T = TypeVar("T")
@@ -112,10 +113,17 @@ def fusion_candidates(data: PreparedData, samples: Samples, count: int, seed: in
     sequences = data.sequences("train+validation")
     users = np.repeat(np.arange(len(sequences)), [len(sequence) for sequence in sequences])
     seen = SeenItems(users, np.concatenate(sequences), data.num_items)
-    longest = max(len(sequences[user]) for user in samples.users)
-    count = min(count, data.num_items - longest)
+    most_seen = max(len(np.unique(sequences[user])) for user in samples.users)
+    wanted, count = count, min(count, data.num_items - most_seen)
     if count < 2:
         raise ALLMRecError(f"{data.name}: a user has seen nearly every item, so there is nothing to fit a fusion on")
+    if count < min(wanted, FEW_CANDIDATES):
+        logger.warning(
+            "the fusion is fitted on %d items for each user, since one has seen %d of %d",
+            count,
+            most_seen,
+            data.num_items,
+        )
     drawn = sample_candidates(
         samples.users,
         samples.targets,

@@ -349,8 +349,10 @@ class _StageRun:
         control = self._tell("on_epoch_end")
         if self._wished(control.should_training_stop):
             state.stopped_by, last = state.stopped_by or "callback", True
-        due = due or self._wished(control.should_evaluate)
-        validates = bool(self.task.num_validation_examples) and (last or due) and arguments.eval_strategy != "no"
+        asked, saves = self._wished(control.should_evaluate), self._wished(control.should_save)
+        due = due or asked
+        validates = asked or ((last or due) and arguments.eval_strategy != "no")
+        validates = validates and bool(self.task.num_validation_examples)
         if validates:
             self._save_before_validation()
         sums = self.processes.summed(self.sums)
@@ -372,7 +374,7 @@ class _StageRun:
         state.finished = last
         if last and state.stopped_by is None:
             state.stopped_by = "epochs"
-        if last or due or self._is_time_to_save():  # epochs of a few steps would spend their time on checkpoints
+        if last or due or saves or self._is_time_to_save():  # not each epoch, which may have a few steps only
             self._save()
 
     def _record(self, entry: dict[str, float]) -> None:

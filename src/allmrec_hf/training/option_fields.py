@@ -149,11 +149,13 @@ def _converted(name: str, value: Any, hint: Any) -> Any:
         raise ALLMRecError(f"{name} must be of type {kind.__name__}, got {value!r}")
     try:
         number = float(value)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ALLMRecError(f"{name} must be a number, got {value!r}") from error
     if not math.isfinite(number) or (kind is int and number != int(number)):
         raise ALLMRecError(f"{name} must be a {'whole' if kind is int else 'finite'} number, got {value!r}")
-    return int(value) if kind is int else number
+    if kind is not int:
+        return number
+    return int(number) if isinstance(value, (str, float)) else int(value)
 
 
 def _check_limits(name: str, value: Any, limits: Mapping[str, Any]) -> None:

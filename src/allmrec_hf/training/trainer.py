@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, PreTrainedModel, TrainerCallback, pipeline
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, TrainerCallback, pipeline
 
 from ..cf_encoder import CFEncoder
 from ..data.prepared import PreparedData
 from ..data.subsets import with_more_training
-from ..errors import ALLMRecError, DataError
+from ..errors import ALLMRecError, CheckpointError, DataError
 from ..evaluation.evaluator import EvaluationResult, evaluate
 from ..evaluation.llm_ranker import checkpoint_rankers
 from ..evaluation.protocol import Ranker
@@ -23,6 +23,7 @@ from ..hub.publish import push_checkpoint
 from ..modeling_allmrec import ALLMRecModel
 from ..pipeline_recommendation import RecommendationPipeline
 from ..processing_allmrec import ALLMRecProcessor
+from ..ranker_built_in import can_rank
 from .arguments import ALLMRecTrainingArguments
 from .llms import without_trust
 from .pretrained_backbone import load_backbone
@@ -139,7 +140,7 @@ class ALLMRecTrainer:
                 `args.rank.rankers` need. A later stage alone builds on what the folder holds, and may have other
                 options than it was trained with before.
             resume_from_checkpoint: Go on where an interrupted run stopped, or start where there is none; finished
-                stages are not trained again.
+                stages are not trained again. Which checkpoint is the run folder's affair: no path is taken.
 
         Raises:
             ALLMRecError: when the folder is not empty or another trainer is at work in it, an earlier stage is missing,
@@ -149,9 +150,12 @@ class ALLMRecTrainer:
             stages = self.args.rank.steps()
             self._warn_of_unused_options(stages)
         wanted = (stages,) if isinstance(stages, str) else tuple(stages)
-        run = Run(
-            self.data, self.args, bool(resume_from_checkpoint), self.trust_remote_code, self.parts, self.callbacks
-        )
+        if not isinstance(resume_from_checkpoint, bool):
+            raise ALLMRecError(
+                f"resume_from_checkpoint is True or False, got {resume_from_checkpoint!r}: a run goes on from the "
+                "latest checkpoint of its own folder (output_dir)"
+            )
+        run = Run(self.data, self.args, resume_from_checkpoint, self.trust_remote_code, self.parts, self.callbacks)
         with run.locked():
             wanted = check_run(run, wanted)
             for stage in STEPS:
@@ -224,17 +228,32 @@ class ALLMRecTrainer:
     @property
     def processor(self) -> ALLMRecProcessor:
         """The processor of the checkpoint."""
+        self._require_ranking()
         return ALLMRecProcessor.from_pretrained(self.output_dir, trust_remote_code=self.trust_remote_code)
 
     @property
     def model(self) -> ALLMRecModel:
         """The model of the checkpoint, around the LLM given or the one that it names."""
+        if not (self.output_dir / "align").is_dir():
+            self._require_ranking()
         own: Any = "auto" if self.parts.llm is None else self.parts.llm
         options = {} if self.parts.llm is not None else self.args.llm.loading_options()
         found: ALLMRecModel = ALLMRecModel.from_pretrained(
             self.output_dir, language_model=own, trust_remote_code=self.trust_remote_code, **options
         )
         return found.eval()
+
+    def _require_ranking(self) -> None:
+        """Refuse a run folder whose stages give nothing that ranks yet."""
+        try:
+            ready = can_rank(AutoConfig.from_pretrained(self.output_dir))
+        except (OSError, ValueError, AttributeError):  # nothing is trained, or a backbone alone
+            ready = False
+        if not ready:
+            raise CheckpointError(
+                f"{self.output_dir} is not trained to the end: its rankers ({self.args.rank.rankers}) need the stages "
+                f"{', '.join(self.args.rank.steps())}; call train(resume_from_checkpoint=True)"
+            )
 
     def evaluate(self, rankers: Sequence[Ranker] | None = None, **options: Any) -> EvaluationResult:
         """Return how well the model ranks, beside its backbone and popularity on the same candidates.
