@@ -435,7 +435,7 @@ python benchmarks/real_rankers.py --data-root DATA --parts runs/parts --output R
 python benchmarks/real_rankers.py --data-root DATA --parts runs/parts --output RUNS --seeds 1 2 --refit \\
     --datasets office ml-100k electronics beauty --llms SmolLM2-135M-Instruct
 python benchmarks/real_rankers.py --data-root DATA --parts runs/parts --output RUNS --seeds 0 \\
-    --datasets office electronics --llms gemma-3-270m
+    --datasets office electronics ml-100k beauty --llms gemma-3-270m
 python benchmarks/real_rankers.py --data-root DATA --parts runs/parts --output RUNS --seeds 1 2 \\
     --datasets electronics office ml-100k --llms random
 python benchmarks/real_rankers.py --data-root DATA --parts runs/parts --output RUNS --seeds 0 --baselines \\
