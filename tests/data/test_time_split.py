@@ -321,7 +321,8 @@ def test_scenario_of_shuffled_histories_trains_and_asks_after_the_same_random_or
 )
 def test_a_date_may_be_of_any_library(value: Any, tmp_path: Path) -> None:
     day = 86_400
-    rows = [(f"u{user}", f"i{3 * user + place}", 1_514_764_800 + place * day) for user in range(3) for place in range(12)]
+    pairs = [(user, place) for user in range(3) for place in range(12)]
+    rows = [(f"u{user}", f"i{3 * user + place}", 1_514_764_800 + place * day) for user, place in pairs]
     chosen = {"split": "time", "test_from": value, "validation_from": np.float32(0.5), "num_candidates": np.int64(2)}
     data = prepare(frame(rows), output=tmp_path / "d", filter="none", seed=np.int64(1), k_core=np.int64(2), **chosen)
     assert data.info["split"]["test_from"] == 1_514_764_800 + 8 * day
@@ -329,8 +330,8 @@ def test_a_date_may_be_of_any_library(value: Any, tmp_path: Path) -> None:
 
 
 def test_a_time_in_seconds_is_understood_where_times_with_fractions_are_kept_finer(tmp_path: Path) -> None:
-    start = 1_500_000_000
-    rows = [(f"u{user}", f"i{3 * user + place}", start + place + 0.5 * (place % 2)) for user in range(3) for place in range(12)]
+    start, pairs = 1_500_000_000, [(user, place) for user in range(3) for place in range(12)]
+    rows = [(f"u{user}", f"i{3 * user + place}", start + place + 0.5 * (place % 2)) for user, place in pairs]
     chosen = {"split": "time", "test_from": start + 8, "validation_from": start + 6, "num_candidates": 2}
     data = prepare(frame(rows), output=tmp_path / "d", filter="none", **chosen)
     assert data.info["split"]["test_from"] == (start + 8) * 1000
