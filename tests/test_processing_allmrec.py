@@ -271,6 +271,15 @@ def test_printing_a_processor_does_not_print_the_catalogue(processor):
     assert "Lonely" not in repr(processor)
 
 
+def test_a_limit_that_is_changed_holds_from_then_on():
+    processor = tiny_processor()
+    whole = processor.history_title(1)
+    processor.max_title_tokens = 1
+    assert len(processor.history_title(1)) < len(whole)
+    processor.max_title_tokens, processor.max_title_characters = None, 3
+    assert processor.history_title(1) == whole[:3]
+
+
 def test_whole_prompts_are_not_kept_and_what_is_kept_is_bounded(monkeypatch):
     monkeypatch.setattr(processing_allmrec, "CACHED_TEXTS", 50)
     monkeypatch.setattr(item_titles, "CACHED_TITLES", 20)

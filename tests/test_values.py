@@ -286,7 +286,7 @@ def test_nanoseconds_of_records_and_of_mixed_columns_are_kept(unit: str) -> None
 
 
 def test_columns_that_parquet_cannot_hold_are_kept_as_text(tmp_path: Path) -> None:
-    items = pl.DataFrame({"item_id": ["a", "b"], "empty": [{}, {}], "lists": [[{}], []]})
+    items = pl.DataFrame({"item_id": ["a", "b"], "empty": [{}, {}], "lists": [[{}], []], "deep": [{"k": {}}, None]})
     items = items.with_columns(pl.Series("objects", [1 + 2j, None], dtype=pl.Object))
     catalog = ItemCatalog(items)
     catalog.save(tmp_path)

@@ -17,10 +17,10 @@ class ALLMRecConfig(PreTrainedConfig):
 
     Args:
         cf_config: Configuration of the backbone, as an object or a dict with its `model_type`.
-        text_config: Configuration of the frozen LLM; None until stage 2 has been trained.
+        text_config: Configuration of the frozen LLM; None where no stage had one.
         joint_dim: d_joint, width of the joint collaborative-text space (the paper's d', 128).
         text_dim: d_text, width of the text encoder's embeddings.
-        llm_dim: d_llm, width of the LLM's input embeddings; None until stage 2 has been trained.
+        llm_dim: d_llm, width of the LLM's input embeddings; None where no stage had one.
         base_model_name_or_path: Where the frozen LLM comes from: a Hub id, the path of a folder, or `demo`. In a file
             a path inside the checkpoint starts with `./`; where the checkpoint carries the LLM, `./NAME` is what its
             folder was called.

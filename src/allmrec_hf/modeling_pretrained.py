@@ -386,8 +386,8 @@ class ALLMRecPreTrainedModel(PreTrainedModel):
         if isinstance(language_model, str) and model.config.llm_dim is None:
             if language_model != "auto":
                 raise CheckpointError(
-                    f"this checkpoint was trained without an LLM, so it does not take {language_model}; leave it out "
-                    "(--llm, language_model=)"
+                    f"this checkpoint has no part that was trained for an LLM, so it does not take {language_model}; "
+                    "leave it out (--llm, language_model=)"
                 )
             language_model = None
         elif isinstance(language_model, str):

@@ -63,10 +63,6 @@ def prompt_order(history: Sequence[int], candidates: Sequence[int], permutation:
     return generator.permutation(np.sort(np.asarray(candidates, dtype=np.int64))).tolist()
 
 
-def _no_catalog() -> CheckpointError:
-    return CheckpointError(f"this processor has no catalogue: {CATALOG_FILE} is missing from its checkpoint")
-
-
 class EncodedPrompt(NamedTuple):
     """One prompt: token ids (0 at slots), slots, what was shortened, and the characters left of each title."""
 
@@ -118,22 +114,28 @@ class ALLMRecProcessor(ProcessorMixin):
             value = getattr(self, name)
             if (type(value) is not int or value < 1) and not (name not in _COUNTS and value is None):
                 raise CheckpointError(f"the processor's {name} must be a whole number > 0, not {value!r}")
+        if tokenizer is None and max_title_tokens is not None:
+            raise CheckpointError(f"max_title_tokens is {max_title_tokens}, but there is no tokenizer to count with")
         self._template = PromptTemplate.from_dict(self.prompt)
         self._catalog: ItemCatalog | None = None
         self._kept_titles: ItemTitles | None = None
+        self._kept_limits: tuple[int, int | None] | None = None
         self._segments = BoundedCache(CACHED_TEXTS)
         self._notes = BoundedCache(2)
         added = [] if tokenizer is None else [*tokenizer.get_added_vocab(), *tokenizer.all_special_tokens]
         self._forbidden = ForbiddenTexts(added, normalizer(tokenizer))
-        self._text_of_slots = None if tokenizer is None else SlotText(tokenizer)
+        self._text_of_slots: Any = None if tokenizer is None else SlotText(tokenizer)
 
     @property
     def _slot_text(self) -> SlotText:
-        if self._text_of_slots is None:
+        self._require_tokenizer()
+        return self._text_of_slots
+
+    def _require_tokenizer(self) -> None:
+        if self.tokenizer is None:
             raise CheckpointError(
                 "this processor has no tokenizer, so it makes no prompts: its checkpoint was trained without an LLM"
             )
-        return self._text_of_slots
 
     # -- the catalogue
 
@@ -141,22 +143,24 @@ class ALLMRecProcessor(ProcessorMixin):
     def catalog(self) -> ItemCatalog:
         """The catalogue that indices refer to."""
         if self._catalog is None:
-            raise _no_catalog()
+            raise CheckpointError(f"this processor has no catalogue: {CATALOG_FILE} is missing from its checkpoint")
         return self._catalog
 
     @catalog.setter
     def catalog(self, catalog: ItemCatalog) -> None:
         self._catalog = catalog
-        limit = None if self.max_title_tokens is None else LengthLimit(self.max_title_tokens, self._count_tokens)
-        self._kept_titles = ItemTitles(catalog, self._forbidden, self.max_title_characters, limit)
+        self._kept_titles = None
 
     def _count_tokens(self, text: str) -> int:
         return len(self._slot_text.inside(text))
 
     @property
     def _titles(self) -> ItemTitles:
-        if self._kept_titles is None:
-            raise _no_catalog()
+        limits = (self.max_title_characters, self.max_title_tokens)
+        if self._kept_titles is None or self._kept_limits != limits:
+            tokens = None if self.max_title_tokens is None else LengthLimit(self.max_title_tokens, self._count_tokens)
+            self._kept_titles = ItemTitles(self.catalog, self._forbidden, self.max_title_characters, tokens)
+            self._kept_limits = limits
         return self._kept_titles
 
     def title(self, index: int) -> str:
@@ -202,6 +206,16 @@ class ALLMRecProcessor(ProcessorMixin):
                 f"the catalogue has {len(self.catalog)} items but the model's item table {num_items}; load both from "
                 "one checkpoint"
             )
+
+    def decode(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the text of token ids, as the tokenizer's `decode` does."""
+        self._require_tokenizer()
+        return super().decode(*args, **kwargs)
+
+    def batch_decode(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the texts of rows of token ids, as the tokenizer's `batch_decode` does."""
+        self._require_tokenizer()
+        return super().batch_decode(*args, **kwargs)
 
     def _tokenize(self, text: str, start: bool = False) -> list[int]:
         """Tokenize text as it stands after a slot, like the inside of a sentence, or as it begins a prompt."""

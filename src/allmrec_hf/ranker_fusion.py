@@ -40,6 +40,7 @@ RANK_OFFSET = 60.0  # of reciprocal ranks (Cormack et al., SIGIR 2009)
 CATALOGUE_PARTS: dict[str, type[CatalogueRanker]] = {
     kind.kind: kind for kind in (CFScore, TextSimilarity, SharedWords, RetrievalRanker)
 }
+WITHOUT_LLM = (CFScore.kind, TextSimilarity.kind, SharedWords.kind)  # the parts that no LLM scores
 LIST_PARTS: dict[str, type[ModelRanker]] = {
     TitleLikelihood.kind: TitleLikelihood,
     **LIKELIHOOD_FORMS,
@@ -226,3 +227,6 @@ class ReciprocalRanks(Fusion):
         added = 1 / (RANK_OFFSET + ranks)
         total = added.sum(dim=0).masked_fill(items == 0, float("-inf"))
         return RankerScores(total, dict(zip(self.parts.names, added, strict=True)))
+
+
+FUSIONS = tuple(kind.kind for kind in (Fusion, WeightedSum, ReciprocalRanks))

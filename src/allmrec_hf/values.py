@@ -299,12 +299,17 @@ def text_values(series: pl.Series) -> pl.Series:
     return series.cast(pl.String)
 
 
+def _is_unstorable(kind: Any) -> bool:
+    if isinstance(kind, (pl.List, pl.Array)):
+        return _is_unstorable(kind.inner)
+    if isinstance(kind, pl.Struct):
+        return not kind.fields or any(_is_unstorable(field.dtype) for field in kind.fields)
+    return bool(kind == pl.Object)
+
+
 def storable(series: pl.Series) -> pl.Series:
     """Return a column as parquet can hold it: objects, and mappings without any key, as text."""
-    kind: Any = series.dtype
-    while isinstance(kind, (pl.List, pl.Array)):
-        kind = kind.inner
-    if kind != pl.Object and not (isinstance(kind, pl.Struct) and not kind.fields):
+    if not _is_unstorable(series.dtype):
         return series
     texts = [None if is_missing(value) else value_text(value) for value in series.to_list()]
     return pl.Series(series.name, texts, dtype=pl.String)

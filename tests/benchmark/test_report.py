@@ -316,18 +316,49 @@ def test_control_around_another_llm_does_not_count():
     assert verdict.text == "nothing is credited to the LLM of a-llmrec: random-llm missing"
 
 
-def test_a_fusion_is_credited_only_over_the_same_fusion_without_the_llm_and_with_a_random_one():
-    fused = {"options": {"ranker": "fusion"}}
+def ranked(**options):
+    """Return runs whose methods of these labels, `_` for `-`, have these options."""
+    named = {label.replace("_", "-"): {"options": each} for label, each in options.items()}
+    return [
+        replace(found, key=replace(found.key, facts=named.get(found.key.label, {})))
+        if found.key.label in named
+        else found
+        for found in runs(300)
+    ]
 
-    def made(*labels):
-        return [
-            replace(found, key=replace(found.key, facts=fused)) if found.key.label in labels else found
-            for found in runs(300)
-        ]
 
-    (verdict,) = said(made("a-llmrec", "random-llm"), verdict_rules.CREDIT)
-    assert verdict.text == "nothing is credited to the LLM of a-llmrec: no-llm with the ranker fusion missing"
-    (verdict,) = said(made("a-llmrec", "random-llm", "no-llm"), verdict_rules.CREDIT)
+FUSED, RETRIEVED = {"ranker": "fusion"}, {"ranker": "retrieval"}
+
+
+@pytest.mark.parametrize(
+    ("options", "missing"),
+    [
+        ({"a_llmrec": FUSED, "random_llm": FUSED}, "no-llm with the ranker fusion"),
+        ({"a_llmrec": FUSED, "no_llm": FUSED}, "random-llm with the ranker fusion"),
+        ({"a_llmrec": RETRIEVED}, "random-llm with the ranker retrieval"),
+        ({"a_llmrec": {"ranker": "letter"}}, "random-llm with the ranker letter"),
+        (
+            {"a_llmrec": {**FUSED, "rank_cold_weight": 2}, "random_llm": FUSED, "no_llm": FUSED},
+            "random-llm .* and no-llm",
+        ),
+    ],
+)
+def test_a_control_that_ranks_otherwise_does_not_count(options, missing):
+    (verdict,) = said(ranked(**options), verdict_rules.CREDIT)
+    assert re.search(f"nothing is credited to the LLM of a-llmrec: {missing}.* missing", f"{verdict.text} missing")
+    assert verdict.status == "missing"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"a_llmrec": FUSED, "random_llm": FUSED, "no_llm": FUSED},
+        {"a_llmrec": RETRIEVED, "random_llm": RETRIEVED},
+        {"a_llmrec": {"ranker": "likelihood"}},
+    ],
+)
+def test_controls_that_rank_alike_count(options):
+    (verdict,) = said(ranked(**options), verdict_rules.CREDIT)
     assert "is credited to the LLM: it survives random-llm" in verdict.text
 
 

@@ -269,6 +269,36 @@ def test_a_fusion_trains_no_stage_2_and_shares_its_retrieval(folder, tiny, tmp_p
     assert "llm" not in facts(without)
 
 
+def test_runs_of_other_item_embeddings_are_trained_apart_and_untrained_projectors_not_counted(folder, tiny, tmp_path):
+    setting = tiny_setting(folder, "a-llmrec-apart", parts=tmp_path, budget=RETRIEVED)
+    own = {"ranker": "retrieval", "retrieve_dim": 8}
+    first, second = (
+        method("a-llmrec").fit(tiny, replace(setting, options=options))
+        for options in (own, {**own, "item_embedding": "random", "max_title_tokens": 3})
+    )
+    assert (first.model.config.item_embedding, second.model.config.item_embedding) == ("auto", "random")  # type: ignore[attr-defined]
+    model = first.model  # type: ignore[attr-defined]
+    counted = sum(p.numel() for part in (model.aligner, model.retrieval_head) for p in part.parameters())
+    assert facts(first)["trained_parameters"] == counted
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("a-llmrec", {"rank_cold_weight": 2.0}),
+        ("random-llm", {"retrieve_dim": 4, "ranker": "letter"}),
+        ("a-llmrec", {"ranker": "fusion", "warm_start_steps": 2}),
+        ("a-llmrec", {"ranker": "retrieval", "rank_cold_weight": 2.0}),
+        ("no-llm", {"rank_cold_weight": 2.0}),
+        ("no-llm", {"ranker": "fusion", "steps": 9}),
+    ],
+)
+def test_options_that_change_nothing_are_refused(name, options, folder, tiny, tmp_path):
+    with pytest.raises(ALLMRecError, match="have no effect where it ranks by"):
+        method(name).fit(tiny, tiny_setting(folder, "idle", parts=tmp_path, options=options))
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_interrupted_fusion_goes_on_behind_its_retrieval(folder, tiny, tmp_path, monkeypatch):
     setting = tiny_setting(folder, "random-llm-fusion", parts=tmp_path, budget=RETRIEVED, options=FUSION)
 

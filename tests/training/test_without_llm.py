@@ -88,19 +88,68 @@ def test_what_needs_an_llm_is_refused_with_the_reason(run, recommend):
         recommend({"history": ids[:2]}, ranker="likelihood")
     with pytest.raises(CheckpointError, match=r"has no tokenizer, so it makes no prompts: .* without an LLM"):
         recommend.processor([[1, 2]], [[3, 4]])
-    with pytest.raises(CheckpointError, match="trained without an LLM, so it does not take some/llm"):
+    with pytest.raises(CheckpointError, match="no part that was trained for an LLM, so it does not take some/llm"):
         AutoModel.from_pretrained(run, language_model="some/llm")
     told = refused("recommend", "--model", run, "--history", ids[0], "--llm", "some/llm")
-    assert "trained without an LLM" in told
+    assert "no part that was trained for an LLM" in told
     assert "no LLM" in refused("explain", "--model", run, "--history", ids[0], "--item", ids[5])
 
 
 def test_an_llm_that_nothing_asks_is_refused(small_parts, small_data, tmp_path):
-    for given in ({"name": str(small_parts / "llm")}, {"include_llm": True}):
+    for given in ({"name": str(small_parts / "llm")}, {"include_llm": True}, {"dtype": "float32"}):
         args = arguments(small_parts, tmp_path / "run").replaced(llm=given)
-        with pytest.raises(ALLMRecError, match=r"a fusion without an LLM: .* have no effect; leave them out"):
+        with pytest.raises(ALLMRecError, match=r"a fusion without an LLM, on which .* have no effect \(llm\."):
             ALLMRecTrainer(args=args, data=small_data).train()
     assert not (tmp_path / "run").exists()
+
+
+def test_parts_and_rankers_of_an_llm_are_refused_before_anything_is_trained(small_parts, small_data, tmp_path):
+    for wrong in ({"fusion_parts": "cf,text,retrieval"}, {"ranker": "likelihood"}):
+        with pytest.raises(ALLMRecError, match=r"alone has no (retrieval|likelihood): it is made of cf, text, words"):
+            ALLMRecTrainer(args=arguments(small_parts, tmp_path / "run", **wrong), data=small_data).train()
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_a_preset_says_of_an_llm_is_left_out(small_parts, small_data, tmp_path):
+    folder = tmp_path / "run"
+    loops = {**small_run.arguments(), "rank": RANK, "align": {"text_encoder": str(small_parts / "text_encoder")}}
+    chosen = {name: {**small_run.arguments(max_steps=4)[name], **loops.get(name, {})} for name in ("backbone", "align")}
+    args = ALLMRecTrainingArguments(folder, preset="demo", **chosen, rank=RANK)
+    assert args.llm.include_llm
+    ALLMRecTrainer(args=args, data=small_data).train()
+    assert not json.loads((folder / "config.json").read_text())["language_model_included"]
+
+
+def test_an_llm_may_come_later_for_retrieval_and_go_again(run, small_parts, small_data, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    loop = {**small_run.arguments(max_steps=4)["project"], "dim": 8, "num_negatives": 8, "eval_strategy": "no"}
+    args = arguments(small_parts, folder, rankers="retrieval,fusion").replaced(retrieve=loop)
+    ALLMRecTrainer(llm=small_parts / "llm", args=args, data=small_data).train("retrieve")
+    assert json.loads((folder / "run.json").read_text())["arguments"]["llm"]["name"].endswith("llm")
+    again = ALLMRecTrainer(llm=small_parts / "llm", args=args, data=small_data)
+    again.train(("retrieve", "rank"), resume_from_checkpoint=True)
+    ALLMRecTrainer(args=args, data=small_data).train("rank")  # the record names the LLM
+    assert AutoModel.from_pretrained(folder).config.rankers["fusion"]["parts"] == [*WITHOUT_LLM, "retrieval"]
+
+
+def test_a_fusion_without_the_llm_of_before_has_none(run, small_parts, small_data, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    read = arguments(small_parts, folder, rankers="zero_shot,fusion", fusion_parts="cf,text,words")
+    ALLMRecTrainer(llm=small_parts / "llm", args=read, data=small_data).train("rank")
+    ALLMRecTrainer(args=arguments(small_parts, folder), data=small_data).train("rank")
+    model, processor = AutoModel.from_pretrained(folder), ALLMRecProcessor.from_pretrained(folder)
+    assert (model.language_model, model.config.llm_dim, processor.tokenizer) == (None, None, None)
+    assert json.loads((folder / "run.json").read_text())["arguments"]["llm"]["name"] is None
+
+
+def test_a_processor_without_a_tokenizer_counts_and_decodes_no_tokens(recommend):
+    for call in (recommend.processor.decode, recommend.processor.batch_decode):
+        with pytest.raises(CheckpointError, match="has no tokenizer"):
+            call([1, 2])
+    with pytest.raises(CheckpointError, match="no tokenizer to count with"):
+        ALLMRecProcessor(None, max_title_tokens=5)
 
 
 def test_stage_1_alone_cannot_rank_until_a_fusion_is_fitted(small_parts, small_data, tmp_path):

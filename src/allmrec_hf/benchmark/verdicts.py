@@ -182,7 +182,7 @@ def _credit(scene: _Scene) -> Verdict:
         text = f"nothing is credited to the LLM of {reference}: the leak alarm fires, no figure here can be trusted"
         return Verdict(CREDIT, "missing", scene.where, text)
     controls_of = {method: _like_reference(scene, method) for method in LLM_CONTROLS}
-    missing = [f"{method}{_kind(scene)}" for method, labels in controls_of.items() if not labels]
+    missing = [f"{method}{_told(scene, method)}" for method, labels in controls_of.items() if not labels]
     missing += [] if scene.of_method("leak-alarm") else ["leak-alarm"]
     if backbone is None or missing:
         absent = [*missing, *([] if backbone else [BACKBONE_ALONE])]
@@ -206,26 +206,33 @@ def _credit(scene: _Scene) -> Verdict:
 
 
 def _like_reference(scene: _Scene, method: str) -> list[str]:
-    """Return the labels of a control made with the reference's backbone and LLM, of a fusion's a fusion too.
-
-    Another's shows nothing.
-    """
-    own = scene.runs[str(scene.reference)].key.facts
-    names = ("backbone", "llm")
+    """Return the labels of a control with the reference's backbone, LLM and ranker; another's shows nothing."""
+    reference = scene.runs[str(scene.reference)]
+    own, names = reference.key.facts, ("backbone", "llm")
     return [
         label
         for label in scene.of_method(method)
         if all(scene.runs[label].key.facts.get(name) == own.get(name) for name in names)
-        and _is_fusion(scene.runs[label]) == _is_fusion(scene.runs[str(scene.reference)])
+        and _way(scene.runs[label]) == (_of_control(reference, method), _way(reference)[1])
     ]
 
 
-def _is_fusion(run: BenchmarkRun) -> bool:
-    return bool(run.key.facts.get("options", {}).get("ranker") == "fusion")
+def _way(run: BenchmarkRun) -> tuple[str, dict[str, Any]]:
+    """Return by what a run ranks, and with which options of a fusion."""
+    options = run.key.facts.get("options", {})
+    first = "cosine" if run.key.method == "no-llm" else "likelihood"
+    return options.get("ranker") or first, {name: options[name] for name in options if name.startswith("rank_")}
 
 
-def _kind(scene: _Scene) -> str:
-    return " with the ranker fusion" if _is_fusion(scene.runs[str(scene.reference)]) else ""
+def _of_control(reference: BenchmarkRun, method: str) -> str:
+    """Return by what a control of the reference ranks: as it does, but `no-llm`, which has no prompt, by cosine."""
+    ranker = _way(reference)[0]
+    return "cosine" if method == "no-llm" and ranker != "fusion" else ranker
+
+
+def _told(scene: _Scene, method: str) -> str:
+    ranker = _of_control(scene.runs[str(scene.reference)], method)
+    return "" if ranker in ("likelihood", "cosine") else f" with the ranker {ranker}"
 
 
 def _fairness(scene: _Scene) -> Verdict:

@@ -45,7 +45,10 @@ def benchmark(
     gguf_file: GgufFileOption = None,
     text_encoder: Annotated[str | None, typer.Option(help="sentence-transformers id or folder; `demo`.")] = None,
     preset: Annotated[
-        Preset | None, typer.Option(help="Of the stages' loops; the suite's, or default. quick: minutes on two cores.")
+        Preset | None,
+        typer.Option(
+            help="Of the stages' loops; the suite's, or default. On a CPU quick with --ranker retrieval or fusion."
+        ),
     ] = None,
     ranker: Annotated[
         str | None,

@@ -113,8 +113,8 @@ def require_llm(model: Any) -> None:
         )
     if model.language_model is None:
         raise CheckpointError(
-            "this model has no LLM, whose title likelihoods are explained: train it to stage 2, or attach one with "
-            "attach_language_model"
+            "this model has no LLM, whose title likelihoods are explained: train its stage 2 "
+            "(`allmrec train --stage project`), or attach the LLM with attach_language_model"
         )
 
 

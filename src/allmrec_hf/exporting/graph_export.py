@@ -128,7 +128,8 @@ def _new_items(
 ) -> list[dict[str, Any]]:
     """Write the text encoder and the aligner's path, and check them: what would items be that had no interaction?"""
     encoder = model.text_encoder.to("cpu").float().eval()
-    catalog, items = processor.catalog, _sample(len(processor.catalog), MOST_TEXTS)
+    catalog = processor.catalog
+    items = [item for item in _sample(len(catalog), MOST_TEXTS) if catalog.text(item)]  # no text is no graph's affair
     tokens = {"input_ids": {0: "batch", 1: "tokens"}, "attention_mask": {0: "batch", 1: "tokens"}}
     ones = torch.ones(EXAMPLE["batch"], EXAMPLE["tokens"], dtype=torch.long)
     text = runtime.write(

@@ -165,7 +165,7 @@ def _change(directory: Path, folder: Path, config: dict[str, Any], sharing: Shar
         wanted = (sharing.llm or "auto") if includes_llm else None
         trust = sharing.trust_remote_code
         if adds_llm and config.get("llm_dim") is None:
-            raise CheckpointError(f"{directory} is trained to stage 1 only, so there is no LLM to include")
+            raise CheckpointError(f"{directory} has no part that was trained for an LLM, so there is none to include")
         model = ALLMRecModel.from_pretrained(
             directory, language_model=wanted, text_encoder=sharing.text_encoder, trust_remote_code=trust, dtype="auto"
         )

@@ -18,11 +18,12 @@ from ..ranker_likelihood import LIKELIHOOD_FORMS
 from ..ranker_retrieval import RetrievalRanker
 from ..training.arguments import ALLMRecTrainingArguments
 from ..training.llms import without_trust
-from .llm_parts import on_device, ranking_options, required_llm, run_options
+from .llm_parts import STAGE_2_OPTIONS, on_device, ranking_options, required_llm, run_options
 from .method import Method, Setting
 from .shared import run_until
 
-TRAINED_PARTS = ("aligner", "user_projector", "item_projector", "retrieval_head")
+PROJECTORS = ("user_projector", "item_projector")
+TRAINED_PARTS = ("aligner", *PROJECTORS, "retrieval_head")
 OF_STAGE_2 = (TitleLikelihood.kind, *LIKELIHOOD_FORMS, LetterRanker.kind)
 TRAINED_RANKERS = {
     **dict.fromkeys(OF_STAGE_2, TitleLikelihood.kind),
@@ -59,9 +60,16 @@ class ALLMRec(Method):
     )
     ranked_by = tuple(TRAINED_RANKERS)
 
+    def idle_options(self, ranker: str) -> tuple[str, ...]:
+        """Return the options of stages that the ranker does not train."""
+        if ranker in OF_STAGE_2:
+            return ranking_options("retrieve", "rank")
+        of_stage_2 = {*STAGE_2_OPTIONS, "projector", "projector_tokens"} - {"max_title_tokens"}
+        return (*of_stage_2, *(() if ranker == Fusion.kind else ranking_options("rank")))
+
     def fit(self, data: PreparedData, setting: Setting) -> Ranker:
         """Train what the ranker needs on top of the shared stages and return it."""
-        args, kind = required_llm(self, setting), setting.options.get("ranker", self.ranked_by[0])
+        args, kind = required_llm(self, setting), self.ranked_as(setting)
         return fit_run(data, setting, args.replaced(rank={"rankers": TRAINED_RANKERS[kind]}), self.name, kind)
 
 
@@ -82,6 +90,12 @@ def load_run(
     options, trust = without_trust(args.llm.loading_options(), trust_remote_code)
     model = ALLMRecModel.from_pretrained(folder, trust_remote_code=trust, **options)
     return on_device(model), ALLMRecProcessor.from_pretrained(folder, trust_remote_code=trust)
+
+
+def _trained_parts(model: ALLMRecModel) -> list[Any]:
+    likelihood = (model.config.rankers or {}).get(TitleLikelihood.kind, {}).get("trained", True)
+    names = [name for name in TRAINED_PARTS if likelihood or name not in PROJECTORS]
+    return [getattr(model, name, None) for name in names]
 
 
 def facts(ranker: Ranker) -> dict[str, Any]:
@@ -105,6 +119,6 @@ def facts(ranker: Ranker) -> dict[str, Any]:
             "llm_parameters": sum(p.numel() for n, p in language_model.named_parameters() if "lora_" not in n),
             "d_llm": input_width(language_model),
         }
-    parts = [getattr(model, name, None) for name in TRAINED_PARTS] if isinstance(model, ALLMRecModel) else [model]
+    parts = _trained_parts(model) if isinstance(model, ALLMRecModel) else [model]
     trained = [p.numel() for part in parts if part is not None for p in part.parameters() if p.requires_grad]
     return found | {"trained_parameters": sum(trained)}

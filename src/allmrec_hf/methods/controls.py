@@ -124,10 +124,16 @@ class NoLLM(Method):
     )
     ranked_by = ("cosine", Fusion.kind)
 
+    def idle_options(self, ranker: str) -> tuple[str, ...]:
+        """Return the options of the projectors, which a fusion has not, or those of a fusion."""
+        if ranker != Fusion.kind:
+            return ranking_options("rank")
+        return ("targets", "num_candidates", "projector", "projector_tokens", "llm_revision", "steps")
+
     def fit(self, data: PreparedData, setting: Setting) -> Ranker:
         """Train the two projectors, or fit the fusion, without an LLM, and return the ranker."""
         args = chosen_arguments(self, setting)
-        if setting.options.get("ranker") == Fusion.kind:
+        if self.ranked_as(setting) == Fusion.kind:
             bare = args.replaced(llm={"name": None}, rank={"rankers": Fusion.kind})
             return fit_run(data, setting, bare, self.name, Fusion.kind)
         check_same_settings(self, setting, args.llm.source)
@@ -198,7 +204,7 @@ class RandomLLM(ALLMRec):
 
     def fit(self, data: PreparedData, setting: Setting) -> Ranker:
         """Train A-LLMRec around the random LLM."""
-        kind = setting.options.get("ranker", self.ranked_by[0])
+        kind = self.ranked_as(setting)
         args = required_llm(self, setting).replaced(rank={"rankers": TRAINED_RANKERS[kind]})
         return fit_run(data, setting, with_random_llm(args, setting), self.name, kind)
 

@@ -27,8 +27,8 @@ class Setting:
         text_encoder: Id or path of the sentence-transformers model.
         backbone: Name of the backbone under the methods that have one.
         preset: Preset of the stages' loops, see `training.presets`.
-        budget: Settings of any stage's loop, by stage (`"backbone"`, `"align"`, `"project"`), that replace the
-            preset's: a method trained by a loop of its own takes those of the stage nearest to it.
+        budget: Settings of any stage's loop, by stage (`"backbone"`, `"align"`, `"project"`, `"retrieve"`), that
+            replace the preset's: a method trained by a loop of its own takes those of the stage nearest to it.
         options: What the suite says of this method alone; an unknown option is refused.
         trust_remote_code: Run code that comes with the LLM, its tokenizer or the text encoder.
     """
@@ -97,4 +97,18 @@ class Method(ABC):
         kind = setting.options.get("ranker")
         if kind is not None and kind not in self.ranked_by:
             raise ALLMRecError(f"the option ranker of {self.name} is one of {', '.join(self.ranked_by)}; got {kind!r}")
+        idle = sorted(set(setting.options) & set(self.idle_options(self.ranked_as(setting))))
+        if idle:
+            raise ALLMRecError(
+                f"options {idle} of the method {self.name} have no effect where it ranks by {self.ranked_as(setting)}; "
+                "leave them out, or give another ranker"
+            )
         return setting.options
+
+    def ranked_as(self, setting: Setting) -> str:
+        """Return by what it ranks: the option `ranker`, or the first of `ranked_by`."""
+        return str(setting.options.get("ranker") or (self.ranked_by or ("",))[0])
+
+    def idle_options(self, ranker: str) -> tuple[str, ...]:
+        """Return the options that change nothing where it ranks so."""
+        return ()

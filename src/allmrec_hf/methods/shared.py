@@ -120,6 +120,8 @@ def run_until(data: PreparedData, setting: Setting, args: ALLMRecTrainingArgumen
     steps = STAGES if stage in STAGES else args.rank.steps()
     stages = steps[: steps.index(stage) + 1]
     facts = {name: getattr(args, name).to_dict() for name in stages}
+    if "retrieve" in stages:
+        facts["project"] = args.project.to_dict()  # whose item embeddings and lengths of titles it takes
     if {"project", "retrieve"} & set(stages):
         facts["llm"] = {**args.llm.to_dict(), "name": part_name(str(args.llm.source))}
     folder = setting.parts / f"{stage}-{digest_of_facts(facts)}"

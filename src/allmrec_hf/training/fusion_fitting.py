@@ -21,7 +21,16 @@ from ..modeling_allmrec import ALLMRecModel
 from ..processing_allmrec import ALLMRecProcessor
 from ..ranker import ModelRanker
 from ..ranker_built_in import build_ranker, compared_rankers, rankers_of
-from ..ranker_fusion import CATALOGUE_PARTS, LIST_PARTS, Fusion, FusionParts, ReciprocalRanks, WeightedSum, gates
+from ..ranker_fusion import (
+    CATALOGUE_PARTS,
+    LIST_PARTS,
+    WITHOUT_LLM,
+    Fusion,
+    FusionParts,
+    ReciprocalRanks,
+    WeightedSum,
+    gates,
+)
 from ..ranking import ndcg_at_k, target_ranks
 from .conditional_logit import FOLDS, fitted_weights, held_out_logits, held_out_loss
 from .projection import candidate_samples
@@ -35,7 +44,6 @@ PIVOTS = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0)
 SCORED_AT_ONCE = 16  # users whose prompts the LLM reads at once
 FEW_CANDIDATES = 20
 COMPARISONS = (WeightedSum.kind, ReciprocalRanks.kind)
-WITHOUT_LLM = ("cf", "text", "words")  # the parts of a fusion that no LLM scores
 T = TypeVar("T")
 
 

@@ -147,12 +147,15 @@ class Run:
         return self.output / "checkpoints" / stage
 
     def note(self, stage: str) -> None:
-        """Write `run.json` before a stage is trained: its sections beside those of stages that have begun."""
+        """Write `run.json` before a stage is trained: its sections beside those of the stages before it.
+
+        What comes after it is void once it is trained, see `mark_done`.
+        """
         if not self.writes:
             return
         before, own = self.record().get("arguments", {}), self.args.to_dict()
         sections = {}
-        for other in STEPS:
+        for other in STEPS[: STEPS.index(stage) + 1]:
             for section in SECTIONS_OF_STAGE[other]:
                 if other == stage:
                     sections[section] = own[section]

@@ -13,6 +13,7 @@ from ..cf_encoder import MODEL_TYPE_PREFIX, CFEncoder, CFEncoderConfig, cf_confi
 from ..data.prepared import PreparedData
 from ..errors import ALLMRecError, DataError
 from ..language_model import check_depth, num_layers
+from ..ranker_fusion import FUSIONS, WITHOUT_LLM
 from ..ranker_zero_shot import ZeroShot
 from .devices import check_possible_here, process_state
 from .llms import check_llm
@@ -35,7 +36,7 @@ from .run_record import (
     check_same_data,
     with_absolute_paths,
 )
-from .section_arguments import SECTIONS, is_backbone_name, split_names
+from .section_arguments import SECTIONS, LLMArguments, is_backbone_name, split_names
 from .stage_arguments import LOOPS, STEPS
 from .trained import load_target_counts
 
@@ -52,7 +53,11 @@ def check_run(run: Run, stages: tuple[str, ...]) -> tuple[str, ...]:
     """
     found: list[ALLMRecError | None] = [None]
     try:
+        llm, plain = run.args.llm, LLMArguments()
+        named = [name for name in run.args.given["llm"] if getattr(llm, name) != getattr(plain, name)]
         stages = _inherit(run, stages)
+        if "rank" in stages and not (run.args.rank.asks_llm or _reads(run, stages)):
+            _leave_out_llm(run, named)
         if run.writes:
             _check(run, stages)
     except ALLMRecError as error:
@@ -103,6 +108,38 @@ def _inherit(run: Run, stages: tuple[str, ...]) -> tuple[str, ...]:
     return stages
 
 
+def _reads(run: Run, stages: tuple[str, ...]) -> bool:
+    """Tell whether a stage around the LLM is trained, or will be."""
+    return any(run.is_done(stage) or stage in stages for stage in ("project", "retrieve"))
+
+
+def _leave_out_llm(run: Run, named: list[str]) -> None:
+    """Check the options of a fusion without an LLM, and take out what a preset or an earlier run said of one.
+
+    Args:
+        run: The run.
+        named: Options of the LLM that this run was given.
+    """
+    given = {f"llm.{name}" for name in named}
+    if given or run.parts.llm is not None:
+        raise ALLMRecError(
+            "--rankers fusion alone is a fusion without an LLM, on which options of one have no effect "
+            f"({', '.join(sorted(given)) or 'llm='}); leave them out, or name a ranker that asks the LLM too, such as "
+            "--rankers retrieval,fusion"
+        )
+    rank = run.args.rank
+    parts = split_names(rank.fusion_parts or "")
+    rankers = (*FUSIONS, *WITHOUT_LLM)
+    wrong = [name for name in parts if name not in WITHOUT_LLM]
+    wrong += [] if rank.ranker in (None, *rankers) else [str(rank.ranker)]
+    if wrong:
+        raise ALLMRecError(
+            f"--rankers fusion alone has no {', '.join(wrong)}: it is made of {', '.join(WITHOUT_LLM)} "
+            f"(--rank.fusion-parts), and ranks by {', '.join(rankers)} (--rank.ranker)"
+        )
+    run.args = run.args.replaced(llm={"name": None, "include_llm": False})
+
+
 def _model_type(run: Run, before: dict[str, Any]) -> str:
     if run.parts.backbone is not None:
         return str(run.parts.backbone.config.model_type).removeprefix(MODEL_TYPE_PREFIX)
@@ -120,20 +157,12 @@ def _check(run: Run, stages: tuple[str, ...]) -> None:
     _check_backbone(run, stages)
     first = min(stages, key=STEPS.index)
     needed = {"backbone": None, "align": "backbone"}.get(first, "align")
-    reads = any(run.is_done(stage) or stage in stages for stage in ("project", "retrieve"))
-    rank = run.args.rank
-    alone = ZeroShot.kind in split_names(rank.rankers) or not rank.asks_llm
-    if first == "rank" and not alone and not reads:
+    alone = ZeroShot.kind in split_names(run.args.rank.rankers) or not run.args.rank.asks_llm
+    if first == "rank" and not alone and not _reads(run, stages):
         raise ALLMRecError(
             f"stage rank puts together what stage project or retrieve trains, and {run.output} holds neither; run one "
             "into the same folder first, or name in --rankers what is not trained: zero_shot, or fusion alone, which "
             "needs no LLM"
-        )
-    given = run.args.llm.name or run.args.llm.include_llm or run.parts.llm
-    if "rank" in stages and given and not (rank.asks_llm or reads):
-        raise ALLMRecError(
-            "--rankers fusion alone is a fusion without an LLM: --llm (llm=) and --include-llm have no effect; "
-            "leave them out, or name a ranker that asks the LLM too, such as --rankers retrieval,fusion"
         )
     if needed is not None and not (run.output / needed / "config.json").exists():
         raise ALLMRecError(

@@ -274,8 +274,10 @@ def run_ranking(run: Run) -> None:
         return
     run.note("rank")
     if run.writes:
-        model = ALLMRecModel.from_pretrained(run.output, language_model=None, trust_remote_code=run.trust)
-        if run.is_done("project") or run.is_done("retrieve"):
+        trained = run.is_done("project") or run.is_done("retrieve")
+        source = run.output if trained else run.output / "align"  # an LLM of before has no part in what is fitted anew
+        model = ALLMRecModel.from_pretrained(source, language_model=None, trust_remote_code=run.trust)
+        if trained:
             model.attach_language_model(run.load_llm()[0])
             processor = ALLMRecProcessor.from_pretrained(run.output, trust_remote_code=run.trust)
         elif run.args.rank.asks_llm:
