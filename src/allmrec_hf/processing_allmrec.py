@@ -169,7 +169,7 @@ class ALLMRecProcessor(ProcessorMixin):
 
     def history_title(self, index: int) -> str:
         """Return an item's title as a prompt's history names it: `max_title_tokens` tokens at most."""
-        return self._titles.short(index)
+        return self._titles.short(checked_index(index, len(self.catalog)))
 
     def candidate_title(self, index: int) -> str:
         """Return an item's title as a list of candidates and the answer name it.
@@ -177,7 +177,7 @@ class ALLMRecProcessor(ProcessorMixin):
         It has `max_title_tokens` tokens, or as many more as tell it from every other title of the catalogue, so that
         two items have the same only where their whole titles are the same.
         """
-        return self._titles.distinct(index)
+        return self._titles.distinct(checked_index(index, len(self.catalog)))
 
     # -- tokens
 
