@@ -451,9 +451,9 @@ def test_two_rankers_cannot_share_a_name(toy_data):
         evaluate([TableRanker(by_index(1)), TableRanker(by_index(-1))], toy_data)
 
 
-def test_the_full_ranking_beside_candidates_has_their_cut_offs(small_data):
+def test_the_full_ranking_beside_candidates_has_their_cut_offs_too(small_data):
     popularity = PopularityRanker(small_data.item_counts("train"))
     found = evaluate([popularity], small_data, cutoffs=(1, 3), full_ranking=True).report
-    for report in (found, found["full_ranking"]):
+    for report, expected in ((found, [1, 3]), (found["full_ranking"], [1, 3, 5, 10])):
         shown = report["methods"]["popularity"]["overall"]
-        assert {name for name in shown if name.startswith("hit@")} == {"hit@1", "hit@3"}
+        assert [name for name in shown if name.startswith("hit@")] == [f"hit@{k}" for k in expected]

@@ -163,7 +163,7 @@ def evaluate(
     _check_numbering(rankers, data)
     candidates = data.candidates(split)
     rows = select_rows(data, split, candidates, max_users, seed)
-    given_cutoffs, cutoffs = cutoffs, _shown_cutoffs(cutoffs, protocol, rows)
+    cutoffs = _shown_cutoffs(cutoffs, protocol, rows)
     warmth = _warmth(data, known or data, split)
     members = warmth.members(rows.targets) | further_members(rows, groups or {}, history_buckets)
 
@@ -234,7 +234,7 @@ def evaluate(
             known=known,
             groups=groups,
             history_buckets=history_buckets,
-            cutoffs=given_cutoffs,
+            cutoffs=tuple(sorted({*CUTOFFS, *(k for k in cutoffs if k <= num_retrieved)})),
         ).report
     if lists:
         report["beyond_accuracy"] = _beyond_accuracy(lists, rows, warmth, (known or data).item_counts(SPLITS[split]))
