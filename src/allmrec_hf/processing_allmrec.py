@@ -101,9 +101,10 @@ class ALLMRecProcessor(ProcessorMixin):
         max_title_characters=200,
         max_title_tokens=None,
     ):
-        if tokenizer is not None:
+        if tokenizer is None:
+            self.tokenizer = self.chat_template = None
+        else:
             super().__init__(tokenizer)
-        self.tokenizer, self.chat_template = tokenizer, None
         self.prompt = prompt or PromptTemplate.for_domain("item").to_dict()
         self.history_in_prompt = history_in_prompt
         self.max_history_length = max_history_length
